@@ -1,0 +1,1 @@
+"""The DeepLesion benchmark: annotations, slices, RECIST masks, phantom, FROC."""
