@@ -1,0 +1,170 @@
+"""FROC, the measure of the DeepLesion benchmark: sensitivity against false positives per image.
+
+From boxes and scores to the curve and the operating points that every published table quotes.
+Needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TABLE_FPS = (0.5, 1, 2, 4, 8, 16)
+SCORE_FPS = (0.5, 1, 2, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class FROC:
+    """A FROC curve: one point a detection, from the highest score to the lowest.
+
+    Attributes:
+        thresholds: (n,) scores, falling; point i counts detections 0..i.
+        fps_per_image: (n,) false positives per image, rising.
+        sensitivity: (n,) fraction of the lesions hit, rising.
+        num_images: images looked at, those without lesions included.
+        num_lesions: lesions in all images together.
+    """
+
+    thresholds: np.ndarray
+    fps_per_image: np.ndarray
+    sensitivity: np.ndarray
+    num_images: int
+    num_lesions: int
+
+    def sensitivity_at(self, fps: float | Sequence[float] = TABLE_FPS) -> np.ndarray:
+        """Sensitivity at given false positives per image, in the shape of ``fps``.
+
+        Linear between the points of the curve, from (0, 0) before its first point, and the last
+        sensitivity beyond its last. Where hits raise the curve without a false positive (one x,
+        several points) the highest of them counts.
+
+        Raises:
+            ValueError: an operating point is negative or NaN.
+        """
+        fps = np.asarray(fps, np.float64)
+        if not np.all(fps >= 0):
+            raise ValueError(f"fps must be >= 0 false positives per image, got {fps.tolist()}")
+        # np.interp takes, of points that share an x, the last at that x and the first when
+        # coming from the left: just the limits of a curve that is drawn point by point.
+        return np.interp(fps, np.append(0.0, self.fps_per_image), np.append(0.0, self.sensitivity))
+
+    @property
+    def score(self) -> float:
+        """Mean sensitivity at 0.5, 1, 2 and 4 false positives per image ("Avg." of the papers)."""
+        return float(self.sensitivity_at(SCORE_FPS).mean())
+
+
+def froc(
+    detections: Sequence[np.ndarray],
+    ground_truths: Sequence[np.ndarray],
+    iou_threshold: float = 0.5,
+    pixel_offset: float = 1,
+) -> FROC:
+    """FROC curve of the detections of a set of images.
+
+    Detections of all images are taken by falling score, ties in input order (image by image, row
+    by row). A detection whose IoU with a lesion of its image reaches the threshold hits every such
+    lesion not hit before. One that reaches no lesion is a false positive; one that only reaches
+    lesions already hit is neither.
+
+    Args:
+        detections: one (n, 5) array an image, rows x1, y1, x2, y2, score; in any order.
+        ground_truths: one (m, 4) array an image, rows x1, y1, x2, y2, in the same pixels; m may
+            be 0.
+        iou_threshold: overlap that makes a hit, in (0, 1].
+        pixel_offset: added to widths and heights (x2 - x1 + pixel_offset). 1 is what the published
+            DeepLesion tables used, 0 is the modern definition.
+
+    Raises:
+        ValueError: lists of unequal length, wrong shapes, non-finite numbers, x2 < x1 or y2 < y1
+            (the message names the image's place in the list), or no lesion at all.
+    """
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
+    if not pixel_offset >= 0:
+        raise ValueError(f"pixel_offset must be 1 (published tables) or 0, got {pixel_offset}")
+    if len(detections) != len(ground_truths):
+        raise ValueError(
+            f"detections has {len(detections)} images, ground_truths {len(ground_truths)}: "
+            "give both one entry an image, empty where there is nothing"
+        )
+    found, found_per_image = _concatenate(
+        "detections", detections, ("x1", "y1", "x2", "y2", "score")
+    )
+    lesions, lesions_per_image = _concatenate(
+        "ground_truths", ground_truths, ("x1", "y1", "x2", "y2")
+    )
+    if len(lesions) == 0:
+        raise ValueError(
+            f"no lesion in any of the {len(ground_truths)} images: sensitivity is undefined"
+        )
+
+    order = np.argsort(-found[:, 4], kind="stable")
+    found = found[order]
+    image = np.repeat(np.arange(len(detections)), found_per_image)[order]
+
+    # Every (detection, lesion) pair of one image, as two index arrays: detection i meets the
+    # lesions first_lesion[image[i]], first_lesion[image[i]] + 1, ...
+    first_lesion = np.cumsum(lesions_per_image) - lesions_per_image
+    partners = lesions_per_image[image]
+    detection = np.repeat(np.arange(len(found)), partners)
+    nth_partner = np.arange(len(detection)) - np.repeat(np.cumsum(partners) - partners, partners)
+    lesion = first_lesion[image[detection]] + nth_partner
+
+    reached = _iou(found[detection, :4], lesions[lesion], pixel_offset) >= iou_threshold
+    detection, lesion = detection[reached], lesion[reached]
+
+    is_false_positive = np.ones(len(found), bool)
+    is_false_positive[detection] = False
+    hit_by = np.full(len(lesions), len(found))
+    np.minimum.at(hit_by, lesion, detection)
+    num_hits = np.bincount(hit_by, minlength=len(found) + 1)[: len(found)]
+
+    return FROC(
+        thresholds=found[:, 4],
+        fps_per_image=np.cumsum(is_false_positive) / len(detections),
+        sensitivity=np.cumsum(num_hits) / len(lesions),
+        num_images=len(detections),
+        num_lesions=len(lesions),
+    )
+
+
+def _iou(a: np.ndarray, b: np.ndarray, pixel_offset: float) -> np.ndarray:
+    """IoU (n,) of boxes (n, 4) pair by pair; 0 where both have no area."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + pixel_offset
+    intersection = np.prod(np.maximum(sides, 0), axis=1)
+    area_a = np.prod(a[:, 2:] - a[:, :2] + pixel_offset, axis=1)
+    area_b = np.prod(b[:, 2:] - b[:, :2] + pixel_offset, axis=1)
+    union = area_a + area_b - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def _concatenate(
+    name: str, per_image: Sequence[np.ndarray], columns: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All boxes (n, columns) in float64 and how many each image has, after checking them."""
+    arrays = []
+    for index, boxes in enumerate(per_image):
+        array = np.asarray(boxes, np.float64)
+        if array.size == 0:
+            array = array.reshape(0, len(columns))
+        if array.ndim != 2 or array.shape[1] != len(columns):
+            raise ValueError(
+                f"{name}[{index}] has shape {array.shape}, expected (n, {len(columns)}) with "
+                f"columns {', '.join(columns)}"
+            )
+        arrays.append(array)
+    counts = np.array([len(array) for array in arrays], np.int64)
+    boxes = np.concatenate([np.zeros((0, len(columns))), *arrays])
+
+    for problem, bad in (
+        ("a NaN or infinite number", ~np.isfinite(boxes).all(axis=1)),
+        ("a box with x2 < x1 or y2 < y1", (boxes[:, 2:4] < boxes[:, :2]).any(axis=1)),
+    ):
+        if bad.any():
+            row = int(np.argmax(bad))
+            index = int(np.searchsorted(np.cumsum(counts), row, side="right"))
+            raise ValueError(f"{name}[{index}] holds {problem}: {boxes[row].tolist()}")
+    return boxes, counts

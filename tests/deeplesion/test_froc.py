@@ -1,0 +1,219 @@
+"""FROC against a plain loop written from the benchmark's definition, and its edge cases."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeplesion.froc import froc
+
+NOTHING = np.zeros((0, 5))
+LESION = [10.0, 10.0, 29.0, 29.0]
+
+
+def loop_iou(a, b, offset):
+    width = min(a[2], b[2]) - max(a[0], b[0]) + offset
+    height = min(a[3], b[3]) - max(a[1], b[1]) + offset
+    if width <= 0 or height <= 0:
+        return 0.0
+    area_a = (a[2] - a[0] + offset) * (a[3] - a[1] + offset)
+    area_b = (b[2] - b[0] + offset) * (b[3] - b[1] + offset)
+    return width * height / (area_a + area_b - width * height)
+
+
+def loop_froc(detections, ground_truths, iou_threshold=0.5, offset=1):
+    """The definition, one detection after the other; returns (fps per image, sensitivity)."""
+    flat = [(row[4], i, row) for i, rows in enumerate(detections) for row in rows]
+    flat.sort(key=lambda entry: -entry[0])  # Python's sort is stable
+    hit = [[False] * len(rows) for rows in ground_truths]
+    hits = misses = 0
+    fps, sensitivity = [], []
+    for _, i, row in flat:
+        reached = [
+            j for j, g in enumerate(ground_truths[i]) if loop_iou(row, g, offset) >= iou_threshold
+        ]
+        if not reached:
+            misses += 1
+        for j in reached:
+            hits += not hit[i][j]
+            hit[i][j] = True
+        fps.append(misses / len(detections))
+        sensitivity.append(hits / sum(len(rows) for rows in ground_truths))
+    return fps, sensitivity
+
+
+def loop_sensitivity_at(fps, sensitivity, f):
+    """Walk along the polyline from (0, 0)."""
+    left = (0.0, 0.0)
+    for point in zip(fps, sensitivity, strict=True):
+        if point[0] > f:
+            share = (f - left[0]) / (point[0] - left[0])
+            return left[1] + share * (point[1] - left[1])
+        left = point
+    return left[1]
+
+
+coordinate = st.integers(0, 6)
+score = st.sampled_from([0.1, 0.2, 0.3, 0.9])
+# Few small boxes and few scores, so that hits, ties and duplicates are common.
+box = st.tuples(coordinate, coordinate, coordinate, coordinate).map(
+    lambda c: [min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])]
+)
+detection = st.tuples(box, score).map(lambda pair: [*pair[0], pair[1]])
+image = st.tuples(st.lists(detection, max_size=6), st.lists(box, max_size=3))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    images=st.lists(image, min_size=1, max_size=6),
+    iou_threshold=st.sampled_from([0.25, 0.5, 1.0]),
+    offset=st.sampled_from([0, 1]),
+)
+def test_equals_the_plain_loop(images, iou_threshold, offset):
+    images[0][1].append([1, 1, 4, 4])  # at least one lesion
+    detections = [np.array(d, float).reshape(-1, 5) for d, _ in images]
+    ground_truths = [np.array(g, float).reshape(-1, 4) for _, g in images]
+
+    curve = froc(detections, ground_truths, iou_threshold, offset)
+
+    fps, sensitivity = loop_froc(detections, ground_truths, iou_threshold, offset)
+    np.testing.assert_array_equal(curve.fps_per_image, fps)
+    np.testing.assert_array_equal(curve.sensitivity, sensitivity)
+    at = (0, 0.1, 0.5, 1, 2, 4, 8, 16)
+    expected = [loop_sensitivity_at(fps, sensitivity, f) for f in at]
+    np.testing.assert_allclose(curve.sensitivity_at(at), expected, rtol=0, atol=1e-12)
+    assert curve.score == pytest.approx(np.mean(expected[2:6]))
+    assert curve.num_images == len(images)
+    assert curve.num_lesions == sum(len(g) for g in ground_truths)
+    assert np.all(np.diff(curve.thresholds) <= 0)
+
+
+def test_equals_the_plain_loop_at_the_size_of_the_benchmark():
+    rng = np.random.default_rng(0)
+    detections, ground_truths = [], []
+    for _ in range(300):
+        corner = rng.uniform(0, 400, (rng.integers(0, 4), 2))
+        lesions = np.hstack([corner, corner + rng.uniform(5, 80, corner.shape)])
+        near = lesions[rng.integers(0, max(len(lesions), 1), 25 if len(lesions) else 0)]
+        corner = rng.uniform(0, 400, (25, 2))
+        boxes = np.vstack(
+            [near + rng.normal(0, 5, near.shape), np.hstack([corner, corner + 30]), near]
+        )
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2])
+        scores = rng.uniform(size=(len(boxes), 1)).round(2)
+        detections.append(np.hstack([boxes, scores]))
+        ground_truths.append(lesions)
+
+    curve = froc(detections, ground_truths)
+
+    fps, sensitivity = loop_froc(detections, ground_truths)
+    np.testing.assert_array_equal(curve.fps_per_image, fps)
+    np.testing.assert_array_equal(curve.sensitivity, sensitivity)
+
+
+def test_perfect_detector():
+    ground_truths = [[LESION], [LESION, [50, 50, 80, 70]]]
+    detections = [[[*box, 1.0] for box in boxes] for boxes in ground_truths]
+    curve = froc(detections, ground_truths)
+    np.testing.assert_array_equal(curve.sensitivity_at(), np.ones(6))
+    assert curve.score == 1.0
+    assert curve.fps_per_image[-1] == 0
+
+
+def test_no_detections_is_zero_everywhere():
+    curve = froc([NOTHING, []], [[LESION], np.zeros((0, 4))])
+    np.testing.assert_array_equal(curve.sensitivity_at(), np.zeros(6))
+    assert curve.score == 0.0
+    assert curve.thresholds.shape == (0,)
+
+
+def test_one_box_hits_several_lesions():
+    nested = [LESION, [11, 11, 29, 29]]
+    curve = froc([[[*LESION, 0.5]]], [nested])
+    np.testing.assert_array_equal(curve.sensitivity, [1.0])
+    np.testing.assert_array_equal(curve.fps_per_image, [0.0])
+
+
+def test_duplicate_of_a_hit_is_neither_hit_nor_false_positive():
+    curve = froc([[[*LESION, 0.9], [*LESION, 0.8]]], [[LESION, [100, 100, 120, 120]]])
+    np.testing.assert_array_equal(curve.sensitivity, [0.5, 0.5])
+    np.testing.assert_array_equal(curve.fps_per_image, [0.0, 0.0])
+
+
+def test_ties_keep_image_then_row_order():
+    far = [200, 200, 220, 220, 0.5]
+    detections = [[far, [*LESION, 0.5]], [[*LESION, 0.5], far]]
+    curve = froc(detections, [[LESION], [LESION]])
+    np.testing.assert_array_equal(curve.fps_per_image, [0.5, 0.5, 0.5, 1.0])
+    np.testing.assert_array_equal(curve.sensitivity, [0.0, 0.5, 1.0, 1.0])
+
+
+def test_operating_points_outside_the_curve():
+    far = [200, 200, 220, 220]
+    # One false positive an image comes first, then the hit.
+    curve = froc([[[*far, 0.9], [*LESION, 0.8], [*far, 0.1]]], [[LESION, [50, 50, 60, 60]]])
+    # (0, 0) -> (1, 0) -> (1, 0.5) -> (2, 0.5)
+    np.testing.assert_allclose(
+        curve.sensitivity_at((0, 0.5, 0.999, 1, 1.5, 2, 9)), 3 * [0] + 4 * [0.5]
+    )
+
+
+def test_scalar_operating_point():
+    assert froc([[[*LESION, 1.0]]], [[LESION]]).sensitivity_at(1) == 1.0
+
+
+def test_pixel_offset_decides_borderline_overlap():
+    lesion = [[0, 0, 9, 9]]
+    detection = [[0, 0, 9, 4, 1.0]]
+    # Old widths: 10 x 5 of 10 x 10 is exactly 0.5. Modern: 9 x 4 of 9 x 9 is 0.44.
+    assert froc([detection], [lesion]).sensitivity[-1] == 1.0
+    assert froc([detection], [lesion], pixel_offset=0).sensitivity[-1] == 0.0
+
+
+def test_boxes_without_area_never_hit_under_the_modern_definition():
+    point = [[5, 5, 5, 5]]
+    assert froc([[[5, 5, 5, 5, 1.0]]], [point], pixel_offset=0).sensitivity[-1] == 0.0
+    assert froc([[[5, 5, 5, 5, 1.0]]], [point], pixel_offset=1).sensitivity[-1] == 1.0
+
+
+def test_input_is_left_alone():
+    detections = np.array([[*LESION, 0.1], [*LESION, 0.9]], np.float32)
+    before = detections.copy()
+    froc([detections], [[LESION]])
+    np.testing.assert_array_equal(detections, before)
+
+
+GOOD = [[*LESION, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("detections", "ground_truths", "message"),
+    [
+        ([GOOD, GOOD], [[LESION]], "2 images, ground_truths 1"),
+        ([GOOD, [[*LESION, np.nan]]], [[LESION], [LESION]], r"detections\[1\].*NaN"),
+        ([GOOD, NOTHING, [[*LESION, np.inf]]], 3 * [[LESION]], r"detections\[2\].*infinite"),
+        ([GOOD], [[[10, 10, np.nan, 20]]], r"ground_truths\[0\].*NaN"),
+        ([GOOD, [[20, 0, 10, 5, 0.5]]], [[LESION], [LESION]], r"detections\[1\].*x2 < x1"),
+        ([GOOD, NOTHING], [[], [[0, 9, 5, 3]]], r"ground_truths\[1\].*y2 < y1"),
+        ([GOOD, [LESION]], [[LESION], [LESION]], r"detections\[1\] has shape \(1, 4\)"),
+        ([[*LESION, 0.5]], [[LESION]], r"detections\[0\] has shape \(5,\)"),
+        ([GOOD], [GOOD], r"ground_truths\[0\] has shape \(1, 5\)"),
+        ([GOOD, GOOD], [[], []], "no lesion in any of the 2 images"),
+        ([], [], "no lesion in any of the 0 images"),
+    ],
+)
+def test_bad_input_is_named(detections, ground_truths, message):
+    with pytest.raises(ValueError, match=message):
+        froc(detections, ground_truths)
+
+
+@pytest.mark.parametrize("iou_threshold", [0, -0.5, 1.5, np.nan])
+def test_bad_threshold_is_refused(iou_threshold):
+    with pytest.raises(ValueError, match="iou_threshold"):
+        froc([GOOD], [[LESION]], iou_threshold)
+
+
+@pytest.mark.parametrize("fps", [-1, (0.5, np.nan)])
+def test_bad_operating_point_is_refused(fps):
+    with pytest.raises(ValueError, match="fps"):
+        froc([GOOD], [[LESION]]).sensitivity_at(fps)
