@@ -1,0 +1,344 @@
+"""Lesion annotations: `DL_info.csv` as NIH distributes it -> one checked table, a row a lesion;
+table and masks -> a COCO dictionary that carries the CT fields too."""
+
+import csv
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pycocotools import mask as coco_mask
+
+SPLITS = {1: "train", 2: "val", 3: "test"}
+
+# The columns of DL_info.csv and how many numbers a cell holds (0: text).
+_COLUMNS = {
+    "File_name": 0,
+    "Patient_index": 1,
+    "Study_index": 1,
+    "Series_ID": 1,
+    "Key_slice_index": 1,
+    "Measurement_coordinates": 8,
+    "Bounding_boxes": 4,
+    "Lesion_diameters_Pixel_": 2,
+    "Normalized_lesion_location": 3,
+    "Coarse_lesion_type": 1,
+    "Possibly_noisy": 1,
+    "Slice_range": 2,
+    "Spacing_mm_px_": 3,
+    "Image_size": 2,
+    "DICOM_windows": 2,
+    "Patient_gender": 0,
+    "Patient_age": 1,
+    "Train_Val_Test": 1,
+}
+_INDICES = ("Patient_index", "Study_index", "Series_ID", "Key_slice_index", "Slice_range")
+_MAY_BE_MISSING = ("Patient_age", "Normalized_lesion_location")
+# The file gives six digits, after which the two differ by less than 0.002 px; more than this is a
+# row that was mixed up.
+_DIAMETER_TOLERANCE_PX = 0.5
+_MAX_LISTED = 20
+
+
+def read_dl_info(path: str | Path) -> pd.DataFrame:
+    """Read and check `DL_info.csv`; one row a lesion, in file order, noisy rows included.
+
+    Coordinates are 0-based pixel centres, (x, y): those of the file, which count from 1, minus 1.
+
+    Columns:
+        `file_name`: the key slice below `Images_png`, '000001_01_01/109.png';
+        `patient`, `study`, `series`, `key_slice`: int;
+        `bbox`: (4,) float64, x1, y1, x2, y2;
+        `recist`: (4, 2) float64, the end points of the long, then of the short axis;
+        `diameters_px`, `diameters_mm`: (2,) float64, long and short axis;
+        `location`: (3,) float64, relative to the body, may be NaN;
+        `lesion_type`: 1 bone, 2 abdomen, 3 mediastinum, 4 liver, 5 lung, 6 kidney, 7 soft tissue,
+            8 pelvis, -1 unknown;
+        `noisy`: bool;
+        `slice_range`: (2,) int, first and last slice of the volume, inclusive;
+        `spacing_mm`: in-plane;
+        `thickness_mm`: distance between slices, NaN if missing or not positive;
+        `height`, `width`: int, pixels;
+        `display_window`: (2,) float64, HU;
+        `gender`: str;
+        `age`: years, may be NaN;
+        `split`: 'train', 'val' or 'test';
+        `clipped`: bool, the box reached outside the image.
+
+    A box that reaches outside its image is clipped to it, with a warning; three official rows do.
+    The RECIST end points are the radiologist's measurement and stay as they are.
+
+    Raises FileNotFoundError, or ValueError with file, line, column and value of what is wrong: a
+    missing column, a cell that is not the numbers it should be, File_name that is not made of the
+    indices, a box that is not ordered or not in the image, diameters that are not those of the
+    RECIST, a slice range without its key slice, a patient in two splits, a value out of its set.
+    """
+    path = Path(path)
+    rows, lines, problems = _read_rows(path)
+    text = {name: [row[name] for row in rows] for name in _COLUMNS}
+    number = {}
+    for name, count in _COLUMNS.items():
+        if count:
+            number[name], bad = _parse_numbers(text[name], count, name)
+            problems += [(lines[i], name, text[name][i], message) for i, message in bad]
+
+    def flag(bad: np.ndarray, name: str, expected: str) -> None:
+        problems.extend((lines[i], name, text[name][i], expected) for i in np.flatnonzero(bad))
+
+    # A cell that could not be parsed is NaN by now and compares False: nothing is flagged twice.
+    def only(name: str, values: Sequence[int]) -> None:
+        value = number[name][:, 0]
+        flag(np.isfinite(value) & ~np.isin(value, values), name, f"expected one of {values}")
+
+    for name in _INDICES:
+        flag(
+            ((number[name] < 0) | (number[name] % 1 > 0)).any(1),
+            name,
+            "expected whole numbers >= 0",
+        )
+    only("Coarse_lesion_type", (-1, 1, 2, 3, 4, 5, 6, 7, 8))
+    only("Possibly_noisy", (0, 1))
+    only("Train_Val_Test", tuple(SPLITS))
+
+    index = np.hstack([number[name] for name in _INDICES[:4]])
+    names = [_official_name(row) for row in index]
+    flag(
+        np.array(
+            [name not in (None, given) for name, given in zip(names, text["File_name"])], bool
+        ),
+        "File_name",
+        "expected <patient>_<study>_<series>_<key slice>.png made of the indices in the row",
+    )
+    key_slice, slice_range = index[:, 3], number["Slice_range"]
+    flag(
+        (key_slice < slice_range[:, 0]) | (key_slice > slice_range[:, 1]),
+        "Slice_range",
+        "expected first, last with the key slice in between",
+    )
+    spacing = number["Spacing_mm_px_"]
+    flag(
+        (spacing[:, :2] <= 0).any(1) | (np.abs(spacing[:, 0] - spacing[:, 1]) > 1e-3),
+        "Spacing_mm_px_",
+        "expected two equal positive in-plane spacings, then the thickness (mm)",
+    )
+    size = number["Image_size"]
+    flag(((size < 1) | (size % 1 > 0)).any(1), "Image_size", "expected height, width in pixels")
+
+    bbox, recist = number["Bounding_boxes"] - 1, number["Measurement_coordinates"] - 1
+    last = np.tile(size[:, ::-1] - 1, 2)
+    inside = np.clip(bbox, 0, last)
+    ordered = (bbox[:, 0] < bbox[:, 2]) & (bbox[:, 1] < bbox[:, 3])
+    flag(~ordered & ~np.isnan(bbox[:, 0]), "Bounding_boxes", "expected x1 < x2 and y1 < y2")
+    flag(
+        ordered & ((inside[:, 0] >= inside[:, 2]) | (inside[:, 1] >= inside[:, 3])),
+        "Bounding_boxes",
+        "expected a box in the image",
+    )
+    recist = recist.reshape(-1, 4, 2)
+    measured = np.linalg.norm(recist[:, 1::2] - recist[:, ::2], axis=2)
+    diameters = number["Lesion_diameters_Pixel_"]
+    flag(
+        (np.abs(measured - diameters) > _DIAMETER_TOLERANCE_PX).any(1),
+        "Lesion_diameters_Pixel_",
+        "expected the lengths of the two axes of Measurement_coordinates",
+    )
+    patient, split = index[:, 0], number["Train_Val_Test"][:, 0]
+    first_split = dict(zip(patient[::-1], split[::-1]))
+    flag(
+        [split[i] != first_split[p] and not math.isnan(split[i]) for i, p in enumerate(patient)],
+        "Train_Val_Test",
+        "expected the split of the patient's earlier rows",
+    )
+    if problems:
+        raise ValueError(_describe(path, problems))
+
+    clipped = (inside != bbox).any(1)
+    if clipped.any():
+        listed = ", ".join(text["File_name"][i] for i in np.flatnonzero(clipped)[:_MAX_LISTED])
+        warnings.warn(
+            f"{path}: {clipped.sum()} boxes reach outside their image and were clipped to it:"
+            f" {listed}",
+            stacklevel=2,
+        )
+    whole = {name: number[name].astype(int) for name in _COLUMNS if name in _INDICES}
+    thickness = np.where(spacing[:, 2] > 0, spacing[:, 2], np.nan)
+    return pd.DataFrame(
+        {
+            "file_name": ["/".join(name.rsplit("_", 1)) for name in text["File_name"]],
+            "patient": whole["Patient_index"][:, 0],
+            "study": whole["Study_index"][:, 0],
+            "series": whole["Series_ID"][:, 0],
+            "key_slice": whole["Key_slice_index"][:, 0],
+            "bbox": list(inside),
+            "recist": list(recist),
+            "diameters_px": list(diameters),
+            "diameters_mm": list(diameters * spacing[:, :1]),
+            "location": list(number["Normalized_lesion_location"]),
+            "lesion_type": number["Coarse_lesion_type"][:, 0].astype(int),
+            "noisy": number["Possibly_noisy"][:, 0] == 1,
+            "slice_range": list(whole["Slice_range"]),
+            "spacing_mm": spacing[:, 0],
+            "thickness_mm": thickness,
+            "height": size[:, 0].astype(int),
+            "width": size[:, 1].astype(int),
+            "display_window": list(number["DICOM_windows"]),
+            "gender": text["Patient_gender"],
+            "age": number["Patient_age"][:, 0],
+            "split": [SPLITS[int(value)] for value in split],
+            "clipped": clipped,
+        }
+    )
+
+
+def to_coco(lesions: pd.DataFrame, masks: Sequence) -> dict:
+    """Turn lesions and their masks into a COCO dictionary with one category, 'lesion'.
+
+    `lesions` is (part of) the table of `read_dl_info`; `masks` has one entry for each of its rows:
+    an (H, W) bool array or a COCO RLE dictionary. Rows with one `file_name` make one image, in
+    order of first appearance; what describes the image is taken from the first of them.
+
+    Images carry `thickness_mm` (None if unknown), `spacing_mm`, `slice_range`, `patient`, `study`,
+    `series`, `key_slice`, `display_window` besides COCO's fields, annotations `recist` (8 numbers),
+    `diameters_mm` (long, short), `lesion_type`. `bbox` is [x1, y1, x2 - x1, y2 - y1] of 0-based
+    pixel centres, `area` the number of pixels in the mask. Computed numbers are rounded to 1e-5.
+
+    Raises ValueError if the masks are not as many as the rows or not as large as the image.
+    """
+    if len(masks) != len(lesions):
+        raise ValueError(f"expected one mask a lesion, got {len(masks)} for {len(lesions)} lesions")
+    images, annotations = {}, []
+    for lesion, mask in zip(lesions.itertuples(), masks):
+        if lesion.file_name not in images:
+            images[lesion.file_name] = _coco_image(lesion, image_id=len(images) + 1)
+        image = images[lesion.file_name]
+        rle = _compressed_rle(mask)
+        if rle["size"] != [image["height"], image["width"]]:
+            raise ValueError(
+                f"mask of {lesion.file_name} is of size {rle['size']}, its image of"
+                f" {[image['height'], image['width']]} (height, width)"
+            )
+        x1, y1, x2, y2 = lesion.bbox
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": image["id"],
+                "category_id": 1,
+                "bbox": _rounded((x1, y1, x2 - x1, y2 - y1)),
+                "area": int(coco_mask.area(rle)),
+                "iscrowd": 0,
+                "segmentation": rle,
+                "recist": _rounded(lesion.recist.ravel()),
+                "diameters_mm": _rounded(lesion.diameters_mm),
+                "lesion_type": int(lesion.lesion_type),
+            }
+        )
+    return {
+        "images": list(images.values()),
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "lesion"}],
+    }
+
+
+def _coco_image(lesion, image_id: int) -> dict:
+    known = math.isfinite(lesion.thickness_mm)
+    return {
+        "id": image_id,
+        "file_name": lesion.file_name,
+        "width": int(lesion.width),
+        "height": int(lesion.height),
+        # JSON has no NaN.
+        "thickness_mm": float(lesion.thickness_mm) if known else None,
+        "spacing_mm": float(lesion.spacing_mm),
+        "slice_range": [int(index) for index in lesion.slice_range],
+        "patient": int(lesion.patient),
+        "study": int(lesion.study),
+        "series": int(lesion.series),
+        "key_slice": int(lesion.key_slice),
+        "display_window": [float(hu) for hu in lesion.display_window],
+    }
+
+
+def _compressed_rle(mask: np.ndarray | dict) -> dict:
+    """COCO's compressed run-length encoding, ready for JSON: counts as str, size as ints."""
+    rle = mask if isinstance(mask, dict) else coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 5) for value in values]
+
+
+def _read_rows(path: Path) -> tuple[list[dict], list[int], list[tuple]]:
+    """Cells by column name, line numbers, and the lines with too few or too many cells."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(
+                    f"{path} lacks the columns {missing}; expected DL_info.csv as NIH distributes"
+                    f" it (comma-separated), found {reader.fieldnames}"
+                )
+            numbered = [(row, reader.line_num) for row in reader]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"annotation table not found: {path}. Expected DL_info.csv of DeepLesion there"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
+    rows, lines, problems = [], [], []
+    for row, line in numbered:
+        if None in row or None in row.values():
+            cells = sum(cell is not None for cell in row.values()) - (None in row)
+            cells += len(row.get(None, ()))
+            problems.append((line, "all", f"{cells} cells", f"expected {len(reader.fieldnames)}"))
+        else:
+            rows.append({name: cell.strip() for name, cell in row.items()})
+            lines.append(line)
+    return rows, lines, problems
+
+
+def _parse_numbers(cells: list[str], count: int, name: str) -> tuple[np.ndarray, list[tuple]]:
+    """Cells -> (N, count) float64, NaN where there is no number; (row, message) of bad cells."""
+    numbers = np.full((len(cells), count), np.nan)
+    problems = []
+    # Thickness, the last number of the spacing, is missing in some rows: empty, NaN, or not there.
+    needed = {"Spacing_mm_px_": 2}.get(name, 0 if name in _MAY_BE_MISSING else count)
+    for i, cell in enumerate(cells):
+        try:
+            values = [float(part) if part.strip() else math.nan for part in cell.split(",")]
+        except ValueError:
+            values = []
+        right_count = needed <= len(values) <= count and values
+        if right_count and all(math.isfinite(value) for value in values[:needed]):
+            numbers[i, : len(values)] = values
+        else:
+            problems.append((i, f"expected {count} number{'s' if count > 1 else ''}"))
+    return numbers, problems
+
+
+def _official_name(indices: np.ndarray) -> str | None:
+    if np.isnan(indices).any():
+        return None
+    patient, study, series, key_slice = indices.astype(int)
+    return f"{patient:06d}_{study:02d}_{series:02d}_{key_slice:03d}.png"
+
+
+def _describe(path: Path, problems: list[tuple]) -> str:
+    problems = sorted(problems, key=lambda problem: problem[0])
+    listed = "\n".join(
+        f"  line {line}, {column} = {value!r}: {expected}"
+        for line, column, value, expected in problems[:_MAX_LISTED]
+    )
+    more = len(problems) - _MAX_LISTED
+    return (
+        f"{path}: {len(problems)} bad values in {len({p[0] for p in problems})} lines\n{listed}"
+        + (f"\n  and {more} more" if more > 0 else "")
+        + "\nCorrect these lines, or download DL_info.csv again from NIH."
+    )

@@ -1,0 +1,198 @@
+"""CT slices: a 16-bit PNG of DeepLesion -> Hounsfield units; a key slice -> the stack of slices
+around it, at the distance that an operator expects; Hounsfield units -> network input."""
+
+import math
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+POLICIES = ("keep_thick", "normalize")
+INTERPOLATIONS = ("exact", "released")
+
+
+class SliceFolder:
+    """The `Images_png` folder of DeepLesion: `<root>/<series>/<NNN>.png`.
+
+    Holds nothing but its path, so it can be copied to worker processes.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def path(self, file_name: str) -> Path:
+        """Where the slice `file_name`, such as '000001_01_01/109.png', lies."""
+        return self.root / file_name
+
+    def read(self, file_name: str) -> np.ndarray:
+        """Read one slice, (H, W) int16 Hounsfield units (the stored value minus 32768).
+
+        Raises FileNotFoundError if there is no such file and ValueError if it is truncated,
+        damaged, or anything but a 16-bit grey image.
+        """
+        path = self.path(file_name)
+        try:
+            encoded = np.fromfile(path, np.uint8)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"slice not found: {path}. Expected a DeepLesion slice there: check the data"
+                " folder, and that every archive of the download was unpacked into it"
+            ) from None
+        try:
+            image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+        except cv2.error:  # an empty file, or a header that promises the impossible
+            image = None
+        if image is None:
+            raise ValueError(
+                f"cannot read {path}: the PNG is truncated or damaged ({encoded.size} bytes)."
+                " Unpack or download it again"
+            )
+        if image.dtype != np.uint16 or image.ndim != 2:
+            raise ValueError(
+                f"{path} is {image.dtype} of shape {image.shape}; expected a 16-bit grey PNG"
+                " (value - 32768 = Hounsfield units), as NIH distributes DeepLesion"
+            )
+        # Modulo 2**16 the subtraction is the wanted one, so no wider type is needed in between.
+        return (image - np.uint16(32768)).view(np.int16)
+
+
+def window_hu(hu: np.ndarray, low: float = -1024, high: float = 2050) -> np.ndarray:
+    """Map Hounsfield units to network input: [low, high] linearly to [-50, 205], clipped, float32.
+
+    Takes an array of any shape and returns one of the same shape. The mapping is the one of MULAN,
+    A3D and AlignShift: [low, high] to [0, 255], then minus 50. Raises ValueError if low >= high.
+    """
+    if not low < high:
+        raise ValueError(f"low must be below high, got low={low}, high={high} (Hounsfield units)")
+    scaled = np.clip(np.asarray(hu, np.float32), low, high)
+    scaled -= np.float32(low)
+    scaled *= np.float32(255 / (high - low))
+    scaled -= np.float32(50)
+    return scaled
+
+
+def plan_stack(
+    key_slice: int,
+    thickness_mm: float | None,
+    slice_range: tuple[int, int],
+    num_slices: int,
+    policy: str = "keep_thick",
+    target_mm: float = 2.0,
+    interpolation: str = "exact",
+) -> tuple[list[tuple[int, int, float]], float]:
+    """Say which slices make up the stack around a key slice; `load_slices` explains the options.
+
+    Returns, for each of the `num_slices` positions from low to high index, (near, far, weight): the
+    slice there is (1 - weight) * slice near + weight * slice far, weight 0 where near == far; and
+    the thickness of the stack in mm. Raises ValueError on an option out of its range.
+    """
+    _check_options(num_slices, policy, target_mm, interpolation)
+    low, high = int(slice_range[0]), int(slice_range[1])
+    if not low <= key_slice <= high:
+        raise ValueError(f"key slice {key_slice} is outside its slice range {low}..{high}")
+
+    if thickness_mm is None or not math.isfinite(thickness_mm) or thickness_mm <= 0:
+        return [(key_slice, key_slice, 0.0)] * num_slices, math.inf
+    if policy == "keep_thick" and thickness_mm > target_mm:
+        step, stack_mm = 1.0, float(thickness_mm)
+    else:
+        step, stack_mm = target_mm / thickness_mm, float(target_mm)
+
+    positions = []
+    for offset in range(-(num_slices // 2), num_slices // 2 + 1):
+        # In units of the own slices. Rounded, so that 2 / 0.1 * 3 is slice 60 and not a hair after.
+        distance = round(abs(offset) * step, 6)
+        fraction = distance if interpolation == "exact" else round(step, 6)
+        ends = (math.floor(distance), math.ceil(distance))
+        sign = 1 if offset > 0 else -1
+        near, far = (min(max(key_slice + sign * end, low), high) for end in ends)
+        positions.append((near, far, fraction % 1 if near != far else 0.0))
+    return positions, stack_mm
+
+
+def load_slices(
+    folder: SliceFolder,
+    file_name: str,
+    thickness_mm: float | None,
+    slice_range: tuple[int, int],
+    num_slices: int,
+    policy: str = "keep_thick",
+    target_mm: float = 2.0,
+    interpolation: str = "exact",
+) -> tuple[np.ndarray, float]:
+    """Load the stack of slices around the key slice `file_name` ('000001_01_01/109.png').
+
+    Args:
+        folder: where the slices are.
+        file_name: the key slice, which becomes the middle of the stack.
+        thickness_mm: distance between slices; where it is unknown (None, NaN, infinite, <= 0) the
+            key slice is repeated and the stack's thickness is infinite.
+        slice_range: first and last slice, inclusive, of the volume that the key slice is part of.
+            A series folder may hold several; beyond an end the end slice is repeated.
+        num_slices: D, odd.
+        policy: 'normalize' resamples every volume to slices `target_mm` apart; 'keep_thick'
+            (AlignShift) only the thin ones, those of thickness <= `target_mm`: a thicker volume
+            keeps its own slices.
+        target_mm: distance between resampled slices.
+        interpolation: resampling is linear in z between the two nearest own slices. 'exact' weighs
+            them by the distance of each position; 'released' repeats what the code released with
+            MULAN, A3D and AlignShift does: the weights of the first neighbour serve for all, which
+            differs from the second neighbour on when target_mm / thickness_mm is not whole.
+
+    Returns:
+        (H, W, D) int16 Hounsfield units, slices in ascending file order, resampled values rounded
+        to the nearest integer (halves to even); and the stack's thickness in mm.
+
+    Every file is read once, and only files with a say in the result. Raises ValueError on an option
+    out of its range, and FileNotFoundError or ValueError, with the names of the file and of the key
+    slice, if one of the slices is missing, unreadable, or of another size than the key slice.
+    """
+    name = re.fullmatch(r"(.+)/(\d+)\.png", file_name)
+    if name is None:
+        raise ValueError(f"file_name must be like '000001_01_01/109.png', got {file_name!r}")
+    series, key_slice = name[1], int(name[2])
+    try:
+        positions, stack_mm = plan_stack(
+            key_slice, thickness_mm, slice_range, num_slices, policy, target_mm, interpolation
+        )
+        images = {}
+        for index in [key_slice, *(i for near, far, _ in positions for i in (near, far))]:
+            if index not in images:
+                images[index] = folder.read(slice_name(series, index))
+                if images[index].shape != images[key_slice].shape:
+                    raise ValueError(
+                        f"{folder.path(slice_name(series, index))} is of shape"
+                        f" {images[index].shape}, its key slice of {images[key_slice].shape};"
+                        " slices of one volume must be of one size"
+                    )
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error} (while loading the stack around {file_name})") from None
+
+    # cv2.merge interleaves about twice as fast as numpy.stack; of one slice it drops the last axis.
+    stack = cv2.merge([_blend(images[near], images[far], w) for near, far, w in positions])
+    return stack.reshape(*images[key_slice].shape, num_slices), stack_mm
+
+
+def slice_name(series: str, index: int) -> str:
+    """File name, below `Images_png`, of slice `index` of `series`: '000001_01_01/109.png'."""
+    return f"{series}/{index:03d}.png"
+
+
+def _blend(near: np.ndarray, far: np.ndarray, weight: float) -> np.ndarray:
+    if weight == 0:
+        return near
+    # float32 is exact to better than 0.01 HU over the whole range of int16.
+    blended = near * np.float32(1 - weight) + far * np.float32(weight)
+    return np.rint(blended, out=blended).astype(np.int16)
+
+
+def _check_options(num_slices: int, policy: str, target_mm: float, interpolation: str) -> None:
+    if num_slices < 1 or num_slices % 2 == 0:
+        raise ValueError(f"num_slices must be odd and at least 1, got {num_slices}")
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {POLICIES}, got {policy!r}")
+    if not 0 < target_mm < math.inf:
+        raise ValueError(f"target_mm must be a positive number of millimetres, got {target_mm}")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}")
