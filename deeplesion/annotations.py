@@ -145,9 +145,10 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
         "expected the lengths of the two axes of Measurement_coordinates",
     )
     patient, split = index[:, 0], number["Train_Val_Test"][:, 0]
-    first_split = dict(zip(patient[::-1], split[::-1]))
+    known = np.isfinite(patient) & np.isin(split, tuple(SPLITS))
+    first_split = dict(zip(patient[known][::-1], split[known][::-1]))
     flag(
-        [split[i] != first_split[p] and not math.isnan(split[i]) for i, p in enumerate(patient)],
+        known & np.array([first_split.get(p) != s for p, s in zip(patient, split)], bool),
         "Train_Val_Test",
         "expected the split of the patient's earlier rows",
     )
