@@ -108,19 +108,23 @@ def quadrilateral_from_recist(recist: np.ndarray, shape: tuple[int, int]) -> np.
 def ellipse_from_recist(recist: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: pixel centres within the ellipse that has the two axes as conjugate diameters.
 
-    Its centre is the mean of the end points; axes at right angles give the ellipse that has them as
-    its own axes. A zero axis is taken as one pixel wide.
+    It is as long as the long axis and as wide as the short one, and lies where they reach: the two
+    need not halve each other. A zero axis is taken as one pixel wide.
     """
     recist = _checked_recist(recist)
     long_half, short_half = (recist[1] - recist[0]) / 2, (recist[3] - recist[2]) / 2
     if np.hypot(*long_half) < 0.5:
         long_half = np.array([0.5, 0.0])
-    matrix = np.stack([long_half, short_half], axis=1)
-    if abs(np.linalg.det(matrix)) < 0.5 * np.hypot(*long_half):
-        matrix[:, 1] = 0.5 * np.array([-long_half[1], long_half[0]]) / np.hypot(*long_half)
+    normal = np.array([-long_half[1], long_half[0]]) / np.hypot(*long_half)
+    if abs(short_half @ normal) < 0.5:
+        short_half = 0.5 * normal
+    to_unit_disc = np.linalg.inv(np.stack([long_half, short_half], axis=1))
+
+    # The middle of the long axis, moved along the short one to be abreast of its middle.
+    long_middle, short_middle = recist[:2].mean(axis=0), recist[2:].mean(axis=0)
+    centre = long_middle + (to_unit_disc @ (short_middle - long_middle))[1] * short_half
     y, x = np.mgrid[: shape[0], : shape[1]]
-    centre = recist.mean(axis=0)
-    u, v = np.tensordot(np.linalg.inv(matrix), np.stack([x - centre[0], y - centre[1]]), axes=1)
+    u, v = np.tensordot(to_unit_disc, np.stack([x - centre[0], y - centre[1]]), axes=1)
     return u**2 + v**2 <= 1
 
 
