@@ -113,7 +113,7 @@ def froc(
     nth_partner = np.arange(len(detection)) - np.repeat(np.cumsum(partners) - partners, partners)
     lesion = first_lesion[image[detection]] + nth_partner
 
-    reached = _iou(found[detection, :4], lesions[lesion], pixel_offset) >= iou_threshold
+    reached = box_iou(found[detection, :4], lesions[lesion], pixel_offset) >= iou_threshold
     detection, lesion = detection[reached], lesion[reached]
 
     is_false_positive = np.ones(len(found), bool)
@@ -131,12 +131,15 @@ def froc(
     )
 
 
-def _iou(a: np.ndarray, b: np.ndarray, pixel_offset: float) -> np.ndarray:
-    """IoU (n,) of boxes (n, 4) pair by pair; 0 where both have no area."""
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + pixel_offset
-    intersection = np.prod(np.maximum(sides, 0), axis=1)
-    area_a = np.prod(a[:, 2:] - a[:, :2] + pixel_offset, axis=1)
-    area_b = np.prod(b[:, 2:] - b[:, :2] + pixel_offset, axis=1)
+def box_iou(a: np.ndarray, b: np.ndarray, pixel_offset: float = 1) -> np.ndarray:
+    """IoU of boxes (..., 4) with boxes (..., 4), broadcast against each other -> (...).
+
+    Rows are x1, y1, x2, y2; a box is x2 - x1 + pixel_offset wide. 0 where neither has an area.
+    """
+    corners = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    intersection = np.prod(np.maximum(corners + pixel_offset, 0), axis=-1)
+    area_a = np.prod(a[..., 2:] - a[..., :2] + pixel_offset, axis=-1)
+    area_b = np.prod(b[..., 2:] - b[..., :2] + pixel_offset, axis=-1)
     union = area_a + area_b - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 

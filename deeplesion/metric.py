@@ -1,0 +1,86 @@
+"""FROCMetric: gathers detections across processes and scores them as the papers do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.registry import METRICS
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from pycocotools import mask as coco_mask
+
+from deeplesion.dataset import PIXEL_CENTRE
+from deeplesion.evaluation import format_table, froc_table, table_file, write_results, write_table
+
+
+@METRICS.register_module()
+class FROCMetric(BaseMetric):
+    """Sensitivity at 0.5, 1, 2, 4, 8, 16 false positives an image, thin and thick slices apart.
+
+    Prints the table of the papers and returns its numbers in percent, e.g. `FROC/average` (the mean
+    at 0.5, 1, 2, 4: the number to choose a model by), `FROC/S@0.5`, `FROC/thin/average`.
+
+    Args:
+        iou_threshold, pixel_offset: of a hit, see `deeplesion.froc.froc`.
+        result_file: where to write detections and ground truth (see `evaluation.write_results`), or
+            None; the table goes beside it, as `evaluation.table_file` names it. Masks of the
+            detections are kept only when it is given.
+    """
+
+    default_prefix = "FROC"
+
+    def __init__(
+        self,
+        iou_threshold: float = 0.5,
+        pixel_offset: int = 1,
+        result_file: str | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.iou_threshold = iou_threshold
+        self.pixel_offset = pixel_offset
+        self.result_file = result_file
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keeps one record an image; boxes become pixel-centre coordinates of the image's file."""
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            boxes = found["bboxes"].float().cpu().numpy() - PIXEL_CENTRE
+            record = dict(
+                file_name=sample["file_name"],
+                patient=sample["patient"],
+                height=sample["ori_shape"][0],
+                width=sample["ori_shape"][1],
+                spacing_mm=sample["spacing_mm"],
+                thickness_mm=sample["file_thickness_mm"],
+                lesions=sample["lesions"],
+                boxes=np.round(boxes, 3).tolist(),
+                scores=found["scores"].float().cpu().numpy().round(6).tolist(),
+            )
+            if self.result_file is not None and "masks" in found:
+                record["masks"] = [encode_mask(mask) for mask in found["masks"]]
+            self.results.append(record)
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        rows = froc_table(results, self.iou_threshold, self.pixel_offset)
+        print_log("\n" + format_table(rows), logger="current")
+        if self.result_file is not None:
+            write_results(Path(self.result_file), results)
+            write_table(table_file(Path(self.result_file)), rows)
+        metrics = {}
+        for row in rows:
+            group = "" if row["group"] == "all" else row["group"] + "/"
+            for point, value in row["sensitivity"].items():
+                metrics[f"{group}S@{point}"] = value
+            metrics[f"{group}average"] = row["average"]
+        return metrics
+
+
+def encode_mask(mask: torch.Tensor | np.ndarray) -> dict:
+    """(H, W) bool -> COCO run lengths with `counts` as str."""
+    rle = coco_mask.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode()}

@@ -1,0 +1,270 @@
+"""TruncatedDenseNet3D: the DenseNet-121 of the papers, cut after its third dense block, its
+convolutions inside the dense blocks replaced by a context-fusion operator chosen by config."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
+
+
+@contextlib.contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Runs BatchNorm layers of `module` without counting the batch in their running statistics.
+
+    Used while activation checkpointing computes a forward pass again: the batch was counted the
+    first time. Layers normalise by the batch in training mode either way.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    tracked = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, value in zip(norms, tracked):
+            norm.track_running_stats = value
+
+
+class DenseLayer(nn.Module):
+    """BN-ReLU-1x1-BN-ReLU-3x3 (DenseNet-B); adds `growth` channels to its input's."""
+
+    def __init__(self, channels: int, growth: int, bn_size: int, fusion: dict, with_cp: bool):
+        super().__init__()
+        self.norm1 = nn.BatchNorm3d(channels)
+        self.conv1 = build_conv3d(fusion, channels, bn_size * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm3d(bn_size * growth)
+        self.conv2 = build_conv3d(fusion, bn_size * growth, growth, 3, padding=1, bias=False)
+        self.with_cp = with_cp
+
+    def bottleneck(self, features: list[Tensor], thickness: Tensor) -> Tensor:
+        x = torch.cat(features, dim=1)
+        return self.conv1(F.relu(self.norm1(x), inplace=True), thickness)
+
+    def forward(self, features: list[Tensor], thickness: Tensor) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            # The concatenation and the wide norm1 output are what fills the memory: they are
+            # computed again in the backward pass.
+            y = checkpoint(
+                self.bottleneck,
+                features,
+                thickness,
+                use_reentrant=False,
+                context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(self)),
+            )
+        else:
+            y = self.bottleneck(features, thickness)
+        return self.conv2(F.relu(self.norm2(y), inplace=True), thickness)
+
+
+class DenseBlock(nn.Module):
+    """Layers that each see the outputs of all before them."""
+
+    def __init__(self, num_layers: int, channels: int, growth: int, **layer) -> None:
+        super().__init__()
+        for i in range(num_layers):
+            self.add_module(
+                f"denselayer{i + 1}", DenseLayer(channels + i * growth, growth, **layer)
+            )
+
+    def forward(self, x: Tensor, thickness: Tensor) -> Tensor:
+        features = [x]
+        for layer in self.children():
+            features.append(layer(features, thickness))
+        return torch.cat(features, dim=1)
+
+
+class Transition(nn.Module):
+    """BN-ReLU-1x1 without fusion, then 2x2 average pooling in-plane."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(in_channels)
+        self.conv = SliceConv(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.relu(self.norm(x), inplace=True))
+        return unfold(F.avg_pool2d(fold(x), 2), len(x))
+
+
+@MODELS.register_module()
+class TruncatedDenseNet3D(BaseModule):
+    """DenseNet-121 up to the third dense block, as a 3D network (AlignShift, section 2.3, Table 1;
+    A3D, section 2.3).
+
+    Every 1x1 and 3x3 convolution inside the dense blocks is `fusion`; stem and transitions are
+    plain per-slice convolutions. Depth never shrinks.
+
+    Args:
+        fusion: config of the operator, e.g. `dict(type='AlignShiftConv', n_fold=8)`.
+        in_channels: channels of the volume; 1 for CT.
+        stem: how an RGB stem's kernels become one for grey input: 'middle' keeps the green one
+            (the released DeepLesion models), 'sum' adds the three.
+        growth, bn_size, block_config, stem_channels: of the DenseNet; the defaults are
+            DenseNet-121's.
+        with_cp: checkpoint the first half of each dense layer: less memory, more time.
+        init_cfg: `dict(type='Pretrained', checkpoint=URL or file)` loads torchvision's
+            DenseNet-121; None starts from random weights.
+
+    Raises:
+        ValueError: options out of range; in `forward`, a volume of another shape, thickness NaN
+            or <= 0; weights whose keys or shapes do not fit.
+    """
+
+    def __init__(
+        self,
+        fusion: dict,
+        in_channels: int = 1,
+        stem: str = "middle",
+        growth: int = 32,
+        bn_size: int = 4,
+        block_config: Sequence[int] = (6, 12, 24),
+        stem_channels: int = 64,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if stem not in ("middle", "sum"):
+            raise ValueError(f"stem must be 'middle' or 'sum', got {stem!r}")
+        self.in_channels = in_channels
+        self.stem = stem
+        self.conv0 = SliceConv(in_channels, stem_channels, 7, stride=2, padding=3, bias=False)
+        self.norm0 = nn.BatchNorm3d(stem_channels)
+        self.out_channels: list[int] = []
+        channels = stem_channels
+        for i, num_layers in enumerate(block_config, start=1):
+            if i > 1:
+                self.add_module(f"transition{i - 1}", Transition(channels, channels // 2))
+                channels //= 2
+            block = DenseBlock(
+                num_layers, channels, growth, bn_size=bn_size, fusion=fusion, with_cp=with_cp
+            )
+            self.add_module(f"denseblock{i}", block)
+            channels += num_layers * growth
+            self.out_channels.append(channels)
+        for module in self.modules():
+            if isinstance(module, SliceConv):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: Tensor, thickness: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(B, C, D, H, W) windowed HU and (B,) mm -> one map a dense block, (B, C_i, D, H_i, W_i)
+        at strides 4, 8 and 16."""
+        if images.ndim != 5 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected a (B, {self.in_channels}, D, H, W) volume, got {tuple(images.shape)}"
+            )
+        # From here on every tensor stays in channels-last memory: depth folds by a view, and the
+        # 2D kernels run in the layout they are fastest in.
+        x = self.conv0(images).contiguous(memory_format=torch.channels_last_3d)
+        x = F.relu(self.norm0(x), inplace=True)
+        x = unfold(F.max_pool2d(fold(x), 3, stride=2, padding=1), len(x))
+        outputs = []
+        for i in range(1, len(self.out_channels) + 1):
+            if i > 1:
+                x = getattr(self, f"transition{i - 1}")(x)
+            x = getattr(self, f"denseblock{i}")(x, thickness)
+            outputs.append(x)
+        return tuple(outputs)
+
+    def init_weights(self) -> None:
+        if self.init_cfg is None or self.is_init:
+            return
+        if self.init_cfg.get("type") != "Pretrained":
+            raise ValueError(
+                "TruncatedDenseNet3D takes init_cfg=dict(type='Pretrained', checkpoint=URL or "
+                f"file) or None, got {self.init_cfg!r}"
+            )
+        source = self.init_cfg["checkpoint"]
+        report = self.load_imagenet(fetch_weights(source))
+        print_log(f"{type(self).__name__}: {source}: {report}", logger="current")
+        self._is_init = True
+
+    def load_imagenet(self, weights: dict[str, Tensor]) -> str:
+        """Loads torchvision's DenseNet-121 ImageNet weights, in either spelling of their keys
+        (`norm.1` of the published file, `norm1`).
+
+        Returns a line saying what was and what was not loaded. Raises ValueError for missing keys,
+        unexpected keys beyond the cut-off part, and shapes that do not fit.
+        """
+        own = self.state_dict()
+        loaded, cut, unexpected = {}, [], []
+        for key, value in weights.items():
+            name = key.removeprefix("features.")
+            name = re.sub(r"\b(norm|conv)\.(\d)\.", r"\1\2.", name)
+            if name in own:
+                loaded[name] = self._grey_stem(value) if name == "conv0.weight" else value
+            elif key.startswith("classifier.") or re.match(
+                r"(transition3|denseblock4|norm5)\.", name
+            ):
+                cut.append(key)
+            else:
+                unexpected.append(key)
+        # Files older than PyTorch 0.4 lack the batch counters; operators bring parameters of
+        # their own, which keep their initial values.
+        own_only = {k for k in own if k.endswith("num_batches_tracked")}
+        own_only |= {k for k in own if not re.search(r"(conv\d?|norm\d?)\.(weight|bias|r\w+)$", k)}
+        missing = [k for k in own if k not in loaded and k not in own_only]
+        problems = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in unexpected]
+        problems += [
+            f"{k} has shape {tuple(v.shape)}, expected {tuple(own[k].shape)}"
+            for k, v in loaded.items()
+            if v.shape != own[k].shape
+        ]
+        if problems:
+            shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
+            raise ValueError(
+                f"these are not DenseNet-121 weights for this network ({len(problems)} problems: "
+                f"{shown}). Pretrained weights need growth=32, block_config=(6, 12, 24); "
+                "init_cfg=None trains without them."
+            )
+        self.load_state_dict(loaded, strict=False)
+        kept = [k for k in own if k not in loaded and not k.endswith("num_batches_tracked")]
+        return (
+            f"{len(loaded)} tensors loaded; {len(cut)} not used (beyond the third dense block); "
+            f"{len(kept)} keep their initial values" + (f" ({', '.join(kept)})" if kept else "")
+        )
+
+    def _grey_stem(self, weight: Tensor) -> Tensor:
+        """(64, 3, 7, 7) RGB kernels -> (64, in_channels, 7, 7)."""
+        if weight.shape[1] == self.in_channels:
+            return weight
+        return weight[:, 1:2] if self.stem == "middle" else weight.sum(1, keepdim=True)
+
+
+def fetch_weights(source: str) -> dict[str, Tensor]:
+    """Loads a state dict from a file or URL, as data only (no pickled code runs).
+
+    Raises FileNotFoundError or ConnectionError with what to do instead.
+    """
+    if not re.match(r"https?://", source):
+        if not Path(source).is_file():
+            raise FileNotFoundError(
+                f"init_cfg.checkpoint={source}: no such file. Give the path of torchvision's "
+                "densenet121-a639ec97.pth, or train without it: "
+                "--cfg-options model.backbone.init_cfg=None"
+            )
+        return torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        return torch.hub.load_state_dict_from_url(
+            source, map_location="cpu", weights_only=True, check_hash=True
+        )
+    except (URLError, OSError) as error:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / source.rsplit("/", 1)[-1]
+        raise ConnectionError(
+            f"could not fetch the ImageNet weights {source} ({error}). On a machine with network "
+            f"fetch that file and put it at {file} (or set model.backbone.init_cfg.checkpoint to "
+            "its path). To train without pretrained weights: "
+            "--cfg-options model.backbone.init_cfg=None"
+        ) from None

@@ -1,0 +1,118 @@
+"""What the commands do: build a runner from a config, train, test, and turn the framework's
+failures into messages a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
+  --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
+  --amp                                           half precision (GPU)
+  --cfg-options train_dataloader.batch_size=2     fewer images at once (scale the learning rate too)
+  configs/*_3slice.py                             3 instead of 7 slices
+The message of torch: {error}"""
+
+
+def load_config(path: str, overrides: dict | None = None, work_dir: str | None = None) -> Config:
+    """Reads a config file, applies `--cfg-options`, and settles the work directory.
+
+    `work_dir`: the argument, else what the config says, else work_dirs/<name of the config>.
+    Raises FileNotFoundError naming the config if there is none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no config file {path}; the experiments are in configs/")
+    config = Config.fromfile(path)
+    if overrides:
+        config.merge_from_dict(overrides)
+    if work_dir or config.get("work_dir") is None:
+        config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)
+    if not torch.cuda.is_available():
+        # gloo is the backend that has CPU collectives.
+        config.env_cfg.dist_cfg.backend = "gloo"
+    # In 2D detection workers decode with OpenCV threads; here every worker is one already.
+    return config
+
+
+def train(
+    config: Config,
+    resume: str | None = None,
+    amp: bool = False,
+    compile_static: bool = False,
+) -> None:
+    """Trains as `config` says.
+
+    Args:
+        resume: None, 'auto' (the work directory's last checkpoint, if any) or a checkpoint's path.
+        amp: mixed precision.
+        compile_static: torch.compile the part of static shape, backbone and neck.
+    """
+    if resume == "auto":
+        config.resume, config.load_from = True, None
+    elif resume:
+        config.resume, config.load_from = True, existing_file(resume)
+    if amp:
+        config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    with actionable_errors():
+        runner = Runner.from_cfg(config)
+        if compile_static:
+            model = getattr(runner.model, "module", runner.model)
+            model.backbone.compile()
+            model.neck.compile()
+        runner.train()
+
+
+def test(config: Config, checkpoint: str, result_file: str | None = None) -> str:
+    """Tests a checkpoint on the test split, printing the FROC table; returns the result file.
+
+    Args:
+        checkpoint: a file, or a work directory, whose best checkpoint is taken.
+        result_file: where detections and ground truth go, the table as JSON beside it; default:
+            results.json.gz in the work directory.
+    """
+    config.load_from = find_checkpoint(checkpoint)
+    result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
+    config.test_evaluator.result_file = result_file
+    with actionable_errors():
+        Runner.from_cfg(config).test()
+    return result_file
+
+
+def find_checkpoint(path: str) -> str:
+    """A checkpoint file; of a directory its best one by name, else its last epoch's."""
+    if not Path(path).is_dir():
+        return existing_file(path)
+
+    def epoch(file: Path) -> int:
+        return int(re.search(r"(\d+)\.pth$", file.name)[1])
+
+    for pattern in ("best_*.pth", "epoch_*.pth", "iter_*.pth"):
+        found = [f for f in Path(path).glob(pattern) if re.search(r"\d+\.pth$", f.name)]
+        if found:
+            return str(max(found, key=epoch))
+    raise FileNotFoundError(f"{path} holds no checkpoint (best_*.pth, epoch_*.pth or iter_*.pth)")
+
+
+def existing_file(path: str) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint file {path}")
+    return path
+
+
+@contextlib.contextmanager
+def actionable_errors() -> Iterator[None]:
+    """Says what to do when memory runs out."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise SystemExit(OUT_OF_MEMORY.format(device="the GPU", error=error)) from None
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise SystemExit(OUT_OF_MEMORY.format(device="the CPU", error=error)) from None

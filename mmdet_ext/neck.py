@@ -1,0 +1,71 @@
+"""KeySliceFPN: squeezes the depth of every backbone map, then a 2D feature pyramid to stride 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+
+class DepthReduction(nn.Module):
+    """A D x 1 x 1 convolution without bias: (B, C, D, H, W) -> (B, C, H, W).
+
+    It is the sum over slices d of x[:, :, d] times the matrix weight[:, :, d].
+    """
+
+    def __init__(self, channels: int, num_slices: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(
+            nn.Conv3d(channels, channels, (num_slices, 1, 1)).weight.detach()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] != self.weight.shape[2]:
+            raise ValueError(
+                f"KeySliceFPN was built for num_slices={self.weight.shape[2]}, "
+                f"the volume has {x.shape[2]} slices"
+            )
+        y = sum(F.conv2d(x[:, :, d], self.weight[:, :, d]) for d in range(x.shape[2]))
+        return y
+
+
+@MODELS.register_module()
+class KeySliceFPN(BaseModule):
+    """3D-to-2D neck (AlignShift, section 2.3; A3D, section 2.3).
+
+    Per backbone map a D x 1 x 1 convolution C -> C without bias, a 1x1 lateral convolution to
+    `out_channels`, and from the coarsest down nearest-neighbour 2x upsampling and addition.
+
+    Args:
+        in_channels: channels of the maps, finest first.
+        num_slices: D.
+        out_channels: channels of the one output map.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int] = (256, 512, 1024),
+        num_slices: int = 3,
+        out_channels: int = 512,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.reductions = nn.ModuleList(DepthReduction(c, num_slices) for c in in_channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
+        for lateral in self.laterals:
+            nn.init.xavier_uniform_(lateral.weight)
+            nn.init.zeros_(lateral.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
+        """(B, C_i, D, H_i, W_i) maps, finest first -> ((B, out_channels, H_0, W_0),)."""
+        maps = [
+            lateral(reduce(x))
+            for x, reduce, lateral in zip(features, self.reductions, self.laterals)
+        ]
+        y = maps.pop()
+        for finer in reversed(maps):
+            y = finer + F.interpolate(y, scale_factor=2, mode="nearest")
+        return (y,)

@@ -1,0 +1,74 @@
+"""AlignShift: a thickness-aware shift of channels along depth, then a per-slice convolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .registry import register_operator
+from .slice_conv import SliceConv, check_thickness
+
+
+@register_operator
+class AlignShiftConv(SliceConv):
+    """AlignShift convolution (AlignShift, MICCAI 2020, Algorithm 1).
+
+    With fold = C // n_fold channels, reference thickness r and slice thickness s of the volume,
+    the align factor is alpha = clamp(r / s, 0, 1) and
+
+        out[:fold, d]       = alpha * x[:fold, d+1]       + (1 - alpha) * x[:fold, d]
+        out[fold:2fold, d]  = alpha * x[fold:2fold, d-1]  + (1 - alpha) * x[fold:2fold, d]
+        out[2fold:, d]      = x[2fold:, d]
+
+    followed by a 1 x K x K convolution: shifted channels come from the "virtual slice" r mm away.
+    At s <= r it is TSM, at s = infinity no fusion.
+
+    Args:
+        n_fold: one part in `n_fold` of the channels is shifted up, one down.
+        ref_thickness: r in mm.
+        zero_padding: at the first and last slice the missing neighbour is 0 (Algorithm 1);
+            False leaves the border slice as it is (the authors' released configs).
+
+    Raises:
+        ValueError: n_fold < 2, ref_thickness not a positive finite number; in `forward`,
+            thickness missing, NaN or <= 0.
+    """
+
+    def __init__(
+        self,
+        *args,
+        n_fold: int = 8,
+        ref_thickness: float = 2.0,
+        zero_padding: bool = True,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if n_fold < 2:
+            raise ValueError(f"n_fold must be at least 2, got {n_fold}")
+        if not (math.isfinite(ref_thickness) and ref_thickness > 0):
+            raise ValueError(f"ref_thickness must be a positive number of mm, got {ref_thickness}")
+        self.n_fold = n_fold
+        self.ref_thickness = ref_thickness
+        self.zero_padding = zero_padding
+
+    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        thickness = check_thickness(thickness, len(x), type(self).__name__)
+        alpha = (self.ref_thickness / thickness).clamp(max=1).to(x.dtype).view(-1, 1, 1, 1, 1)
+        channels = self.in_channels // self.n_fold
+        up, down, rest = x.split([channels, channels, self.in_channels - 2 * channels], dim=1)
+        # The border slice of a shift towards smaller d is the last one, and the other way round.
+        above = torch.cat([up[:, :, 1:], self._beyond(up[:, :, -1:])], dim=2)
+        below = torch.cat([self._beyond(down[:, :, :1]), down[:, :, :-1]], dim=2)
+        return torch.cat([torch.lerp(up, above, alpha), torch.lerp(down, below, alpha), rest], 1)
+
+    def _beyond(self, border: Tensor) -> Tensor:
+        """The neighbour a border slice lacks."""
+        return torch.zeros_like(border) if self.zero_padding else border
+
+    def extra_repr(self) -> str:
+        return (
+            f"{super().extra_repr()}, n_fold={self.n_fold}, ref_thickness={self.ref_thickness}, "
+            f"zero_padding={self.zero_padding}"
+        )

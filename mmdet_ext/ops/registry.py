@@ -1,0 +1,42 @@
+"""Operators by name, so that a config chooses one by `type`."""
+
+from __future__ import annotations
+
+import difflib
+
+from torch import nn
+
+OPERATORS: dict[str, type[nn.Module]] = {}
+
+
+def register_operator(operator: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: makes `operator` buildable by its class name."""
+    OPERATORS[operator.__name__] = operator
+    return operator
+
+
+def build_conv3d(
+    config: dict | str, in_channels: int, out_channels: int, kernel_size: int, **kwargs
+) -> nn.Module:
+    """Builds a context-fusion operator.
+
+    Args:
+        config: `dict(type='AlignShiftConv', n_fold=8, ...)` or just the name; what else it holds
+            goes to the operator's constructor.
+        in_channels, out_channels, kernel_size, **kwargs: of the convolution.
+
+    Raises:
+        ValueError: the name is not registered.
+        TypeError: the operator does not take one of the options.
+    """
+    options = {"type": config} if isinstance(config, str) else dict(config)
+    name = options.pop("type", None)
+    if name not in OPERATORS:
+        close = difflib.get_close_matches(str(name), OPERATORS, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        known = ", ".join(sorted(OPERATORS))
+        raise ValueError(f"unknown fusion operator type={name!r}{hint}; there are: {known}")
+    try:
+        return OPERATORS[name](in_channels, out_channels, kernel_size, **kwargs, **options)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None

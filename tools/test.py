@@ -1,0 +1,41 @@
+"""Test a checkpoint and print its FROC table:
+python tools/test.py configs/alignshift_7slice.py work_dirs/alignshift_7slice"""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.dist import is_main_process
+
+from deeplesion.evaluation import read_results, table_file
+from deeplesion.visualize import draw_results
+from mmdet_ext.engine import load_config, test
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="experiment file the checkpoint was trained with")
+    parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
+    parser.add_argument("--work-dir", help="logs and results; default work_dirs/<config name>")
+    parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")
+    parser.add_argument("--out", help="result file; default results.json.gz in the work directory")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the config"
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    options = parser.parse_args()
+
+    config = load_config(options.config, options.cfg_options, options.work_dir)
+    config.launcher = options.launcher
+    result_file = test(config, options.checkpoint, options.out)
+    if is_main_process():
+        print(f"detections: {result_file}, table: {table_file(Path(result_file))}")
+        if options.show_dir:
+            dataset = config.test_dataloader.dataset
+            images = Path(dataset.data_root) / dataset.data_prefix.img
+            paths = draw_results(read_results(Path(result_file)), images, options.show_dir)
+            print(f"{len(paths)} pictures: {options.show_dir}")
+
+
+if __name__ == "__main__":
+    main()

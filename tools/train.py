@@ -1,0 +1,40 @@
+"""Train a detector: python tools/train.py configs/alignshift_7slice.py"""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmdet_ext.engine import load_config, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="experiment file, e.g. configs/alignshift_7slice.py")
+    parser.add_argument("--work-dir", help="checkpoints and logs; default work_dirs/<config name>")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|PATH",
+        help="continue from a checkpoint, or from the work directory's last one",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--compile", action="store_true", help="torch.compile backbone and neck")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the config"
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+
+    config = load_config(options.config, options.cfg_options, options.work_dir)
+    config.launcher = options.launcher
+    train(config, options.resume, options.amp, options.compile)
+
+
+if __name__ == "__main__":
+    main()
