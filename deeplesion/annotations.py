@@ -214,7 +214,7 @@ def to_coco(lesions: pd.DataFrame, masks: Sequence) -> dict:
         if lesion.file_name not in images:
             images[lesion.file_name] = _coco_image(lesion, image_id=len(images) + 1)
         image = images[lesion.file_name]
-        rle = _compressed_rle(mask)
+        rle = encode_mask(mask)
         if rle["size"] != [image["height"], image["width"]]:
             raise ValueError(
                 f"mask of {lesion.file_name} is of size {rle['size']}, its image of"
@@ -242,6 +242,19 @@ def to_coco(lesions: pd.DataFrame, masks: Sequence) -> dict:
     }
 
 
+def encode_mask(mask: np.ndarray | dict) -> dict:
+    """Encode an (H, W) bool mask as COCO's compressed RLE, ready for JSON: `size`, `counts` (str).
+
+    A mask that is encoded already, counts as bytes or str, is taken as it is.
+    """
+    rle = mask if isinstance(mask, dict) else coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
+
+
 def _coco_image(lesion, image_id: int) -> dict:
     known = math.isfinite(lesion.thickness_mm)
     return {
@@ -258,16 +271,6 @@ def _coco_image(lesion, image_id: int) -> dict:
         "series": int(lesion.series),
         "key_slice": int(lesion.key_slice),
         "display_window": [float(hu) for hu in lesion.display_window],
-    }
-
-
-def _compressed_rle(mask: np.ndarray | dict) -> dict:
-    """COCO's compressed run-length encoding, ready for JSON: counts as str, size as ints."""
-    rle = mask if isinstance(mask, dict) else coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    counts = rle["counts"]
-    return {
-        "size": [int(side) for side in rle["size"]],
-        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
     }
 
 
