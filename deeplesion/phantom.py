@@ -9,9 +9,10 @@ import csv
 import io
 import json
 import math
+import multiprocessing
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,29 +20,38 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from skimage.measure import find_contours
 from tqdm import tqdm
 
+from deeplesion.phantom_body import (
+    BLOCKED,
+    BODY_LENGTH,
+    FAT_LIKE,
+    LESION_TYPE,
+    LUNG,
+    OTHER,
+    Body,
+    sub_heights,
+)
+
 COLUMNS = (
-    "File_name,Patient_index,Study_index,Series_ID,Key_slice_index,Measurement_coordinates,"
-    "Bounding_boxes,Lesion_diameters_Pixel_,Normalized_lesion_location,Coarse_lesion_type,"
-    "Possibly_noisy,Slice_range,Spacing_mm_px_,Image_size,DICOM_windows,Patient_gender,"
-    "Patient_age,Train_Val_Test"
-).split(",")
-SPLITS = ("train", "val", "test")
-
-# Tissues 1 to 8 are numbered as DeepLesion's coarse lesion types. Nothing is placed in, or passes
-# through, BLOCKED (air, skin, cortical bone, gas); objects pass through OTHER but start elsewhere.
-BLOCKED, MARROW, ABDOMEN, MEDIASTINUM, LIVER, LUNG, KIDNEY, MUSCLE, PELVIS = range(9)
-SPLEEN, SUBCUTANEOUS, OTHER = 9, 10, 11
-LESION_TYPE = {SPLEEN: ABDOMEN, SUBCUTANEOUS: MUSCLE}
-FAT_LIKE = (ABDOMEN, MEDIASTINUM, PELVIS, SUBCUTANEOUS)
-# Standard deviation in HU of the smooth texture of each tissue.
-TEXTURE = np.array([0, 25, 9, 9, 8, 30, 9, 9, 9, 8, 7, 7], np.float32)
-
-BODY_LENGTH = 600.0  # mm from the top of the chest (z = 0) to the pelvic floor
+    *("File_name", "Patient_index", "Study_index", "Series_ID", "Key_slice_index"),
+    *("Measurement_coordinates", "Bounding_boxes", "Lesion_diameters_Pixel_"),
+    *("Normalized_lesion_location", "Coarse_lesion_type", "Possibly_noisy", "Slice_range"),
+    *("Spacing_mm_px_", "Image_size", "DICOM_windows", "Patient_gender", "Patient_age"),
+    "Train_Val_Test",
+)
 PERSIST = 17.0  # mm a distractor goes on unchanged on each side of its key slice ...
 FADE = 3.0  # ... before it fades out over these mm
-OUTLINE_ANGLES = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+ANGLES = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+
+
+class Scan(NamedTuple):
+    """Geometry of a series: pixels a side, mm a pixel, mm a slice. Slice k is at k * thickness."""
+
+    size: int
+    spacing: float
+    thickness: float
 
 
 # --- the outline of an object, and its RECIST diameters -------------------------------------------
@@ -49,12 +59,12 @@ OUTLINE_ANGLES = np.linspace(0, 2 * np.pi, 256, endpoint=False)
 
 @dataclass(frozen=True)
 class Outline:
-    """Star-shaped outline: `radius` in mm at the 256 OUTLINE_ANGLES; `diameter` its longest, mm."""
+    """Star-shaped: `radius` in mm at each of the ANGLES, `diameter` the longest one in mm."""
 
     shape: str
     radius: np.ndarray
     diameter: float
-    irregularity: float
+    irregularity: float  # standard deviation of radius / radius of the underlying ellipse
 
 
 def draw_outline(rng: np.random.Generator, min_mm: float, max_mm: float, in_lung: bool) -> Outline:
@@ -63,30 +73,31 @@ def draw_outline(rng: np.random.Generator, min_mm: float, max_mm: float, in_lung
     while not min_mm <= diameter <= max_mm:
         diameter = math.exp(rng.normal(math.log(12.0), 0.45))
     shapes = ("round", "elliptic", "lobulated", "irregular", "spiculated")
-    shape = str(
-        rng.choice(shapes, p=(0.15, 0.1, 0.25, 0.2, 0.3) if in_lung else (0.1, 0.15, 0.4, 0.35, 0))
-    )
-    phi = OUTLINE_ANGLES
+    odds = (0.15, 0.1, 0.25, 0.2, 0.3) if in_lung else (0.1, 0.15, 0.4, 0.35, 0)
+    shape = str(rng.choice(shapes, p=odds))
     aspect = rng.uniform(0.92, 1.0) if shape == "round" else rng.uniform(0.55, 0.95)
-    deviation = np.zeros_like(phi)
-    harmonics = {"lobulated": (3, 4, 5), "irregular": (2, 3, 4, 5, 6, 7), "spiculated": (3, 5, 7)}
-    strength = {"lobulated": 0.16, "irregular": 0.3, "spiculated": 0.08}
-    for n in harmonics.get(shape, ()):
-        amplitude = strength[shape] * rng.uniform(0.3, 1.0) * (1 if shape == "lobulated" else 2 / n)
-        deviation += amplitude * np.cos(n * phi + rng.uniform(0, 2 * np.pi))
+    waves, strength = {
+        "lobulated": ((3, 4, 5), 0.16),
+        "irregular": ((2, 3, 4, 5, 6, 7), 0.2),
+        "spiculated": ((3, 5, 7), 0.05),
+    }.get(shape, ((), 0))
+    deviation = np.zeros_like(ANGLES)
+    for n in waves:
+        deviation += strength * rng.uniform(0.3, 1) * np.cos(n * ANGLES + rng.uniform(0, 2 * np.pi))
     if shape == "spiculated":
-        for centre in rng.uniform(0, 2 * np.pi, rng.integers(5, 10)):
-            away = np.angle(np.exp(1j * (phi - centre)))
+        for direction in rng.uniform(0, 2 * np.pi, rng.integers(5, 10)):
+            away = np.angle(np.exp(1j * (ANGLES - direction)))
             deviation += rng.uniform(0.2, 0.45) * np.exp(-0.5 * (away / 0.14) ** 2)
-    ellipse = 1 / np.hypot(np.cos(phi), np.sin(phi) / aspect)
-    radius = np.roll(ellipse * np.maximum(1 + deviation, 0.35), rng.integers(phi.size))
-    points = radius * np.exp(1j * phi)
+    deviation = np.maximum(deviation, -0.6)
+    radius = (1 + deviation) / np.hypot(np.cos(ANGLES), np.sin(ANGLES) / aspect)
+    radius = np.roll(radius, rng.integers(ANGLES.size))
+    points = radius * np.exp(1j * ANGLES)
     radius *= diameter / np.abs(points[:, None] - points).max()
     return Outline(shape, radius, diameter, float(deviation.std()))
 
 
 def recist_of_contour(contour: np.ndarray) -> np.ndarray:
-    """Longest diameter of a closed contour and the longest perpendicular one that crosses it.
+    """Longest diameter of a closed contour, and the longest one perpendicular to and crossing it.
 
     contour: (n, 2) points (x, y) -> (4, 2): end points of the long axis, then of the short axis.
     """
@@ -104,197 +115,9 @@ def recist_of_contour(contour: np.ndarray) -> np.ndarray:
     height = n + np.clip((positions - t) / step, 0, 1) * (n_next - n)
     upper = np.where(crosses, height, -np.inf).max(1)
     lower = np.where(crosses, height, np.inf).min(1)
-    width = np.where((upper >= 0) & (lower <= 0), upper - lower, -np.inf)
-    best = width.argmax()
+    best = np.where((upper >= 0) & (lower <= 0), upper - lower, -np.inf).argmax()
     foot = start + positions[best] * along
     return np.array([start, contour[j], foot + lower[best] * across, foot + upper[best] * across])
-
-
-# --- the patient ----------------------------------------------------------------------------------
-
-
-class Organ(NamedTuple):
-    """An ellipsoid: centre and radii in body units in-plane (half widths), in mm along z."""
-
-    tissue: int
-    hu: float
-    x: float
-    y: float
-    z: float
-    rx: float
-    ry: float
-    rz: float
-    clipped: bool = True  # to the cavity inside ribs and abdominal wall
-
-
-def _smooth_noise(rng: np.random.Generator, cells: tuple[int, ...]) -> np.ndarray:
-    return rng.standard_normal(cells, dtype=np.float32)
-
-
-def _clip01(x: np.ndarray) -> np.ndarray:
-    return np.clip(x, 0, 1, out=x)
-
-
-class Body:
-    """One patient: anatomy in Hounsfield units at any height z (mm), noiseless.
-
-    size: pixels of the square image; spacing: mm a pixel. The body fills the field of view.
-    """
-
-    def __init__(self, rng: np.random.Generator, size: int, spacing: float):
-        self.size, self.spacing = size, spacing
-        self.half_width = 0.5 * size * rng.uniform(0.88, 0.92)  # px
-        self.half_height = self.half_width * rng.uniform(0.66, 0.76)
-        self.centre = np.array([size / 2 + rng.uniform(-2, 2), size * 0.47 + rng.uniform(-2, 2)])
-        self._grid(rng)
-        self._walls(rng)
-        self.organs = self._anatomy(rng)
-        field = size * spacing
-        self.coarse = _smooth_noise(rng, (int(BODY_LENGTH // 9) + 2, *[int(field // 7) + 4] * 2))
-        self.fine = _smooth_noise(rng, (int(BODY_LENGTH // 5) + 2, *[int(field // 3.5) + 4] * 2))
-
-    def _grid(self, rng: np.random.Generator) -> None:
-        """Body coordinates of each pixel, gently warped so that no outline is an exact ellipse."""
-        y, x = np.mgrid[: self.size, : self.size].astype(np.float32)
-        warp = [
-            cv2.resize(0.022 * _smooth_noise(rng, (7, 7)), (self.size, self.size), None, 0, 0, 2)
-            for _ in "xy"
-        ]
-        self.x = (x - self.centre[0]) / self.half_width + warp[0]
-        self.y = (y - self.centre[1]) / self.half_height + warp[1]
-
-    def _walls(self, rng: np.random.Generator) -> None:
-        """What is the same at every height: skin, fat, muscle wall, and the table below."""
-        depth = (np.abs(self.x) ** 2.3 + np.abs(self.y) ** 2.3) ** (1 / 2.3)
-        edge = self.half_height  # px in one body unit
-        fat = rng.uniform(0.1, 0.2) * (1 + 0.25 * np.cos(2 * np.arctan2(self.y, self.x)))
-        wall = rng.uniform(0.09, 0.12)
-        skin = _clip01((1 - depth) * edge + 0.5)
-        inner = _clip01((1 - 2.5 / self.spacing / edge - depth) * edge + 0.5)
-        muscle = _clip01((1 - fat - depth) * edge + 0.5)
-        self.cavity = _clip01((1 - fat - wall - depth) * edge + 0.5)
-        # Ribs run in the inner half of the wall.
-        rim = depth - (1 - fat - wall)
-        self.rib_band = _clip01((0.03 - np.abs(rim - 0.045)) * edge + 0.5)
-        self.rib_band[np.abs(self.x) < 0.16] = 0
-        self.fat_hu, self.muscle_hu = rng.uniform(-115, -95), rng.uniform(50, 65)
-        hu = np.full_like(self.x, -1000.0)
-        table = _clip01((0.03 - np.abs(self.y - 1.2 + 0.25 * self.x**2)) * edge * 1.2)
-        hu += table * (np.abs(self.x) < 0.75) * rng.uniform(300, 600)
-        for layer, value in ((skin, 20), (inner, self.fat_hu), (muscle, self.muscle_hu)):
-            hu += layer * (value - hu)
-        hu += self.cavity * (self.fat_hu - hu)
-        tissue = np.where(muscle > 0.5, MUSCLE, SUBCUTANEOUS).astype(np.uint8)
-        tissue[inner < 0.5] = BLOCKED
-        self.wall_hu, self.wall_tissue = hu, tissue
-
-    def _anatomy(self, rng: np.random.Generator) -> list[Organ]:
-        """Organs in the order they are painted; every patient's differ a little."""
-        blood, bone, muscle = rng.uniform(110, 190), rng.uniform(450, 900), self.muscle_hu
-        liver, spleen = rng.uniform(85, 120), rng.uniform(100, 135)
-        kidney, lung = rng.uniform(130, 185), rng.uniform(-860, -760)
-        inf = math.inf
-        organs = [
-            Organ(LUNG, lung, -0.42, 0.02, 150, 0.36, 0.74, 160),
-            Organ(LUNG, lung, 0.42, 0.02, 150, 0.34, 0.74, 160),
-            Organ(OTHER, blood * 0.9, 0.12, -0.22, 225, 0.33, 0.4, 70),
-            Organ(OTHER, blood, -0.06, -0.2, 110, 0.085, 0.12, 75),
-            Organ(BLOCKED, -990, 0.0, 0.08, 20, 0.05, 0.07, 120),
-            Organ(OTHER, 40, 0.03, 0.2, 100, 0.035, 0.04, 190),
-            Organ(LIVER, liver, -0.36, -0.08, 320, 0.47, 0.6, 85),
-            Organ(OTHER, 35, 0.36, -0.3, 315, 0.24, 0.24, 50),
-            Organ(BLOCKED, -950, 0.36, -0.46, 315, 0.13, 0.07, 35),
-            Organ(SPLEEN, spleen, 0.6, 0.2, 320, 0.17, 0.34, 55),
-            Organ(OTHER, 90, 0.05, -0.05, 365, 0.28, 0.08, 22),
-        ]
-        for side in (-1, 1):
-            organs += [
-                Organ(KIDNEY, kidney, 0.42 * side, 0.4, 385, 0.16, 0.24, 55),
-                Organ(OTHER, -60, 0.36 * side, 0.36, 385, 0.055, 0.08, 28),
-                Organ(MUSCLE, muscle, 0.2 * side, 0.42, 490, 0.1, 0.15, 120),
-            ]
-        for _ in range(14):  # loops of bowel, some with gas on top
-            x, y, z = rng.uniform(-0.55, 0.55), rng.uniform(-0.6, 0.1), rng.uniform(395, 590)
-            rx, ry, rz = rng.uniform(0.1, 0.2), rng.uniform(0.12, 0.2), rng.uniform(25, 50)
-            organs += [
-                Organ(OTHER, rng.uniform(55, 90), x, y, z, rx, ry, rz),
-                Organ(OTHER, rng.uniform(5, 40), x, y, z, rx * 0.78, ry * 0.78, rz * 0.9),
-            ]
-            if rng.random() < 0.4:
-                organs.append(Organ(BLOCKED, -900, x, y - 0.4 * ry, z, rx * 0.5, ry * 0.35, rz / 2))
-        organs += [
-            Organ(OTHER, 8, 0, -0.2, 575, 0.26, 0.26, 40),
-            Organ(OTHER, blood, 0.13, 0.2, 250, 0.07, 0.095, 190),
-            Organ(OTHER, blood * 0.9, -0.12, 0.2, 400, 0.065, 0.08, 150),
-        ]
-        for side in (-1, 1):  # paraspinal muscles and pelvic bones
-            organs += [
-                Organ(MUSCLE, muscle, 0.24 * side, 0.66, 300, 0.24, 0.17, inf, False),
-                Organ(BLOCKED, bone, 0.56 * side, 0.32, 545, 0.13, 0.34, 60),
-                Organ(MARROW, 190, 0.56 * side, 0.32, 545, 0.085, 0.27, 55),
-                Organ(BLOCKED, bone * 0.8, 0.16 * side, 0.68, 300, 0.1, 0.035, inf, False),
-            ]
-        organs += [
-            Organ(BLOCKED, bone, 0, -0.76, 120, 0.12, 0.06, 110, False),
-            Organ(BLOCKED, bone, 0, 0.44, 300, 0.16, 0.19, inf, False),
-            Organ(MARROW, 190, 0, 0.44, 300, 0.13, 0.155, inf, False),
-            Organ(BLOCKED, bone * 0.9, 0, 0.72, 300, 0.03, 0.15, inf, False),
-            Organ(BLOCKED, bone, 0, 0.655, 300, 0.1, 0.1, inf, False),
-            Organ(OTHER, 25, 0, 0.645, 300, 0.065, 0.07, inf, False),
-        ]
-        jitter = lambda o: o._replace(  # noqa: E731
-            hu=o.hu * rng.uniform(0.97, 1.03), z=o.z + rng.uniform(-10, 10)
-        )
-        return [jitter(organ) for organ in organs]
-
-    def plane(self, z: float) -> tuple[np.ndarray, np.ndarray]:
-        """The body at height z (mm) -> HU (size, size) float32 and tissue (size, size) uint8."""
-        hu, tissue = self.wall_hu.copy(), self.wall_tissue.copy()
-        cavity = MEDIASTINUM if z < 275 else ABDOMEN if z < 470 else PELVIS
-        tissue[self.cavity > 0.5] = cavity
-        for organ in self.organs:
-            self._paint(organ, z, hu, tissue)
-        if z < 340:
-            height = (z + 45 * self.y) / 27
-            rib = self.rib_band * np.clip((0.21 - np.abs(height % 1 - 0.5)) * 12, 0, 1)
-            hu += rib * (420 - hu)
-            tissue[rib > 0.5] = BLOCKED
-        self._add_texture(z, hu, tissue)
-        return hu, tissue
-
-    def _paint(self, organ: Organ, z: float, hu: np.ndarray, tissue: np.ndarray) -> None:
-        scale = 1 - ((z - organ.z) / organ.rz) ** 2
-        if scale <= 0:
-            return
-        scale = math.sqrt(scale)
-        # The warp moves an outline by less than 0.1 body units: look no farther than that.
-        reach_x = (organ.rx * scale + 0.1) * self.half_width
-        reach_y = (organ.ry * scale + 0.1) * self.half_height
-        cx = self.centre[0] + organ.x * self.half_width
-        cy = self.centre[1] + organ.y * self.half_height
-        box = (
-            slice(max(int(cy - reach_y), 0), max(int(cy + reach_y) + 2, 0)),
-            slice(max(int(cx - reach_x), 0), max(int(cx + reach_x) + 2, 0)),
-        )
-        q = np.hypot((self.x[box] - organ.x) / organ.rx, (self.y[box] - organ.y) / organ.ry)
-        sharpness = min(organ.rx * self.half_width, organ.ry * self.half_height)
-        inside = _clip01((scale - q) * sharpness + 0.5)
-        if organ.clipped:
-            inside *= self.cavity[box]
-        hu[box] += inside * (organ.hu - hu[box])
-        tissue[box][inside > 0.5] = organ.tissue
-
-    def _add_texture(self, z: float, hu: np.ndarray, tissue: np.ndarray) -> None:
-        hu += TEXTURE[tissue] * self._field(self.coarse, z)
-        vessels = np.maximum(self._field(self.fine, z) - 1.0, 0)
-        hu += (tissue == LUNG) * 350 * vessels
-
-    def _field(self, volume: np.ndarray, z: float) -> np.ndarray:
-        at = np.clip(z / BODY_LENGTH, 0, 1) * (len(volume) - 1.001)
-        lower, part = int(at), at - int(at)
-        # Divided by the root of the squares, a blend of two layers varies as much as one layer.
-        mix = ((1 - part) * volume[lower] + part * volume[lower + 1]) / math.hypot(part, 1 - part)
-        return cv2.resize(mix, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
 
 
 # --- lesions and distractors ----------------------------------------------------------------------
@@ -302,152 +125,133 @@ class Body:
 
 @dataclass
 class Finding:
-    """One object of a key slice. Everything is drawn before it is decided what it is.
+    """One object of a key slice. All but `is_lesion` is drawn before it is decided what it is."""
 
-    centre and velocity in px and px/mm (x, y); z, half_depth in mm; offset: how far the object's
-    widest section is from the key slice, mm.
-    """
-
+    scan: Scan
     outline: Outline
     tissue: int
-    centre: np.ndarray
-    z: float
-    half_depth: float
-    offset: float
-    velocity: np.ndarray
+    centre: np.ndarray  # (x, y), px
+    z: float  # of the key slice, mm
+    half_depth: float  # of the lesion it may become, mm
+    offset: float  # of the key slice from the lesion's widest section, mm
+    velocity: np.ndarray  # (x, y) of the distractor it may become, px/mm
     hu: float
-    core: float  # HU added in the middle: a necrotic or denser core
+    core: float  # HU added towards the middle: necrotic or denser
     waves: np.ndarray  # (k, 4) texture: frequency x, y (1/mm), phase, amplitude (HU)
-    edge: float  # px
+    edge: float  # width of the rim, px
     is_lesion: bool = False
 
-    def radius_px(self, spacing: float) -> float:
-        return float(self.outline.radius.max()) / spacing
+    @property
+    def reach(self) -> float:
+        """Radius in px of the circle that holds the object's section."""
+        return float(self.outline.radius.max()) / self.scan.spacing
 
-    def opacity(self, z: float, thickness: float, size: int, spacing: float, as_lesion: bool):
-        """How much of each pixel of the slice at z the object fills, and its HU there.
+    def section(self, z: float, as_lesion: bool):
+        """What it fills of each pixel of the slice at z: (box, opacity (h, w), HU (h, w)) or None.
 
-        Returns (box, opacity (h, w), hu (h, w)), or None if it does not reach the slice. A lesion
-        is averaged over the slice thickness; a distractor takes the average that the lesion would
-        have in the key slice and carries it along, so the key slice is the same for both.
+        A lesion is averaged over the slice thickness. A distractor carries along the average that
+        the lesion would have in the key slice, instead of smearing its own motion: so thick key
+        slices are the same for both too.
         """
-        away = z - self.z
-        centre, fade = self.centre, 1.0
+        size, spacing, thickness = self.scan
+        away, centre, fade = z - self.z, self.centre, 1.0
         if not as_lesion:
             centre = centre + self.velocity * away
             fade = min((PERSIST + FADE - abs(away)) / FADE, 1.0)
             away = 0.0
-        if fade <= 0 or abs(away + self.offset) - thickness / 2 > self.half_depth:
+        heights = away + self.offset + sub_heights(thickness)
+        if fade <= 0 or np.abs(heights).min() >= self.half_depth:
             return None
-        reach = self.radius_px(spacing) + self.edge + 1
-        low = np.maximum(np.floor(centre - reach).astype(int), 0)
-        high = np.minimum(np.ceil(centre + reach).astype(int) + 1, size)
-        if (high <= low).any():
+        margin = self.reach + self.edge + 1
+        x0, y0 = np.maximum(np.floor(centre - margin), 0).astype(int)
+        x1, y1 = np.minimum(np.ceil(centre + margin) + 1, size).astype(int)
+        if x1 <= x0 or y1 <= y0:
             return None
-        box = (slice(low[1], high[1]), slice(low[0], high[0]))
-        y, x = np.mgrid[box]
+        y, x = np.mgrid[y0:y1, x0:x1]
         dx, dy = (x - centre[0]) * spacing, (y - centre[1]) * spacing  # mm
         distance = np.hypot(dx, dy)
-        radius = np.interp(
-            np.arctan2(dy, dx), OUTLINE_ANGLES, self.outline.radius, period=2 * np.pi
-        )
-        depths = away + self.offset + _sub_heights(thickness)
-        scales = np.sqrt(np.maximum(1 - (depths / self.half_depth) ** 2, 0))
-        width = self.edge * spacing
-        fills = [np.clip((radius * s - distance) / width + 0.5, 0, 1) * (s > 0) for s in scales]
+        radius = np.interp(np.arctan2(dy, dx), ANGLES, self.outline.radius, period=2 * np.pi)
+        scales = np.sqrt(np.maximum(1 - (heights / self.half_depth) ** 2, 0))
+        rim = self.edge * spacing
+        fills = [
+            np.clip((scale * radius - distance) / rim + 0.5, 0, 1) for scale in scales[scales > 0]
+        ]
+        opacity = fade * np.sum(fills, axis=0) / heights.size
         hu = self.hu + self.core * np.maximum(1 - distance / radius, 0)
         for fx, fy, phase, amplitude in self.waves:
             hu = hu + amplitude * np.cos(2 * np.pi * (fx * dx + fy * dy) + phase)
-        return box, fade * np.mean(fills, axis=0), hu
+        return np.s_[y0:y1, x0:x1], opacity, hu
 
-    def collides(self, other: "Finding", spacing: float) -> bool:
+    def may_meet(self, other: "Finding") -> bool:
         """Whether the two could touch in any slice, whichever of them moves."""
-        reach = PERSIST + FADE
-        z = np.arange(max(self.z, other.z) - reach, min(self.z, other.z) + reach + 1)[:, None]
-        gap = self.radius_px(spacing) + other.radius_px(spacing) + 3
-        mine = [self.centre + self.velocity * (z - self.z) * moves for moves in (0, 1)]
-        theirs = [other.centre + other.velocity * (z - other.z) * moves for moves in (0, 1)]
+        far = PERSIST + FADE
+        z = np.arange(max(self.z, other.z) - far, min(self.z, other.z) + far + 1)[:, None]
+        mine, theirs = (
+            [f.centre + moves * f.velocity * (z - f.z) for moves in (0, 1)] for f in (self, other)
+        )
+        gap = self.reach + other.reach + 3
         return any((np.linalg.norm(a - b, axis=1) < gap).any() for a in mine for b in theirs)
 
 
-def _sub_heights(thickness: float) -> np.ndarray:
-    """Heights about 1 mm apart whose mean stands for a slice of that thickness (mm)."""
-    n = max(round(thickness), 1)
-    return (np.arange(n) - (n - 1) / 2) * thickness / n
-
-
-def _object_hu(rng: np.random.Generator, tissue: int, background: float) -> float:
+def _draw_hu(rng: np.random.Generator, tissue: int, background: float) -> float:
     if tissue == LUNG:
         return rng.uniform(-550, -350) if rng.random() < 0.2 else rng.uniform(-40, 70)
     if tissue in FAT_LIKE:
         return rng.uniform(10, 90)
-    return background + rng.uniform(35, 85) * (-1 if rng.random() < 0.75 else 1)
+    return background + rng.uniform(40, 90) * (-1 if rng.random() < 0.75 else 1)
 
 
 def draw_finding(
-    rng: np.random.Generator, tissue_map: np.ndarray, hu_map: np.ndarray, z: float, spacing: float
+    rng: np.random.Generator, scan: Scan, hu: np.ndarray, tissue: np.ndarray, z: float
 ) -> Finding | None:
-    """Draw an object and a place for it in the key slice at z; None if it fits nowhere."""
-    tissue = int(rng.choice(np.setdiff1d(np.unique(tissue_map), (BLOCKED, OTHER))))
-    outline = draw_outline(rng, max(5.0, 5.5 * spacing), 30.0, tissue == LUNG)
-    radius = outline.radius.max() / spacing
-    depth = cv2.distanceTransform((tissue_map == tissue).astype(np.uint8), cv2.DIST_L2, 5)
-    rows, columns = np.nonzero(depth > 0.85 * radius + 1)
+    """Draw an object and a place for it on the body plane (hu, tissue) at z; None if none fits."""
+    kind = int(rng.choice(np.setdiff1d(tissue, (BLOCKED, OTHER))))
+    outline = draw_outline(rng, max(5.0, 5.5 * scan.spacing), 30.0, kind == LUNG)
+    room = cv2.distanceTransform((tissue == kind).astype(np.uint8), cv2.DIST_L2, 5)
+    rows, columns = np.nonzero(room > 0.85 * outline.radius.max() / scan.spacing + 1)
     if rows.size == 0:
         return None
     k = rng.integers(rows.size)
     centre = np.array([columns[k], rows[k]]) + rng.uniform(-0.5, 0.5, 2)
-    half_depth = outline.diameter * rng.uniform(0.25, 0.5)
-    # Large sections must move more before a step can be seen.
-    speed = max(1.0, 0.05 * outline.diameter / spacing) * rng.uniform(1.05, 1.4)  # px/mm
+    # At least 2 px in 2 mm; a larger section must move more before the step can be seen.
+    speed = max(1.1, 0.06 * outline.diameter / scan.spacing) * rng.uniform(1, 1.4)
     angle = rng.uniform(0, 2 * np.pi)
     velocity = speed * np.array([np.cos(angle), np.sin(angle)])
-    for side in (-8, 8):  # a tube must be inside the body at least so many mm farther
-        x, y = np.rint(centre + side * velocity).astype(int)
-        inside = 0 <= x < tissue_map.shape[1] and 0 <= y < tissue_map.shape[0]
-        if not inside or tissue_map[y, x] == BLOCKED:
+    for away in (-8, 8):  # a tube must not leave the body sooner than that, mm
+        x, y = np.rint(centre + away * velocity).astype(int)
+        if not (0 <= x < scan.size and 0 <= y < scan.size) or tissue[y, x] == BLOCKED:
             return None
-    background = float(np.median(hu_map[tissue_map == tissue]))
+    half_depth = outline.diameter * rng.uniform(0.25, 0.5)
     k = rng.integers(2, 5)
     frequency = rng.uniform(0.05, 0.2, k) * np.exp(1j * rng.uniform(0, np.pi, k))
-    amplitude = rng.uniform(0, 8, k)
+    phase, amplitude = rng.uniform(0, 2 * np.pi, k), rng.uniform(0, 8, k)
     return Finding(
+        scan,
         outline,
-        tissue,
+        kind,
         centre,
         z,
         half_depth,
         offset=half_depth * rng.uniform(-0.2, 0.2),
         velocity=velocity,
-        hu=_object_hu(rng, tissue, background),
+        hu=_draw_hu(rng, kind, float(np.median(hu[tissue == kind]))),
         core=rng.uniform(-25, 10),
-        waves=np.stack([frequency.real, frequency.imag, rng.uniform(0, 6.28, k), amplitude], 1),
+        waves=np.stack([frequency.real, frequency.imag, phase, amplitude], axis=1),
         edge=rng.uniform(0.8, 1.8),
     )
 
 
-def measure(finding: Finding, thickness: float, size: int, spacing: float):
-    """The finding's mask in its key slice and RECIST points (0-based px), or None if under 5 px.
+def measure(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
+    """Mask (size, size) bool and RECIST points (4, 2), 0-based px, of a finding in its key slice.
 
-    Returns (mask (size, size) bool, recist (4, 2)). The edge is where the object fills half as
-    much of a pixel as at its fullest: what a reader sees on a thick slice too.
+    Its edge is where it fills half as much of a pixel as in its middle: what a reader sees.
     """
-    box, opacity, _ = finding.opacity(finding.z, thickness, size, spacing, as_lesion=True)
-    half = 0.5 * opacity.max()
-    padded = cv2.copyMakeBorder(opacity, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    mask = np.zeros((size, size), bool)
-    mask[box] = opacity >= half
-    contour = _contour(padded, half) - 1 + [box[1].start, box[0].start]
-    recist = recist_of_contour(contour)
-    long, short = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
-    return (mask, recist) if long >= 5 and short >= 2.5 else None
-
-
-def _contour(image: np.ndarray, level: float) -> np.ndarray:
-    """The longest level line of an image, to a fraction of a pixel: (n, 2) points (x, y)."""
-    from skimage.measure import find_contours
-
-    return max(find_contours(image, level), key=len)[:, ::-1]
+    box, opacity, _ = finding.section(finding.z, as_lesion=True)
+    level = 0.5 * opacity.max()
+    mask = np.zeros((finding.scan.size,) * 2, bool)
+    mask[box] = opacity >= level
+    contour = max(find_contours(np.pad(opacity, 1), level), key=len)[:, ::-1] - 1
+    return mask, recist_of_contour(contour + (box[1].start, box[0].start))
 
 
 # --- a series -------------------------------------------------------------------------------------
@@ -471,32 +275,9 @@ class Series:
         return f"{self.patient:06d}_{self.study:02d}_01"
 
 
-def plan_series(patients: int, size: int, seed: int) -> list[Series]:
-    """The series of all patients: splits by patient, thin and thick alternating within a split."""
-    rng = np.random.default_rng([seed, 0])
-    held_out = max(1, round(0.15 * patients))
-    split_of = np.repeat([1, 2, 3], [patients - 2 * held_out, held_out, held_out])
-    lone = np.bincount(split_of)[split_of] == 1
-    rng.shuffle(split_of)
-    lone = np.bincount(split_of)[split_of] == 1
-    series = []
-    is_thick = rng.random(4) < 0.5
-    for patient in range(1, patients + 1):
-        split = int(split_of[patient - 1])
-        gender = str(rng.choice(["M", "F"]))
-        age = "NaN" if rng.random() < 0.03 else str(rng.integers(18, 88))
-        # A split of one patient gets two series, so that it too has thin and thick slices.
-        for study in range(1, 2 + bool(lone[patient - 1] or rng.random() < 0.2)):
-            thin = 2.0 if rng.random() < 0.15 else 1.0
-            thickness = 5.0 if is_thick[split] else thin
-            is_thick[split] = not is_thick[split]
-            series.append(Series(patient, study, split, thickness, size, seed, gender, age))
-    return series
-
-
 @dataclass
 class KeySlice:
-    """A key slice: slice index, its findings with mask and RECIST, and the slices around it."""
+    """A key slice, its findings with mask and RECIST points, and the range of slices around it."""
 
     index: int
     findings: list[tuple[Finding, np.ndarray, np.ndarray]]
@@ -504,120 +285,129 @@ class KeySlice:
     last: int = 0
 
 
-def _draw_key_slices(rng: np.random.Generator, body: Body, thickness: float) -> list[KeySlice]:
-    """One to three key slices, far enough apart that no object of one reaches another."""
-    size, spacing = body.size, body.spacing
-    margin = 5 * PERSIST
-    z, wanted = rng.uniform(40, BODY_LENGTH - margin), int(rng.choice([1, 2, 3], p=(0.6, 0.3, 0.1)))
+def plan_series(patients: int, size: int, seed: int) -> list[Series]:
+    """The series of all patients: splits by patient, thin and thick alternating within a split."""
+    rng = np.random.default_rng([seed, 0])
+    held_out = max(1, round(0.15 * patients))
+    split_of = rng.permutation(np.repeat([1, 2, 3], [patients - 2 * held_out, held_out, held_out]))
+    is_thick = rng.random(4) < 0.5
+    series = []
+    for patient, split in enumerate(split_of.tolist(), 1):
+        gender = str(rng.choice(["M", "F"]))
+        age = "NaN" if rng.random() < 0.03 else str(rng.integers(18, 88))
+        # A patient alone in a split gets two series, so that it too has thin and thick slices.
+        studies = 2 if np.sum(split_of == split) == 1 or rng.random() < 0.2 else 1
+        for study in range(1, studies + 1):
+            thin = 2.0 if rng.random() < 0.15 else 1.0
+            thickness = 5.0 if is_thick[split] else thin
+            is_thick[split] = not is_thick[split]
+            series.append(Series(patient, study, split, thickness, size, seed, gender, age))
+    return series
+
+
+def _draw_findings(
+    rng: np.random.Generator, body: Body, scan: Scan, z: float, placed: list[Finding]
+) -> list[tuple[Finding, np.ndarray, np.ndarray]]:
+    """Two, four or six findings with mask and RECIST, half of them lesions; fewer if none fit."""
+    hu, tissue = body.plane(z)
+    wanted = 2 * int(rng.choice([1, 2, 3], p=(0.65, 0.25, 0.1)))
+    found = []
+    for _ in range(12 * wanted):
+        finding = draw_finding(rng, scan, hu, tissue, z)
+        others = placed + [other for other, _, _ in found]
+        if finding is None or any(finding.may_meet(other) for other in others):
+            continue
+        mask, recist = measure(finding)
+        long, short = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
+        if long >= 5 and short >= 2.5:
+            found.append((finding, mask, recist))
+        if len(found) == wanted:
+            break
+    found = found[: len(found) // 2 * 2]
+    # Only now is it decided which are lesions: nothing drawn so far can depend on it.
+    for (finding, _, _), is_lesion in zip(found, rng.permutation(len(found)) % 2, strict=True):
+        finding.is_lesion = bool(is_lesion)
+    return found
+
+
+def _draw_key_slices(rng: np.random.Generator, body: Body, scan: Scan) -> list[KeySlice]:
+    """One to three key slices, so far apart that no object of one reaches another."""
+    wanted = int(rng.choice([1, 2, 3], p=(0.6, 0.3, 0.1)))
     keys: list[KeySlice] = []
-    for _ in range(100):
-        index = max(round(z / thickness), 1)
+    z = rng.uniform(40, BODY_LENGTH - 80)
+    while len(keys) < wanted and z < BODY_LENGTH - 30:
+        index = round(z / scan.thickness)
         placed = [finding for key in keys for finding, _, _ in key.findings]
-        findings = _draw_findings(rng, body, index * thickness, thickness, placed)
+        findings = _draw_findings(rng, body, scan, index * scan.thickness, placed)
         if findings:
             keys.append(KeySlice(index, findings))
             z += rng.uniform(28, 40) if rng.random() < 0.6 else rng.uniform(75, 110)
         else:
             z += rng.uniform(3, 10)
-        if z > BODY_LENGTH - 30:
-            if keys:
-                break
-            z = rng.uniform(40, BODY_LENGTH - margin)
-        if len(keys) == wanted:
-            break
     if not keys:
-        raise RuntimeError(f"no place for any lesion found; body of {size} px, {spacing} mm")
-    reach = math.ceil((30 if size >= 384 else 15) / thickness)
-    for key in keys:
-        short = [reach, reach]
-        if rng.random() < 0.12:  # the scan ends near the key slice
-            short[rng.integers(2)] = int(rng.integers(0, 3))
-        key.first, key.last = max(key.index - short[0], 1), key.index + short[1]
-    # As in DeepLesion, neighbouring ranges are one; and a scan's end hides no key slice.
-    for before, after in zip(keys, keys[1:]):
-        if after.first <= before.last + 1:
-            first, last = min(before.first, after.first), max(before.last, after.last)
-            for key in keys:
-                if key is after or (key.first, key.last) == (before.first, before.last):
-                    key.first, key.last = first, last
+        return _draw_key_slices(rng, body, scan)
+    _choose_ranges(rng, keys, math.ceil((30 if scan.size >= 384 else 15) / scan.thickness))
     return keys
 
 
-def _draw_findings(rng, body: Body, z: float, thickness: float, placed: list[Finding]):
-    """Two, four or six findings, half of them lesions, as many as fit; empty if none do."""
-    hu, tissue = body.plane(z)
-    wanted = 2 * int(rng.choice([1, 2, 3], p=(0.65, 0.25, 0.1)))
-    found = []
-    for _ in range(12 * wanted):
-        finding = draw_finding(rng, tissue, hu, z, body.spacing)
-        others = placed + [other for other, _, _ in found]
-        if finding is None or any(finding.collides(other, body.spacing) for other in others):
-            continue
-        measured = measure(finding, thickness, body.size, body.spacing)
-        if measured is not None:
-            found.append((finding, *measured))
-        if len(found) == wanted:
-            break
-    found = found[: len(found) // 2 * 2]
-    # Only now is it decided which are lesions: nothing drawn so far can depend on it.
-    kinds = rng.permutation(np.arange(len(found)) % 2 == 0)
-    for (finding, _, _), kind in zip(found, kinds, strict=True):
-        finding.is_lesion = bool(kind)
-    return found
+def _choose_ranges(rng: np.random.Generator, keys: list[KeySlice], reach: int) -> None:
+    """`reach` slices on each side, fewer where the scan ends; ranges that touch become one."""
+    ranges: list[list[int]] = []
+    for key in keys:
+        sides = [reach, reach]
+        if rng.random() < 0.12:  # the scan ends close to the key slice
+            sides[rng.integers(2)] = int(rng.integers(3))
+        first, last = max(key.index - sides[0], 1), key.index + sides[1]
+        if ranges and first <= ranges[-1][1] + 1:
+            ranges[-1][1] = last
+        else:
+            ranges.append([first, last])
+    for key in keys:
+        key.first, key.last = next(r for r in ranges if r[0] <= key.index <= r[1])
 
 
-def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
-    """CT noise: neighbouring pixels correlate by about 0.55; standard deviation 1."""
+def _ct_noise(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Noise (size, size) of standard deviation 1 whose neighbours correlate by 0.55, as in CT."""
     white = rng.standard_normal((size + 8, size + 8), dtype=np.float32)
     kernel = cv2.getGaussianKernel(7, 0.65, cv2.CV_32F)
-    smooth = cv2.sepFilter2D(white, -1, kernel, kernel)[4:-4, 4:-4]
-    return smooth / float((kernel**2).sum())
+    return cv2.sepFilter2D(white, -1, kernel, kernel)[4:-4, 4:-4] / float((kernel**2).sum())
 
 
-def render_slice(
-    body: Body, z: float, thickness: float, findings: list[Finding], noise: np.ndarray
-) -> np.ndarray:
-    """One slice -> (size, size) int16 HU: the body averaged over the thickness (mm), objects, noise.
-
-    noise: (size, size) HU of the image noise to add.
-    """
-    planes = [body.plane(z + dz) for dz in _sub_heights(thickness)]
-    hu = np.mean([plane for plane, _ in planes], axis=0)
-    passable = np.mean([tissue != BLOCKED for _, tissue in planes], axis=0)
+def render_slice(body: Body, z: float, thickness: float, findings: list[Finding]) -> np.ndarray:
+    """A noiseless slice at z -> (size, size) float32 HU: the body, its findings, the blur."""
+    hu, passable = body.slab(z, thickness)
     for finding in findings:
-        drawn = finding.opacity(z, thickness, body.size, body.spacing, finding.is_lesion)
-        if drawn is not None:
-            box, opacity, value = drawn
+        section = finding.section(z, finding.is_lesion)
+        if section is not None:
+            box, opacity, value = section
             hu[box] += opacity * passable[box] * (value - hu[box])
-    hu = cv2.GaussianBlur(hu.astype(np.float32), (0, 0), 0.6) + noise
-    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+    return cv2.GaussianBlur(hu.astype(np.float32), (0, 0), 0.6)
 
 
 def make_series(root: Path, series: Series) -> dict:
-    """Write the slices and truth masks of a series; return its CSV rows and truth.
+    """Write slices and truth masks of a series; return {"rows": of the CSV, "truth": by key slice}.
 
-    A finished series leaves a record by which a later call knows that there is nothing to do.
+    The return value is also left on disk, by which a later call knows that there is nothing to do.
     """
     record_file = root / "phantom_truth" / "series" / f"{series.name}.json"
     if record_file.exists():
         return json.loads(record_file.read_text())
-    rng = np.random.default_rng([series.seed, series.patient, series.study])
-    # Patients keep their anatomy; each scan has its own spacing only in as far as the body has.
+    # A patient's studies share the anatomy, so the body has a generator of its own.
     body_rng = np.random.default_rng([series.seed, series.patient, 0])
+    rng = np.random.default_rng([series.seed, series.patient, series.study])
     spacing = round(body_rng.uniform(0.6, 0.9) * math.sqrt(512 / series.size), 6)
     body = Body(body_rng, series.size, spacing)
-    keys = _draw_key_slices(rng, body, series.thickness)
+    keys = _draw_key_slices(rng, body, Scan(series.size, spacing, series.thickness))
     findings = [finding for key in keys for finding, _, _ in key.findings]
+    # A thicker slice counts more photons; fewer pass the middle of the body than its rim.
     sigma = rng.uniform(20, 28) / math.sqrt(series.thickness)
-    # More photons are lost on the way through the middle of the body than near its skin.
-    sigma_map = sigma * (0.75 + 0.35 * np.exp(-(body.x**2 + body.y**2)))
+    sigma = sigma * (0.75 + 0.35 * np.exp(-(body.x**2 + body.y**2)))
     for index in sorted({i for key in keys for i in range(key.first, key.last + 1)}):
-        z = index * series.thickness
-        noise = sigma_map * _noise(rng, series.size)
-        hu = render_slice(body, z, series.thickness, findings, noise)
-        pixels = (hu.astype(np.int32) + 32768).astype(np.uint16)
+        hu = render_slice(body, index * series.thickness, series.thickness, findings)
+        hu = np.clip(np.rint(hu + sigma * _ct_noise(rng, series.size)), -1024, 3071)
+        pixels = (hu + 32768).astype(np.uint16)
         _write_png(root / "Images_png" / series.name / f"{index:03d}.png", pixels)
-    record = {"rows": [], "truth": {}}
+    record: dict = {"rows": [], "truth": {}}
     for key in keys:
         rows, truth, labels = _describe(rng, series, body, key)
         _write_png(root / "phantom_truth" / "masks" / f"{series.name}_{key.index:03d}.png", labels)
@@ -627,24 +417,20 @@ def make_series(root: Path, series: Series) -> dict:
     return record
 
 
-def _numbers(values) -> str:
-    return ", ".join(f"{value:.6g}" for value in np.ravel(values))
-
-
-def _describe(rng, series: Series, body: Body, key: KeySlice):
-    """CSV rows of a key slice's lesions, its truth, and the label image of all its findings."""
-    rows, truth = [], {"lesions": [], "distractors": []}
+def _describe(rng: np.random.Generator, series: Series, body: Body, key: KeySlice):
+    """CSV rows of a key slice's lesions, the truth on all its findings, and their label image."""
+    rows: list[list] = []
+    truth: dict[str, list] = {"lesions": [], "distractors": []}
     labels = np.zeros((series.size, series.size), np.uint8)
-    lung = any(f.tissue == LUNG and f.is_lesion for f, _, _ in key.findings)
+    lung = any(finding.tissue == LUNG for finding, _, _ in key.findings if finding.is_lesion)
     for finding, mask, recist in key.findings:
-        kind = "lesions" if finding.is_lesion else "distractors"
-        labels[mask] = len(truth[kind]) + (1 if finding.is_lesion else 101)
-        length = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
-        truth[kind].append(
+        group = truth["lesions" if finding.is_lesion else "distractors"]
+        labels[mask] = len(group) + (1 if finding.is_lesion else 101)
+        group.append(
             {
                 "shape": finding.outline.shape,
                 "irregularity": finding.outline.irregularity,
-                "diameters_mm": (length * body.spacing).tolist(),
+                "diameters_mm": (_lengths(recist) * body.spacing).tolist(),
                 "bbox": [*(recist.min(0) - 5), *(recist.max(0) + 5)],
                 "speed_px_per_mm": float(np.hypot(*finding.velocity)),
             }
@@ -652,80 +438,90 @@ def _describe(rng, series: Series, body: Body, key: KeySlice):
         if not finding.is_lesion:
             continue
         noisy = rng.random() < 0.01
-        angle = rng.uniform(0, 2 * np.pi, 4)
-        reader = rng.uniform(0, 8 if noisy else 0.7, 4)  # px the reader's click is off
-        points = recist + reader[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-        if not noisy and not _axes_cross(points):
-            points = recist
-        points = np.clip(points, 0, series.size - 1) + 1  # 1-based, as in DL_info.csv
+        points = _read_off(rng, recist, 8.0 if noisy else 0.7)
+        points = np.clip(points, 0, series.size - 1) + 1  # DL_info.csv counts from 1
         place = ((finding.centre - body.centre) / (body.half_width, body.half_height) + 1) / 2
-        lesion_type = LESION_TYPE.get(finding.tissue, finding.tissue)
-        values = (
-            f"{series.name}_{key.index:03d}.png",
-            series.patient,
-            series.study,
-            1,
-            key.index,
-            _numbers(points),
-            _numbers([points.min(0) - 5, points.max(0) + 5]),
-            _numbers(np.linalg.norm(points[1::2] - points[::2], axis=1)),
-            _numbers([*place, finding.z / BODY_LENGTH]),
-            -1 if series.split == 1 else lesion_type,
-            int(noisy),
-            f"{key.first}, {key.last}",
-            _numbers([body.spacing, body.spacing, series.thickness]),
-            f"{series.size}, {series.size}",
-            "-1500, 500" if lung else "-175, 275",
-            series.gender,
-            series.age,
-            series.split,
+        rows.append(
+            [
+                f"{series.name}_{key.index:03d}.png",
+                *(series.patient, series.study, 1, key.index),
+                _numbers(points),
+                _numbers([*(points.min(0) - 5), *(points.max(0) + 5)]),
+                _numbers(_lengths(points)),
+                _numbers([*place, finding.z / BODY_LENGTH]),
+                -1 if series.split == 1 else LESION_TYPE.get(finding.tissue, finding.tissue),
+                int(noisy),
+                f"{key.first}, {key.last}",
+                _numbers([body.spacing, body.spacing, series.thickness]),
+                f"{series.size}, {series.size}",
+                "-1500, 500" if lung else "-175, 275",
+                *(series.gender, series.age, series.split),
+            ]
         )
-        rows.append(list(values))
     return rows, truth, labels
 
 
-def _axes_cross(points: np.ndarray) -> bool:
-    """Whether the segments points[0]-points[1] and points[2]-points[3] cross."""
+def _read_off(rng: np.random.Generator, recist: np.ndarray, error: float) -> np.ndarray:
+    """The points as a reader clicks them, each up to `error` px off; the axes still cross."""
+    while True:
+        angle = rng.uniform(0, 2 * np.pi, 4)
+        shift = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        a, b, c, d = points = recist + rng.uniform(0, error, 4)[:, None] * shift
+        if _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0:
+            return points
 
-    def side(a, b, p):
-        return (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
 
-    a, b, c, d = points
-    return side(a, b, c) * side(a, b, d) <= 0 and side(c, d, a) * side(c, d, b) <= 0
+def _side(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> float:
+    """Positive where p lies on one side of the line from a to b, negative on the other."""
+    return (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
 
 
-# --- the whole --------------------------------------------------------------------------------------
+def _lengths(recist: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(recist[1::2] - recist[::2], axis=1)
+
+
+def _numbers(values) -> str:
+    return ", ".join(f"{value:.6g}" for value in np.ravel(values))
+
+
+# --- the whole ------------------------------------------------------------------------------------
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write to a temporary name, then rename: what has its name is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + f".{os.getpid()}.part")
+    part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     os.replace(part, path)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    done, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
-    if not done:
+    encoded, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
+    if not encoded:
         raise RuntimeError(f"{path}: OpenCV could not encode a {pixels.dtype} {pixels.shape} image")
     _write(path, data.tobytes())
 
 
 def _claim(root: Path, arguments: dict) -> None:
-    """Make `root` this phantom's folder; refuse one that holds anything else."""
+    """Make `root` the folder of this phantom, or refuse it."""
     note = root / "phantom_truth" / "arguments.json"
     if note.exists():
         there = json.loads(note.read_text())
         if there != arguments:
             raise FileExistsError(
                 f"{root} holds a phantom made with {there}, not {arguments}: "
-                "give the same arguments to continue it, or another folder"
+                "repeat its arguments to continue it, or give another folder"
             )
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} is not an empty folder and holds no phantom: give another")
+        raise FileExistsError(
+            f"{root} is not empty and holds no phantom: give a new or empty folder"
+        )
     else:
         _write(note, json.dumps(arguments).encode())
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
+    cv2.setNumThreads(1)
 
 
 def make_phantom(
@@ -736,12 +532,11 @@ def make_phantom(
     workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Write a synthetic DeepLesion of `patients` patients and `size` px square slices to `root`.
+    """Write a synthetic DeepLesion of `patients` patients, slices of `size` px a side, to `root`.
 
-    Writes DL_info.csv (last, so its presence means all is there), Images_png/ and, kept aside,
-    phantom_truth/ with masks and shapes of lesions and distractors. The same patients, size and
-    seed give the same bytes, whatever the number of workers. Interrupted, it is continued by the
-    same call. Returns the path of DL_info.csv.
+    Writes Images_png/, phantom_truth/ (masks and shapes of lesions and distractors) and, last,
+    DL_info.csv; returns the path of that. The same patients, size and seed give the same bytes
+    whatever the number of workers. After an interruption the same call continues the work.
 
     Raises ValueError for options out of range, FileExistsError if `root` holds anything else.
     """
@@ -752,20 +547,21 @@ def make_phantom(
         ("workers", workers, 1, 1024),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{option} is {value}: expected a whole number from {low} to {high}")
+            raise ValueError(f"{option} is {value}: give a whole number from {low} to {high}")
     root = Path(root)
-    arguments = {"phantom": 1, "patients": patients, "size": size, "seed": seed}
-    _claim(root, arguments)
+    _claim(root, {"phantom_version": 1, "patients": patients, "size": size, "seed": seed})
     table = root / "DL_info.csv"
     if not table.exists():
         series = plan_series(patients, size, seed)
-        bar = {"total": len(series), "desc": "series", "disable": not progress}
+        bar = partial(tqdm, total=len(series), desc="series", disable=not progress)
         make = partial(make_series, root)
         if workers == 1:
-            records = list(tqdm(map(make, series), **bar))
+            records = list(bar(map(make, series)))
         else:
-            with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-                records = list(tqdm(pool.map(make, series), **bar))
+            # Not forked: OpenCV's threads do not survive a fork.
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(workers, _start_worker) as pool:
+                records = list(bar(pool.imap(make, series)))
         truth = {name: entry for record in records for name, entry in record["truth"].items()}
         _write(root / "phantom_truth" / "truth.json", json.dumps(truth, indent=1).encode())
         text = io.StringIO()
