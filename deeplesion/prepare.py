@@ -110,9 +110,9 @@ def prepare(
     If it is interrupted, the finished key slices are kept in `root/annotations/unfinished.jsonl`,
     and the next call continues from there unless the table or the code that draws masks changed.
 
-    Processes are spawned: call it from under `if __name__ == "__main__"`. Raises FileNotFoundError
-    if there is no table or not one of its series, ValueError if the table is bad, RuntimeError if a
-    process was killed.
+    With more than one worker processes are spawned: call it from under `if __name__ == "__main__"`.
+    Raises FileNotFoundError if there is no table or not one of its series, ValueError if the table
+    is bad, RuntimeError if a process was killed.
     """
     root = Path(root)
     workers = _available_cores() if workers is None else workers
@@ -219,11 +219,12 @@ def _draw_masks(folder: SliceFolder, task: dict) -> dict:
 
 def _in_processes(work: partial, tasks: list, workers: int):
     """Yield work(task) in the order of the tasks; when left early, drop the tasks not yet begun."""
-    if not tasks:
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from map(work, tasks)
         return
-    executor = ProcessPoolExecutor(
-        min(workers, len(tasks)), multiprocessing.get_context("spawn"), _start_worker
-    )
+    # Spawned, not forked: OpenCV's threads do not survive a fork.
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
         yield from executor.map(work, tasks, chunksize=4)
     except BrokenExecutor:
