@@ -12,10 +12,15 @@ import cv2
 import numpy as np
 
 GRABCUT_ITERATIONS = 3
-# Pixels around the box from which the background's grey levels are learnt.
-MARGIN = 24
-# Half the width of the window, in HU, around the lesion's own median.
-HALF_WIDTH_HU = 250
+# Found on the phantom, see docs/masks.md. A reader's end points lie on the outline or a little
+# beyond: what is surely lesion and what may be is drawn with both axes scaled about their middle.
+CORE_SCALE = 0.9
+REACH_SCALE = 1.2
+# Pixels around the box that the background's grey levels are learnt from.
+MARGIN = 8
+# The grey window reaches as far from the lesion's HU as its surroundings differ, at least so many
+# HU: as little as can be is lost to 8 bits, and a lesion like its surroundings is not all noise.
+MIN_HALF_WINDOW = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +43,12 @@ def mask_from_recist(hu: np.ndarray, bbox: np.ndarray, recist: np.ndarray) -> np
 
     The recipe is that of Improved RetinaNet (Zlocha et al., MICCAI 2019): outside the box is
     background, inside probable foreground, the quadrilateral of the diameters' end points
-    foreground; three iterations. Here the grey levels are a window around the lesion's own median,
-    only the lesion's surroundings are looked at, and of the result the part that holds the
-    quadrilateral is kept with its holes filled. Where GrabCut cannot run (no background in sight)
-    or finds nothing the mask is the RECIST ellipse.
+    foreground; three iterations. What differs, because it brings the masks nearer to the truth
+    (docs/masks.md): grey levels are a window around the lesion's own HU, as wide as its contrast
+    asks for, and nothing wraps around; beyond the RECIST ellipse scaled by 1.2 is background too;
+    the quadrilateral is scaled by 0.9; only the box and a few pixels around it are looked at; and
+    of the result the part that holds the quadrilateral is kept, its holes filled. Where GrabCut
+    cannot run the mask is the RECIST ellipse, or the box where that lies outside it.
 
     The same lesion gives the same mask in any order of calls: OpenCV's random generator is seeded
     anew for each.
@@ -68,13 +75,13 @@ def mask_from_recist(hu: np.ndarray, bbox: np.ndarray, recist: np.ndarray) -> np
     recist = recist - (x0, y0)
     in_box = np.zeros(crop.shape, bool)
     in_box[top - y0 : bottom - y0, left - x0 : right - x0] = True
-    core = quadrilateral_from_recist(recist, crop.shape) & in_box
-    ellipse = ellipse_from_recist(recist, crop.shape) & in_box
+    core = quadrilateral_from_recist(_scaled(recist, CORE_SCALE), crop.shape) & in_box
+    reach = ellipse_from_recist(_scaled(recist, REACH_SCALE), crop.shape) & in_box | core
 
-    mask = ellipse
-    if core.any() and not in_box.all():
-        grey = _window_around(crop, np.median(crop[core]))
-        mask = _grabcut(grey, in_box, core)
+    if core.any() and not reach.all():
+        mask = _grabcut(_grey_levels(crop, core, ~reach), core, reach)
+    else:
+        mask = ellipse_from_recist(recist, crop.shape) & in_box
     if not mask.any():
         # Diameters that miss the box altogether: nothing but the box is known.
         mask = in_box
@@ -208,25 +215,33 @@ def _pixels_of_box(bbox: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, 
     return first[0], first[1], last[0] + 1, last[1] + 1
 
 
-def _window_around(hu: np.ndarray, level: float) -> np.ndarray:
-    """Grey levels (uint8) of the HU within HALF_WIDTH_HU of the level; farther ones saturate."""
-    return np.clip((hu - level) * (127.5 / HALF_WIDTH_HU) + 127.5, 0, 255).astype(np.uint8)
+def _scaled(recist: np.ndarray, scale: float) -> np.ndarray:
+    centre = recist.mean(axis=0)
+    return centre + scale * (recist - centre)
 
 
-def _grabcut(grey: np.ndarray, in_box: np.ndarray, core: np.ndarray) -> np.ndarray:
-    """GrabCut with sure background outside the box and sure foreground in the core."""
-    labels = np.where(in_box, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
+def _grey_levels(hu: np.ndarray, core: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Grey levels (uint8) of HU: the core's median is mid-grey, the background's black or white."""
+    level = np.median(hu[core])
+    half_window = max(abs(level - np.median(hu[background])), MIN_HALF_WINDOW)
+    return np.clip(127.5 + (hu - level) * (127.5 / half_window), 0, 255).astype(np.uint8)
+
+
+def _grabcut(grey: np.ndarray, core: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """GrabCut, (H, W) bool: the core is surely lesion, the reach may be, the rest is not."""
+    labels = np.where(reach, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     labels[core] = cv2.GC_FGD
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    # GrabCut starts from a random clustering. One seed for every lesion, and not the coordinates,
+    # so that a lesion moved by whole pixels keeps its mask.
     cv2.setRNGSeed(0)
     image = np.repeat(grey[:, :, None], 3, axis=2)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(image, labels, None, *models, GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK)
     foreground = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
-    _, components = cv2.connectedComponents(foreground.astype(np.uint8), connectivity=4)
-    foreground = np.isin(components, components[core])
-    # What the background around the crop cannot reach is foreground or a hole in it.
-    _, reach = cv2.connectedComponents(
-        np.pad(~foreground, 1, constant_values=True).astype(np.uint8), connectivity=4
-    )
-    return (reach != reach[0, 0])[1:-1, 1:-1] & in_box
+    _, parts = cv2.connectedComponents(foreground.astype(np.uint8), connectivity=4)
+    lesion = np.isin(parts, parts[core])
+    # What cannot be reached from outside the crop is lesion, or a hole in it.
+    outside = np.pad(~lesion, 1, constant_values=True).astype(np.uint8)
+    _, parts = cv2.connectedComponents(outside, connectivity=4)
+    return (parts != parts[0, 0])[1:-1, 1:-1] & reach
