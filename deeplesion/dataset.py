@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from mmdet.datasets import CocoDataset
@@ -16,9 +16,9 @@ from mmengine.dataset import DefaultSampler
 PIXEL_CENTRE = 0.5
 
 NO_DATA = (
-    "{path} does not exist. Point DEEPLESION_ROOT at DeepLesion and run "
-    "`python tools/prepare_data.py $DEEPLESION_ROOT` first (the README says how to get the data from "
-    "NIH), or make a synthetic one: `python tools/make_phantom.py data/phantom`, then prepare that."
+    "{path} does not exist. Point DEEPLESION_ROOT at DeepLesion and run `python "
+    "tools/prepare_data.py $DEEPLESION_ROOT` first (the README says how to get the data from NIH), "
+    "or make a synthetic one: `python tools/make_phantom.py data/phantom`, then prepare that."
 )
 
 
@@ -34,8 +34,8 @@ class SampleKey(NamedTuple):
 class EpochSampler(DefaultSampler):
     """mmengine's DefaultSampler that hands every sample its `SampleKey`.
 
-    Augmentation then depends on (seed, epoch, sample) alone: not on the worker that happens to draw
-    it, and never the same in two epochs, as with mmengine's workers, which are seeded alike in each.
+    Augmentation then depends on (seed, epoch, sample) alone: not on the worker that happens to
+    draw it, and it differs between epochs, in each of which mmengine seeds its workers alike.
     """
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -48,15 +48,15 @@ class DeepLesionDataset(CocoDataset):
     """DeepLesion key slices (or a phantom's) with lesion boxes, masks and RECIST diameters.
 
     Takes what mmdet's `CocoDataset` takes. Beyond its fields a sample carries `file_name`,
-    `file_thickness_mm`, `slice_range`, `spacing_mm`, `patient` and `lesions`: the annotations as the
-    file has them (pixel-centre coordinates), for evaluation.
+    `file_thickness_mm`, `slice_range`, `spacing_mm`, `patient` and `lesions`: the annotations as
+    the file has them (pixel-centre coordinates), for evaluation.
 
     Raises:
         FileNotFoundError: the annotation file is missing, with how to get or make the data.
         ValueError: it has no images, or a box without extent.
     """
 
-    METAINFO = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
+    METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
 
     def load_data_list(self) -> list[dict]:
         if not Path(self.ann_file).is_file():

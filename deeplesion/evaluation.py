@@ -1,4 +1,5 @@
-"""From detections to the tables of the papers: FROC over all, thin and thick slices; result files."""
+"""From detections to the tables of the papers: FROC over all, thin and thick slices; result
+files."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ from deeplesion.evaluation import format_table, froc_table, table_file, write_re
 class FROCMetric(BaseMetric):
     """Sensitivity at 0.5, 1, 2, 4, 8, 16 false positives an image, thin and thick slices apart.
 
-    Prints the table of the papers and returns its numbers in percent, e.g. `FROC/average` (the mean
-    at 0.5, 1, 2, 4: the number to choose a model by), `FROC/S@0.5`, `FROC/thin/average`.
+    Prints the table of the papers and returns its main numbers in percent: `FROC/average` (the mean
+    at 0.5, 1, 2, 4, by which a model is chosen), `FROC/S@0.5` ..., `FROC/thin_average`,
+    `FROC/thick_average`.
 
     Args:
         iou_threshold, pixel_offset: of a hit, see `deeplesion.froc.froc`.
@@ -71,12 +72,9 @@ class FROCMetric(BaseMetric):
         if self.result_file is not None:
             write_results(Path(self.result_file), results)
             write_table(table_file(Path(self.result_file)), rows)
-        metrics = {}
-        for row in rows:
-            group = "" if row["group"] == "all" else row["group"] + "/"
-            for point, value in row["sensitivity"].items():
-                metrics[f"{group}S@{point}"] = value
-            metrics[f"{group}average"] = row["average"]
+        metrics = {f"S@{point}": value for point, value in rows[0]["sensitivity"].items()}
+        metrics["average"] = rows[0]["average"]
+        metrics.update({f"{row['group']}_average": row["average"] for row in rows[1:]})
         return metrics
 
 

@@ -46,7 +46,7 @@ class LoadCTSlices(BaseTransform):
         )
 
     def transform(self, results: dict) -> dict:
-        """Adds `img`, `img_shape`, `ori_shape` and `thickness_mm` (of the stack, maybe infinite)."""
+        """Adds `img`, `img_shape`, `ori_shape` and the stack's `thickness_mm`, maybe infinite."""
         folder = SliceFolder(results["img_prefix"])
         slices, thickness_mm = load_slices(
             folder,
@@ -114,9 +114,8 @@ class RandomAffineResize(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         height, width = results["img"].shape[:2]
-        # Outside of training (no key) numpy's global state decides, as elsewhere in mmdet.
-        key = results.get("augmentation_key")
-        rng = np.random.default_rng(np.random.randint(2**31) if key is None else key)
+        # The key makes augmentation a function of (seed, epoch, sample); see dataset.EpochSampler.
+        rng = np.random.default_rng(results.get("augmentation_key"))
         matrix = self.draw(rng, (height, width))
         results["img"] = warp(results["img"], matrix, self.size, self.interpolation)
         if "gt_bboxes" in results:
@@ -194,7 +193,7 @@ def warp(
     interpolation: int,
     border: int = cv2.BORDER_REFLECT_101,
 ) -> np.ndarray:
-    """Warps (H, W) or (H, W, D) by a matrix in pixel-edge coordinates to (height, width) = `size`."""
+    """Warps (H, W[, D]) by a matrix in pixel-edge coordinates to (height, width) = `size`."""
     if image.shape[:2] == size and np.array_equal(matrix, np.eye(2, 3)):
         return image
     # cv2 counts pixel centres: half a pixel off before, half a pixel on after.

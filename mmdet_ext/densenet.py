@@ -28,14 +28,14 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     first time. Layers normalise by the batch in training mode either way.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    tracked = [norm.track_running_stats for norm in norms]
+    counted = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm._buffers.update({name: value.clone() for name, value in norm._buffers.items()})
     try:
         yield
     finally:
-        for norm, value in zip(norms, tracked):
-            norm.track_running_stats = value
+        for norm, buffers in zip(norms, counted):
+            norm._buffers.update(buffers)
 
 
 class DenseLayer(nn.Module):
@@ -82,7 +82,8 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor, thickness: Tensor) -> Tensor:
         features = [x]
         for layer in self.children():
-            features.append(layer(features, thickness))
+            # A new list each time: checkpointing reads the one it was given again, later.
+            features = [*features, layer(features, thickness)]
         return torch.cat(features, dim=1)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mmdet.registry import MODELS
 import torch
+from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 

@@ -1,0 +1,222 @@
+"""The backbone against a plain 2D DenseNet, checkpointing, and the loading of ImageNet weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmdet_ext.densenet import TruncatedDenseNet3D, fetch_weights
+
+SMALL = dict(growth=4, bn_size=2, block_config=(2, 3, 2), stem_channels=8)
+ALIGN = dict(type="AlignShiftConv", n_fold=4)
+
+
+def images(batch=2, depth=3, size=32, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 1, depth, size, size, generator=generator, dtype=dtype)
+
+
+def densenet_2d(backbone, x):
+    """One slice (N, 1, H, W) through the same weights, written out with 2D functions."""
+    weights = backbone.state_dict()
+
+    def norm_relu(x, name):
+        statistics = (weights[f"{name}.{key}"] for key in ("running_mean", "running_var"))
+        return F.relu(
+            F.batch_norm(x, *statistics, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        )
+
+    x = F.conv2d(x, weights["conv0.weight"], stride=2, padding=3)
+    x = F.max_pool2d(norm_relu(x, "norm0"), 3, 2, 1)
+    outputs = []
+    for block in (1, 2, 3):
+        if block > 1:
+            name = f"transition{block - 1}"
+            x = F.conv2d(norm_relu(x, f"{name}.norm"), weights[f"{name}.conv.weight"])
+            x = F.avg_pool2d(x, 2)
+        layer = 1
+        while (name := f"denseblock{block}.denselayer{layer}") + ".norm1.weight" in weights:
+            y = F.conv2d(norm_relu(x, f"{name}.norm1"), weights[f"{name}.conv1.weight"])
+            y = F.conv2d(norm_relu(y, f"{name}.norm2"), weights[f"{name}.conv2.weight"], padding=1)
+            x = torch.cat([x, y], 1)
+            layer += 1
+        outputs.append(x)
+    return outputs
+
+
+def randomise_norms(module):
+    generator = torch.Generator().manual_seed(1)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            for tensor in (norm.weight.data, norm.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (norm.bias.data, norm.running_mean):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+
+
+def test_without_fusion_every_slice_is_the_2d_network():
+    backbone = TruncatedDenseNet3D(dict(type="SliceConv"), **SMALL).double().eval()
+    randomise_norms(backbone)
+    x = images()
+    for d in range(3):
+        for got, expected in zip(backbone(x), densenet_2d(backbone, x[:, :, d])):
+            torch.testing.assert_close(got[:, :, d], expected)
+
+
+def test_shapes_and_strides_of_densenet121():
+    backbone = TruncatedDenseNet3D(ALIGN).eval()
+    assert backbone.out_channels == [256, 512, 1024]
+    with torch.no_grad():
+        outputs = backbone(images(1, 3, 64, torch.float32), torch.tensor([2.0]))
+    assert [tuple(y.shape) for y in outputs] == [
+        (1, 256, 3, 16, 16),
+        (1, 512, 3, 8, 8),
+        (1, 1024, 3, 4, 4),
+    ]
+
+
+def test_slices_reach_their_neighbours_only_with_fusion():
+    x = images(1, 5)
+    changed = x.clone()
+    changed[:, :, 3] += 1
+    thickness = torch.tensor([2.0], dtype=torch.float64)
+    for fusion, expected in ((dict(type="SliceConv"), False), (ALIGN, True)):
+        backbone = TruncatedDenseNet3D(fusion, **SMALL).double().eval()
+        before, after = backbone(x, thickness)[-1], backbone(changed, thickness)[-1]
+        assert (not torch.equal(before[:, :, 2], after[:, :, 2])) is expected
+
+
+def test_gradients_numerically():
+    torch.manual_seed(0)
+    backbone = TruncatedDenseNet3D(
+        dict(type="AlignShiftConv", n_fold=2),
+        growth=2, bn_size=1, block_config=(1, 1), stem_channels=4,
+    ).double()  # fmt: skip
+    x = images(1, 2, 16).requires_grad_()
+    thickness = torch.tensor([3.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: backbone(x, thickness), x, fast_mode=True)
+
+
+def test_checkpointing_changes_neither_outputs_nor_gradients_nor_statistics():
+    plain = TruncatedDenseNet3D(ALIGN, **SMALL).double()
+    saving = TruncatedDenseNet3D(ALIGN, with_cp=True, **SMALL).double()
+    saving.load_state_dict(plain.state_dict())
+    thickness = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    results = []
+    for backbone in (plain, saving):
+        backbone.train()
+        outputs = backbone(images(), thickness)
+        sum((y**2).mean() for y in outputs).backward()
+        results.append(outputs)
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), saving.buffers()):
+        assert torch.equal(a, b), f"{name} was counted twice"
+
+
+def imagenet_file(spelling, seed=0):
+    """A state dict with the keys and shapes of torchvision's DenseNet-121, values random."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+
+    def norm(name, channels):
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            weights[f"{name}.{key}"] = torch.rand(channels, generator=generator)
+
+    def conv(name, *shape):
+        weights[f"{name}.weight"] = torch.randn(shape, generator=generator)
+
+    conv("features.conv0", 64, 3, 7, 7)
+    norm("features.norm0", 64)
+    channels = 64
+    for block, layers in enumerate((6, 12, 24, 16), start=1):
+        for layer in range(1, layers + 1):
+            name = f"features.denseblock{block}.denselayer{layer}"
+            norm(f"{name}.norm{spelling}1", channels)
+            conv(f"{name}.conv{spelling}1", 128, channels, 1, 1)
+            norm(f"{name}.norm{spelling}2", 128)
+            conv(f"{name}.conv{spelling}2", 32, 128, 3, 3)
+            channels += 32
+        if block < 4:
+            norm(f"features.transition{block}.norm", channels)
+            conv(f"features.transition{block}.conv", channels // 2, channels, 1, 1)
+            channels //= 2
+    norm("features.norm5", channels)
+    weights["classifier.weight"] = torch.randn(1000, channels, generator=generator)
+    weights["classifier.bias"] = torch.randn(1000, generator=generator)
+    return weights
+
+
+@pytest.mark.parametrize("spelling", [".", ""])
+def test_imagenet_weights_load_in_both_spellings(spelling, tmp_path):
+    weights = imagenet_file(spelling)
+    torch.save(weights, tmp_path / "densenet121.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "densenet121.pth"))
+    backbone = TruncatedDenseNet3D(ALIGN, init_cfg=init_cfg)
+    backbone.init_weights()
+    name = f"features.denseblock3.denselayer24.conv{spelling}2.weight"
+    assert torch.equal(backbone.denseblock3.denselayer24.conv2.weight, weights[name])
+    assert torch.equal(
+        backbone.transition2.norm.running_var, weights["features.transition2.norm.running_var"]
+    )
+    assert torch.equal(backbone.conv0.weight, weights["features.conv0.weight"][:, 1:2])
+
+
+def test_stem_sum_adds_the_three_colours():
+    weights = imagenet_file("")
+    backbone = TruncatedDenseNet3D(ALIGN, stem="sum")
+    backbone.load_imagenet(weights)
+    torch.testing.assert_close(backbone.conv0.weight[:, 0], weights["features.conv0.weight"].sum(1))
+
+
+def test_report_accounts_for_every_tensor():
+    weights = imagenet_file(".")
+    report = TruncatedDenseNet3D(ALIGN).load_imagenet(weights)
+    cut = sum("denseblock4" in k or "transition3" in k or "norm5" in k for k in weights) + 2
+    assert f"{len(weights) - cut} tensors loaded" in report
+    assert f"{cut} not used" in report
+    assert "0 keep their initial values" in report
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w: w.pop("features.denseblock1.denselayer1.conv1.weight"), "missing denseblock1"),
+        (lambda w: w.update(extra=torch.zeros(1)), "unexpected extra"),
+        (
+            lambda w: w.update({"features.norm0.weight": torch.zeros(32)}),
+            r"norm0.weight has shape \(32,\), expected \(64,\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, message):
+    weights = imagenet_file("")
+    change(weights)
+    backbone = TruncatedDenseNet3D(ALIGN)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        backbone.load_imagenet(weights)
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="init_cfg=None"):
+        fetch_weights(str(tmp_path / "none.pth"))
+
+
+def test_no_network_says_which_file_to_fetch(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    url = "http://127.0.0.1:9/densenet121-a639ec97.pth"  # the discard port: nobody answers
+    with pytest.raises(ConnectionError, match=r"densenet121-a639ec97.pth.*init_cfg=None"):
+        fetch_weights(url)
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match="stem"):
+        TruncatedDenseNet3D(ALIGN, stem="first")
+    with pytest.raises(ValueError, match="init_cfg"):
+        TruncatedDenseNet3D(ALIGN, init_cfg=dict(type="Xavier"), **SMALL).init_weights()
+    with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\)"):
+        TruncatedDenseNet3D(ALIGN, **SMALL)(torch.zeros(1, 3, 32, 32))
