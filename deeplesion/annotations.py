@@ -164,7 +164,8 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
             stacklevel=2,
         )
     whole = {name: number[name].astype(int) for name in _COLUMNS if name in _INDICES}
-    thickness = np.where(spacing[:, 2] > 0, spacing[:, 2], np.nan)
+    thickness = spacing[:, 2]
+    thickness = np.where(np.isfinite(thickness) & (thickness > 0), thickness, np.nan)
     return pd.DataFrame(
         {
             "file_name": ["/".join(name.rsplit("_", 1)) for name in text["File_name"]],
@@ -294,8 +295,8 @@ def _read_rows(path: Path) -> tuple[list[dict], list[int], list[tuple]]:
         raise FileNotFoundError(
             f"annotation table not found: {path}. Expected DL_info.csv of DeepLesion there"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
     rows, lines, problems = [], [], []
     for row, line in numbered:
         if None in row or None in row.values():

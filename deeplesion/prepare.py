@@ -124,16 +124,18 @@ def prepare(
         warnings.simplefilter("ignore", UserWarning)
         lesions = read_dl_info(csv)
     clean = lesions[~lesions.noisy]
-    rows_of = clean.groupby("file_name", sort=False).indices
-    present = _series_present(root, {_series(name) for name in rows_of})
+    key_slices = {}  # file name -> its rows of the table
+    for lesion in clean.itertuples():
+        key_slices.setdefault(lesion.file_name, []).append(lesion)
+    present = _series_present(root, {_series(name) for name in key_slices})
 
     folder = root / "annotations"
     folder.mkdir(exist_ok=True)
     cache = folder / _CACHE_NAME
-    there = [name for name in rows_of if _series(name) in present]
+    there = [name for name in key_slices if _series(name) in present]
     results, cache_file = _open_cache(cache, _fingerprint(csv))
     with cache_file:
-        pending = [_task(clean.iloc[rows_of[name]]) for name in there if name not in results]
+        pending = [_task(key_slices[name]) for name in there if name not in results]
         work = partial(_draw_masks, SliceFolder(root / "Images_png"))
         progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
         with progress:
@@ -144,8 +146,8 @@ def prepare(
                     cache_file.flush()
                 progress.update()
 
-    problems = _problems(clean, rows_of, results)
-    counts = _write_annotations(folder, clean, rows_of, results, problems)
+    problems = _problems(key_slices, results)
+    counts = _write_annotations(folder, clean, results, problems)
     _write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
     cache.unlink()
     return Preparation(folder, counts, problems, int(lesions.noisy.sum()))
@@ -181,9 +183,9 @@ def _series(file_name: str) -> str:
     return file_name.partition("/")[0]
 
 
-def _task(lesions: pd.DataFrame) -> dict:
+def _task(lesions: list) -> dict:
     """All that a worker needs to know about a key slice, from its rows of the table."""
-    first = lesions.iloc[0]
+    first = lesions[0]
     neighbours = set()
     for policy in POLICIES:
         positions, _ = plan_stack(
@@ -194,7 +196,7 @@ def _task(lesions: pd.DataFrame) -> dict:
         "file_name": first.file_name,
         "shape": (first.height, first.width),
         "neighbours": [slice_name(_series(first.file_name), i) for i in sorted(neighbours)],
-        "lesions": list(zip(lesions.bbox, lesions.recist)),
+        "lesions": [(lesion.bbox, lesion.recist) for lesion in lesions],
     }
 
 
@@ -254,18 +256,17 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _problems(clean: pd.DataFrame, rows_of: dict, results: dict) -> pd.DataFrame:
+def _problems(key_slices: dict, results: dict) -> pd.DataFrame:
     """Every problem, in the order of the table: one for a key slice left out, else its lesions'."""
     problems = []
-    for name, rows in rows_of.items():
-        lesions = clean.iloc[rows]
+    for name, lesions in key_slices.items():
         result = results.get(name, {"problem": _NOT_DOWNLOADED, "detail": _series(name)})
         if "problem" in result:
             found = [(result["problem"], result["detail"])]
         else:
-            found = [p for lesion in lesions.itertuples() for p in _problems_of_box(lesion)]
+            found = [p for lesion in lesions for p in _problems_of_box(lesion)]
         left_out = "problem" in result
-        problems += [(name, lesions.split.iloc[0], what, why, left_out) for what, why in found]
+        problems += [(name, lesions[0].split, what, why, left_out) for what, why in found]
     return pd.DataFrame(problems, columns=["file_name", "split", "problem", "detail", "left_out"])
 
 
@@ -282,12 +283,11 @@ def _problems_of_box(lesion) -> list[tuple[str, str]]:
 
 
 def _write_annotations(
-    folder: Path, clean: pd.DataFrame, rows_of: dict, results: dict, problems: pd.DataFrame
+    folder: Path, clean: pd.DataFrame, results: dict, problems: pd.DataFrame
 ) -> pd.DataFrame:
     """Write a COCO file for each split and count what is in it and what was left out."""
-    masks = np.full(len(clean), None)
-    for name, rows in rows_of.items():
-        masks[rows] = results.get(name, {}).get("masks")
+    drawn = {name: iter(result.get("masks", ())) for name, result in results.items()}
+    masks = [next(drawn.get(name, iter(())), None) for name in clean.file_name]
     masks = pd.Series(masks, clean.index, dtype=object)
     counts = {}
     for split in SPLITS.values():

@@ -108,7 +108,7 @@ def test_file_order_splits_and_noisy_rows_are_kept(tmp_path):
     assert table.noisy.dtype == bool
 
 
-@pytest.mark.parametrize("thickness", [", 0", ", -1", ", NaN", ", nan", ", ", ""])
+@pytest.mark.parametrize("thickness", [", 0", ", -1", ", NaN", ", inf", ", ", ""])
 def test_missing_thickness_is_nan(tmp_path, thickness):
     table = read(tmp_path, row(Spacing_mm_px_="0.5, 0.5" + thickness))
     assert math.isnan(table.thickness_mm[0])
@@ -255,6 +255,29 @@ def test_rows_of_another_width_are_named(tmp_path):
         read_dl_info(path)
     assert "line 3, all = '3 cells': expected 18" in str(caught.value)
     assert "line 4, all = '20 cells': expected 18" in str(caught.value)
+
+
+CELLS = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12),
+    st.lists(st.floats(), max_size=9).map(lambda values: ", ".join(map(str, values))),
+    st.lists(st.integers(), max_size=9).map(lambda values: ",".join(map(str, values))),
+)
+
+
+@given(st.sampled_from(list(row())), CELLS)
+@settings(deadline=None, max_examples=300)
+@pytest.mark.filterwarnings("error::RuntimeWarning", "ignore:.*clipped:UserWarning")
+def test_whatever_a_cell_holds_it_is_read_or_refused(tmp_path_factory, column, cell):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.csv"
+    try:
+        table = read_dl_info(write(path, [row(1), row(1, **{column: cell}), row(2)]))
+    except ValueError as error:
+        assert "line" in str(error)
+        assert "expected" in str(error)
+    else:
+        assert len(table) == 3
+        assert all(np.isfinite(table.bbox[1]))
+        assert np.isnan(table.thickness_mm[1]) or 0 < table.thickness_mm[1] < math.inf
 
 
 def test_missing_columns_are_named(tmp_path):
