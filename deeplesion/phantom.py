@@ -27,9 +27,9 @@ from deeplesion.phantom_body import (
     BLOCKED,
     BODY_LENGTH,
     FAT_LIKE,
+    FREQUENCY,
     LESION_TYPE,
     LUNG,
-    OTHER,
     Body,
     sub_heights,
 )
@@ -77,13 +77,15 @@ def draw_outline(rng: np.random.Generator, min_mm: float, max_mm: float, in_lung
     shape = str(rng.choice(shapes, p=odds))
     aspect = rng.uniform(0.92, 1.0) if shape == "round" else rng.uniform(0.55, 0.95)
     waves, strength = {
-        "lobulated": ((3, 4, 5), 0.16),
-        "irregular": ((2, 3, 4, 5, 6, 7), 0.2),
-        "spiculated": ((3, 5, 7), 0.05),
+        "lobulated": ((3, 4, 5), 0.6),
+        "irregular": ((2, 3, 4, 5, 6, 7), 0.6),
+        "spiculated": ((2, 3, 4, 5), 0.2),
     }.get(shape, ((), 0))
     deviation = np.zeros_like(ANGLES)
     for n in waves:
-        deviation += strength * rng.uniform(0.3, 1) * np.cos(n * ANGLES + rng.uniform(0, 2 * np.pi))
+        deviation += (
+            strength / n * rng.uniform(0.3, 1) * np.cos(n * ANGLES + rng.uniform(0, 2 * np.pi))
+        )
     if shape == "spiculated":
         for direction in rng.uniform(0, 2 * np.pi, rng.integers(5, 10)):
             away = np.angle(np.exp(1j * (ANGLES - direction)))
@@ -205,7 +207,8 @@ def draw_finding(
     rng: np.random.Generator, scan: Scan, hu: np.ndarray, tissue: np.ndarray, z: float
 ) -> Finding | None:
     """Draw an object and a place for it on the body plane (hu, tissue) at z; None if none fits."""
-    kind = int(rng.choice(np.setdiff1d(tissue, (BLOCKED, OTHER))))
+    there = np.unique(tissue)
+    kind = int(rng.choice(there, p=FREQUENCY[there] / FREQUENCY[there].sum()))
     outline = draw_outline(rng, max(5.0, 5.5 * scan.spacing), 30.0, kind == LUNG)
     room = cv2.distanceTransform((tissue == kind).astype(np.uint8), cv2.DIST_L2, 5)
     rows, columns = np.nonzero(room > 0.85 * outline.radius.max() / scan.spacing + 1)

@@ -16,6 +16,8 @@ BLOCKED, MARROW, ABDOMEN, MEDIASTINUM, LIVER, LUNG, KIDNEY, MUSCLE, PELVIS = ran
 SPLEEN, SUBCUTANEOUS, OTHER = 9, 10, 11
 LESION_TYPE = {SPLEEN: ABDOMEN, SUBCUTANEOUS: MUSCLE}
 FAT_LIKE = (ABDOMEN, MEDIASTINUM, PELVIS, SUBCUTANEOUS)
+# How often an object is looked for in a tissue that is there, after DeepLesion's types.
+FREQUENCY = np.array([0, 0.4, 2.4, 1.7, 1.4, 2.4, 0.6, 0.5, 1.2, 0.4, 0.3, 0])
 # Standard deviation of each tissue's smooth texture, HU.
 TEXTURE = np.array([0, 25, 9, 9, 8, 30, 9, 9, 9, 8, 7, 7], np.float32)
 # Small vessels: HU above the background of their brightest dots.
