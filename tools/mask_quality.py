@@ -1,0 +1,107 @@
+"""How near masks drawn from RECIST diameters come to a phantom's true ones: mean IoU by size and
+shape. python tools/mask_quality.py ROOT, with ROOT from tools/make_phantom.py."""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from deeplesion.annotations import read_dl_info
+from deeplesion.recist import ellipse_from_recist, mask_from_recist, quadrilateral_from_recist
+from deeplesion.slices import SliceFolder
+
+SIZES = {"< 10 mm": (0, 10), "10-30 mm": (10, 30), "> 30 mm": (30, np.inf)}
+SHAPES = {
+    "round, elliptic": ("round", "elliptic"),
+    "lobulated": ("lobulated",),
+    "irregular": ("irregular",),
+    "spiculated": ("spiculated",),
+}
+
+
+def published_grabcut(hu: np.ndarray, bbox: np.ndarray, recist: np.ndarray) -> np.ndarray:
+    """The recipe as it stands in the paper, on the whole slice and the network's window."""
+    grey = np.clip((hu + 1024.0) * (255 / 3074), 0, 255).astype(np.uint8)
+    x1, y1, x2, y2 = np.round(bbox).astype(int)
+    labels = np.full(hu.shape, cv2.GC_BGD, np.uint8)
+    labels[max(y1, 0) : y2 + 1, max(x1, 0) : x2 + 1] = cv2.GC_PR_FGD
+    labels[quadrilateral_from_recist(recist, hu.shape)] = cv2.GC_FGD
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(0)
+    image = np.repeat(grey[:, :, None], 3, axis=2)
+    cv2.grabCut(image, labels, None, *models, 3, cv2.GC_INIT_WITH_MASK)
+    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+
+
+METHODS = {
+    "mask_from_recist": mask_from_recist,
+    "GrabCut as published": published_grabcut,
+    "ellipse": lambda hu, bbox, recist: ellipse_from_recist(recist, hu.shape),
+    "quadrilateral": lambda hu, bbox, recist: quadrilateral_from_recist(recist, hu.shape),
+}
+
+
+def measure(root: Path) -> dict[str, list[list[float]]]:
+    """Group -> one row a lesion that is not flagged noisy: the IoU of each method."""
+    truth_file = root / "phantom_truth" / "truth.json"
+    if not truth_file.is_file():
+        raise FileNotFoundError(
+            f"{truth_file} not found: ROOT must be a phantom, whose true masks are known; write one"
+            f" with python tools/make_phantom.py {root}"
+        )
+    truth = json.loads(truth_file.read_text())
+    slices = SliceFolder(root / "Images_png")
+    groups = defaultdict(list)
+    for file_name, lesions in read_dl_info(root / "DL_info.csv").groupby("file_name", sort=False):
+        hu = slices.read(file_name)
+        labels = cv2.imread(
+            str(root / "phantom_truth" / "masks" / file_name.replace("/", "_")),
+            cv2.IMREAD_UNCHANGED,
+        )
+        for number, lesion in enumerate(lesions.itertuples(), start=1):
+            if lesion.noisy:
+                continue
+            true = labels == number
+            masks = [method(hu, lesion.bbox, lesion.recist) for method in METHODS.values()]
+            row = [(mask & true).sum() / (mask | true).sum() for mask in masks]
+            outline = truth[file_name]["lesions"][number - 1]
+            long_mm = outline["diameters_mm"][0]
+            groups["all"].append(row)
+            for name, (low, high) in SIZES.items():
+                if low <= long_mm < high:
+                    groups[name].append(row)
+            for name, shapes in SHAPES.items():
+                if outline["shape"] in shapes:
+                    groups[name].append(row)
+    return groups
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path, help="a phantom, as tools/make_phantom.py writes it")
+    root = parser.parse_args().root
+    try:
+        groups = measure(root)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"mask_quality: {error}")
+    print("Mean IoU with the true mask (share of lesions below 0.5)\n")
+    cells = [f"{name:>22}" for name in METHODS]
+    print("| lesions          |     n |" + " |".join(cells) + " |")
+    print("|------------------|------:|" + "|".join(["-" * 22 + ":"] * len(cells)) + "|")
+    for group in ("all", *SIZES, *SHAPES):
+        if group not in groups:
+            continue
+        ious = np.array(groups[group])
+        cells = [
+            f"{f'{mean:.3f} ({poor:5.1%})':>22}"
+            for mean, poor in zip(ious.mean(axis=0), (ious < 0.5).mean(axis=0), strict=True)
+        ]
+        print(f"| {group:<16} | {len(ious):>5} |" + " |".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
