@@ -74,87 +74,25 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     missing column, a cell that is not the numbers it should be, File_name that is not made of the
     indices, a box that is not ordered or not in the image, diameters that are not those of the
     RECIST, a slice range without its key slice, a patient in two splits, a value out of its set.
+    Of noisy rows boxes and diameters may be anything.
     """
     path = Path(path)
     rows, lines, problems = _read_rows(path)
     text = {name: [row[name] for row in rows] for name in _COLUMNS}
-    number = {}
+    number, bad_cells = {}, []
     for name, count in _COLUMNS.items():
         if count:
             number[name], bad = _parse_numbers(text[name], count, name)
-            problems += [(lines[i], name, text[name][i], message) for i, message in bad]
-
-    def flag(bad: np.ndarray, name: str, expected: str) -> None:
-        problems.extend((lines[i], name, text[name][i], expected) for i in np.flatnonzero(bad))
-
-    # A cell that could not be parsed is NaN by now and compares False: nothing is flagged twice.
-    def only(name: str, values: Sequence[int]) -> None:
-        value = number[name][:, 0]
-        flag(np.isfinite(value) & ~np.isin(value, values), name, f"expected one of {values}")
-
-    for name in _INDICES:
-        flag(
-            ((number[name] < 0) | (number[name] % 1 > 0)).any(1),
-            name,
-            "expected whole numbers >= 0",
-        )
-    only("Coarse_lesion_type", (-1, 1, 2, 3, 4, 5, 6, 7, 8))
-    only("Possibly_noisy", (0, 1))
-    only("Train_Val_Test", tuple(SPLITS))
-
-    index = np.hstack([number[name] for name in _INDICES[:4]])
-    names = [_official_name(row) for row in index]
-    flag(
-        np.array(
-            [name not in (None, given) for name, given in zip(names, text["File_name"])], bool
-        ),
-        "File_name",
-        "expected <patient>_<study>_<series>_<key slice>.png made of the indices in the row",
-    )
-    key_slice, slice_range = index[:, 3], number["Slice_range"]
-    flag(
-        (key_slice < slice_range[:, 0]) | (key_slice > slice_range[:, 1]),
-        "Slice_range",
-        "expected first, last with the key slice in between",
-    )
-    spacing = number["Spacing_mm_px_"]
-    flag(
-        (spacing[:, :2] <= 0).any(1) | (np.abs(spacing[:, 0] - spacing[:, 1]) > 1e-3),
-        "Spacing_mm_px_",
-        "expected two equal positive in-plane spacings, then the thickness (mm)",
-    )
-    size = number["Image_size"]
-    flag(((size < 1) | (size % 1 > 0)).any(1), "Image_size", "expected height, width in pixels")
-
-    bbox, recist = number["Bounding_boxes"] - 1, number["Measurement_coordinates"] - 1
-    last = np.tile(size[:, ::-1] - 1, 2)
-    inside = np.clip(bbox, 0, last)
-    ordered = (bbox[:, 0] < bbox[:, 2]) & (bbox[:, 1] < bbox[:, 3])
-    flag(~ordered & ~np.isnan(bbox[:, 0]), "Bounding_boxes", "expected x1 < x2 and y1 < y2")
-    flag(
-        ordered & ((inside[:, 0] >= inside[:, 2]) | (inside[:, 1] >= inside[:, 3])),
-        "Bounding_boxes",
-        "expected a box in the image",
-    )
-    recist = recist.reshape(-1, 4, 2)
-    measured = np.linalg.norm(recist[:, 1::2] - recist[:, ::2], axis=2)
-    diameters = number["Lesion_diameters_Pixel_"]
-    flag(
-        (np.abs(measured - diameters) > _DIAMETER_TOLERANCE_PX).any(1),
-        "Lesion_diameters_Pixel_",
-        "expected the lengths of the two axes of Measurement_coordinates",
-    )
-    patient, split = index[:, 0], number["Train_Val_Test"][:, 0]
-    known = np.isfinite(patient) & np.isin(split, tuple(SPLITS))
-    first_split = dict(zip(patient[known][::-1], split[known][::-1]))
-    flag(
-        known & np.array([first_split.get(p) != s for p, s in zip(patient, split)], bool),
-        "Train_Val_Test",
-        "expected the split of the patient's earlier rows",
-    )
+            bad_cells += bad
+    bad_cells += _inconsistencies(text, number)
+    problems += [(lines[i], name, text[name][i], expected) for i, name, expected in bad_cells]
     if problems:
         raise ValueError(_describe(path, problems))
 
+    bbox, inside = _boxes(number)
+    recist = number["Measurement_coordinates"].reshape(-1, 4, 2) - 1
+    diameters, spacing = number["Lesion_diameters_Pixel_"], number["Spacing_mm_px_"]
+    size, split = number["Image_size"], number["Train_Val_Test"][:, 0]
     clipped = (inside != bbox).any(1)
     if clipped.any():
         listed = ", ".join(text["File_name"][i] for i in np.flatnonzero(clipped)[:_MAX_LISTED])
@@ -309,8 +247,14 @@ def _read_rows(path: Path) -> tuple[list[dict], list[int], list[tuple]]:
     return rows, lines, problems
 
 
+def _boxes(number: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 4) boxes in 0-based pixel centres: as they are given, and clipped to their image."""
+    bbox = number["Bounding_boxes"] - 1
+    return bbox, np.clip(bbox, 0, np.tile(number["Image_size"][:, ::-1] - 1, 2))
+
+
 def _parse_numbers(cells: list[str], count: int, name: str) -> tuple[np.ndarray, list[tuple]]:
-    """Cells -> (N, count) float64, NaN where there is no number; (row, message) of bad cells."""
+    """Cells -> (N, count) float64, NaN where there is no number; (row, name, expected) if bad."""
     numbers = np.full((len(cells), count), np.nan)
     problems = []
     # Thickness, the last number of the spacing, is missing in some rows: empty, NaN, or not there.
@@ -324,14 +268,84 @@ def _parse_numbers(cells: list[str], count: int, name: str) -> tuple[np.ndarray,
         if right_count and all(math.isfinite(value) for value in values[:needed]):
             numbers[i, : len(values)] = values
         else:
-            problems.append((i, f"expected {count} number{'s' if count > 1 else ''}"))
+            problems.append((i, name, f"expected {count} number{'s' if count > 1 else ''}"))
     return numbers, problems
 
 
-def _official_name(indices: np.ndarray) -> str | None:
-    if np.isnan(indices).any():
-        return None
-    patient, study, series, key_slice = indices.astype(int)
+def _inconsistencies(
+    text: dict[str, list[str]], number: dict[str, np.ndarray]
+) -> list[tuple[int, str, str]]:
+    """Numbers out of their range or at odds with one another: (row, column, what was expected)."""
+    problems = []
+
+    # A cell that could not be parsed is NaN by now and compares False: nothing is said twice.
+    def flag(bad: np.ndarray, name: str, expected: str) -> None:
+        problems.extend((i, name, expected) for i in np.flatnonzero(bad))
+
+    def flag_not_whole(name: str, low: int, high: int) -> None:
+        value = number[name]
+        bad = (value < low) | (value > high) | (value % 1 > 0)
+        flag(bad.any(1), name, f"expected whole numbers from {low} to {high}")
+
+    def flag_not_in(name: str, values: tuple[int, ...]) -> None:
+        value = number[name][:, 0]
+        flag(np.isfinite(value) & ~np.isin(value, values), name, f"expected one of {values}")
+
+    for name in _INDICES:
+        flag_not_whole(name, 0, 999_999)
+    flag_not_whole("Image_size", 1, 65_535)
+    flag_not_in("Coarse_lesion_type", (-1, 1, 2, 3, 4, 5, 6, 7, 8))
+    flag_not_in("Possibly_noisy", (0, 1))
+    flag_not_in("Train_Val_Test", tuple(SPLITS))
+
+    index = np.hstack([number[name] for name in _INDICES[:4]])
+    names = [None if np.isnan(row).any() else _official_name(*map(int, row)) for row in index]
+    flag(
+        [name not in (None, given) for name, given in zip(names, text["File_name"])],
+        "File_name",
+        "expected <patient>_<study>_<series>_<key slice>.png made of the indices in the row",
+    )
+    key_slice, slice_range = index[:, 3], number["Slice_range"]
+    flag(
+        (key_slice < slice_range[:, 0]) | (key_slice > slice_range[:, 1]),
+        "Slice_range",
+        "expected first, last with the key slice in between",
+    )
+    spacing = number["Spacing_mm_px_"]
+    flag(
+        (spacing[:, :2] <= 0).any(1) | (np.abs(spacing[:, 0] - spacing[:, 1]) > 1e-3),
+        "Spacing_mm_px_",
+        "expected two equal positive in-plane spacings, then the thickness (mm)",
+    )
+
+    # A noisy measurement may be any nonsense, and nobody is to use it.
+    used = number["Possibly_noisy"][:, 0] != 1
+    bbox, inside = _boxes(number)
+    disordered = (bbox[:, 0] >= bbox[:, 2]) | (bbox[:, 1] >= bbox[:, 3])
+    flag(disordered & used, "Bounding_boxes", "expected x1 < x2 and y1 < y2")
+    invisible = (inside[:, 0] >= inside[:, 2]) | (inside[:, 1] >= inside[:, 3])
+    flag(invisible & ~disordered & used, "Bounding_boxes", "expected a box in the image")
+    ends = number["Measurement_coordinates"].reshape(-1, 4, 2)
+    measured = np.linalg.norm(ends[:, 1::2] - ends[:, ::2], axis=2)
+    off = np.abs(measured - number["Lesion_diameters_Pixel_"]) > _DIAMETER_TOLERANCE_PX
+    flag(
+        off.any(1) & used,
+        "Lesion_diameters_Pixel_",
+        "expected the lengths of the two axes of Measurement_coordinates",
+    )
+
+    patient, split = index[:, 0], number["Train_Val_Test"][:, 0]
+    known = np.isfinite(patient) & np.isin(split, tuple(SPLITS))
+    first_split = dict(zip(patient[known][::-1], split[known][::-1]))
+    flag(
+        [ok and first_split[p] != s for ok, p, s in zip(known, patient, split)],
+        "Train_Val_Test",
+        "expected the split of the patient's earlier rows",
+    )
+    return problems
+
+
+def _official_name(patient: int, study: int, series: int, key_slice: int) -> str:
     return f"{patient:06d}_{study:02d}_{series:02d}_{key_slice:03d}.png"
 
 

@@ -171,6 +171,14 @@ def test_oddities_of_the_official_table_pass(tmp_path):
     assert len(table) == 8
 
 
+def test_noisy_rows_may_be_nonsense_but_must_be_readable(tmp_path):
+    noisy = {"Possibly_noisy": 1, "Lesion_diameters_Pixel_": "1, 99"}
+    table = read(tmp_path, row(1, Bounding_boxes="20, 20, 10, 10", **noisy), row(2))
+    assert table.noisy.tolist() == [True, False]
+    with pytest.raises(ValueError, match="line 2, Bounding_boxes"):
+        read(tmp_path, row(1, Bounding_boxes="20, 20", **noisy))
+
+
 # Bad rows
 
 
