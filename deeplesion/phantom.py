@@ -24,7 +24,6 @@ from skimage.measure import find_contours
 from tqdm import tqdm
 
 from deeplesion.phantom_body import (
-    BLOCKED,
     BODY_LENGTH,
     FAT_LIKE,
     FREQUENCY,
@@ -220,9 +219,9 @@ def draw_finding(
     speed = max(1.1, 0.06 * outline.diameter / scan.spacing) * rng.uniform(1, 1.4)
     angle = rng.uniform(0, 2 * np.pi)
     velocity = speed * np.array([np.cos(angle), np.sin(angle)])
-    for away in (-8, 8):  # a tube must not leave the body sooner than that, mm
+    for away in (-6, 6):  # mm; a tube that left its tissue at once would vanish as a lesion does
         x, y = np.rint(centre + away * velocity).astype(int)
-        if not (0 <= x < scan.size and 0 <= y < scan.size) or tissue[y, x] == BLOCKED:
+        if not (0 <= x < scan.size and 0 <= y < scan.size) or tissue[y, x] != kind:
             return None
     half_depth = outline.diameter * rng.uniform(0.25, 0.5)
     k = rng.integers(2, 5)
