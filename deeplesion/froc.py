@@ -6,8 +6,9 @@ Needs NumPy alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -20,18 +21,40 @@ class FROC:
     """A FROC curve: one point a detection, from the highest score to the lowest.
 
     Attributes:
-        thresholds: (n,) scores, falling; point i counts detections 0..i.
-        fps_per_image: (n,) false positives per image, rising.
-        sensitivity: (n,) fraction of the lesions hit, rising.
-        num_images: images looked at, those without lesions included.
-        num_lesions: lesions in all images together.
+        thresholds: (n,) scores, falling; point i of the curve counts detections 0..i.
+        images: (n,) which image each detection is of.
+        hits: (n,) lesions each detection hits that none before it did.
+        false_positives: (n,) bool, reaches no lesion.
+        lesions_per_image: (m,) lesions of each image.
+        weights: (m,) how many times each image counts; all 1 but in a bootstrap resample.
     """
 
     thresholds: np.ndarray
-    fps_per_image: np.ndarray
-    sensitivity: np.ndarray
-    num_images: int
-    num_lesions: int
+    images: np.ndarray
+    hits: np.ndarray
+    false_positives: np.ndarray
+    lesions_per_image: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """Images looked at, those without lesions included."""
+        return int(self.weights.sum())
+
+    @property
+    def num_lesions(self) -> int:
+        """Lesions in all images together."""
+        return int(self.weights @ self.lesions_per_image)
+
+    @cached_property
+    def fps_per_image(self) -> np.ndarray:
+        """(n,) false positives per image, rising."""
+        return np.cumsum(self.false_positives * self.weights[self.images]) / self.num_images
+
+    @cached_property
+    def sensitivity(self) -> np.ndarray:
+        """(n,) fraction of the lesions hit, rising."""
+        return np.cumsum(self.hits * self.weights[self.images]) / self.num_lesions
 
     def sensitivity_at(self, fps: float | Sequence[float] = TABLE_FPS) -> np.ndarray:
         """Sensitivity at given false positives per image, in the shape of ``fps``.
@@ -54,6 +77,40 @@ class FROC:
     def score(self) -> float:
         """Mean sensitivity at 0.5, 1, 2 and 4 false positives per image ("Avg." of the papers)."""
         return float(self.sensitivity_at(SCORE_FPS).mean())
+
+    def resamples(
+        self, groups: Sequence | None = None, number: int = 1000, seed: int = 0
+    ) -> Iterator[FROC]:
+        """Bootstrap: curves of image sets drawn from this one with replacement.
+
+        A 95 % confidence interval of the score, drawing whole patients because their images are
+        alike: ``np.quantile([c.score for c in curve.resamples(patients)], (0.025, 0.975))``.
+
+        Args:
+            groups: one label an image; images of one label are drawn together. None: each alone.
+            number: how many curves.
+            seed: of the random generator; the same seed draws the same sets.
+
+        Raises:
+            ValueError: not one label an image.
+        """
+        groups = np.arange(len(self.weights)) if groups is None else np.asarray(groups)
+        if groups.shape != self.weights.shape:
+            raise ValueError(
+                f"groups has shape {groups.shape}, expected one label for each of the "
+                f"{len(self.weights)} images"
+            )
+        labels, group_of_image = np.unique(groups, return_inverse=True)
+        return self._draw(group_of_image, len(labels), number, np.random.default_rng(seed))
+
+    def _draw(self, group_of_image, num_groups, number, rng) -> Iterator[FROC]:
+        for _ in range(number):
+            num_lesions = 0
+            while num_lesions == 0:  # a set without a lesion has no sensitivity: draw again
+                drawn = rng.integers(num_groups, size=num_groups)
+                weights = np.bincount(drawn, minlength=num_groups)[group_of_image]
+                num_lesions = weights @ self.lesions_per_image
+            yield replace(self, weights=weights)
 
 
 def froc(
@@ -116,18 +173,18 @@ def froc(
     reached = box_iou(found[detection, :4], lesions[lesion], pixel_offset) >= iou_threshold
     detection, lesion = detection[reached], lesion[reached]
 
-    is_false_positive = np.ones(len(found), bool)
-    is_false_positive[detection] = False
+    false_positives = np.ones(len(found), bool)
+    false_positives[detection] = False
     hit_by = np.full(len(lesions), len(found))
     np.minimum.at(hit_by, lesion, detection)
-    num_hits = np.bincount(hit_by, minlength=len(found) + 1)[: len(found)]
 
     return FROC(
         thresholds=found[:, 4],
-        fps_per_image=np.cumsum(is_false_positive) / len(detections),
-        sensitivity=np.cumsum(num_hits) / len(lesions),
-        num_images=len(detections),
-        num_lesions=len(lesions),
+        images=image,
+        hits=np.bincount(hit_by, minlength=len(found) + 1)[: len(found)],
+        false_positives=false_positives,
+        lesions_per_image=lesions_per_image,
+        weights=np.ones(len(detections), np.int64),
     )
 
 
@@ -141,7 +198,7 @@ def box_iou(a: np.ndarray, b: np.ndarray, pixel_offset: float = 1) -> np.ndarray
     area_a = np.prod(a[..., 2:] - a[..., :2] + pixel_offset, axis=-1)
     area_b = np.prod(b[..., 2:] - b[..., :2] + pixel_offset, axis=-1)
     union = area_a + area_b - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
 
 
 def _concatenate(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplesion.froc import froc
+from deeplesion.froc import box_iou, froc
 
 NOTHING = np.zeros((0, 5))
 LESION = [10.0, 10.0, 29.0, 29.0]
@@ -111,6 +111,17 @@ def test_equals_the_plain_loop_at_the_size_of_the_benchmark():
     np.testing.assert_array_equal(curve.sensitivity, sensitivity)
 
 
+def test_box_iou_pairs_and_broadcasts():
+    rng = np.random.default_rng(1)
+    corner = rng.uniform(0, 20, (2, 50, 2))
+    a, b = np.concatenate([corner, corner + rng.uniform(0, 20, corner.shape)], axis=2)
+    for offset in (0, 1):
+        expected = [loop_iou(p, q, offset) for p, q in zip(a, b, strict=True)]
+        np.testing.assert_allclose(box_iou(a, b, offset), expected)
+        expected = [loop_iou(a[0], q, offset) for q in b]
+        np.testing.assert_allclose(box_iou(a[0], b, offset), expected)
+
+
 def test_perfect_detector():
     ground_truths = [[LESION], [LESION, [50, 50, 80, 70]]]
     detections = [[[*box, 1.0] for box in boxes] for boxes in ground_truths]
@@ -181,6 +192,63 @@ def test_input_is_left_alone():
     before = detections.copy()
     froc([detections], [[LESION]])
     np.testing.assert_array_equal(detections, before)
+
+
+def random_images(rng, number, lesions=2):
+    """Detections, half of them on lesions, and lesions; no two scores alike."""
+    corner = rng.uniform(0, 400, (number, lesions, 2))
+    ground_truths = np.concatenate([corner, corner + 30], axis=2)
+    boxes = np.concatenate([ground_truths, rng.uniform(0, 400, ground_truths.shape)], axis=1)
+    boxes[:, lesions:, 2:] = boxes[:, lesions:, :2] + 30
+    scores = rng.permutation(number * 2 * lesions).reshape(number, -1, 1) / number
+    return list(np.concatenate([boxes, scores], axis=2)), list(ground_truths)
+
+
+def test_resamples_are_the_curves_of_the_repeated_images():
+    detections, ground_truths = random_images(np.random.default_rng(0), 9)
+    patients = np.array(list("bbaacdddc"))
+    for resample in froc(detections, ground_truths).resamples(patients, number=20, seed=3):
+        counts = resample.weights
+        for patient in "abcd":
+            assert len(set(counts[patients == patient])) == 1
+        repeated = np.repeat(np.arange(9), counts)
+        curve = froc([detections[i] for i in repeated], [ground_truths[i] for i in repeated])
+        assert resample.num_images == curve.num_images
+        assert resample.num_lesions == curve.num_lesions
+        np.testing.assert_allclose(resample.sensitivity_at(), curve.sensitivity_at(), atol=1e-12)
+        assert resample.score == pytest.approx(curve.score)
+
+
+def test_bootstrap_spread_is_the_binomial_one():
+    # One lesion an image, hit in 70 % of 400, nothing else: resampled sensitivity is a proportion.
+    found = np.arange(400) < 280
+    detections = [[[*LESION, 1.0]] if hit else [] for hit in found]
+    curve = froc(detections, 400 * [[LESION]])
+    scores = [resample.score for resample in curve.resamples(number=2000)]
+    assert np.mean(scores) == pytest.approx(0.7, abs=0.003)
+    assert np.std(scores) == pytest.approx(np.sqrt(0.7 * 0.3 / 400), rel=0.1)
+
+
+def test_resamples_repeat_with_the_seed_and_always_hold_a_lesion():
+    detections, ground_truths = random_images(np.random.default_rng(0), 4)
+    ground_truths[1:] = 3 * [np.zeros((0, 4))]
+    curve = froc(detections, ground_truths)
+    first, again, other = (
+        [resample.weights.tolist() for resample in curve.resamples(number=50, seed=seed)]
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+    assert all(weights[0] > 0 for weights in first)
+
+
+def test_wrong_groups_are_refused():
+    with pytest.raises(ValueError, match="each of the 1 images"):
+        froc([GOOD], [[LESION]]).resamples(["a", "b"])
+
+
+def test_box_iou_of_whole_numbers():
+    assert box_iou(np.array([0, 0, 9, 9]), np.array([0, 0, 9, 4])) == 0.5
 
 
 GOOD = [[*LESION, 0.5]]

@@ -4,12 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
+from deeplesion.annotations import read_dl_info
 from deeplesion.recist import (
     ellipse_from_recist,
     mask_from_recist,
     quadrilateral_from_recist,
     recist_from_mask,
 )
+from deeplesion.slices import SliceFolder
 
 SHAPE = (160, 160)
 
@@ -135,15 +137,45 @@ def test_moves_with_the_lesion(shift):
     np.testing.assert_array_equal(moved, np.roll(mask, shift[::-1], axis=(0, 1)))
 
 
-def test_only_the_surroundings_count():
+def test_crop_gives_the_same_mask_as_the_whole_slice():
     lesion, recist = irregular_lesion()
     hu = slice_with(lesion)
-    elsewhere = hu.copy()
-    elsewhere[:10] = 1500
-    np.testing.assert_array_equal(
-        mask_from_recist(hu, box_of(recist), recist),
-        mask_from_recist(elsewhere, box_of(recist), recist),
-    )
+    whole = mask_from_recist(hu, box_of(recist), recist)
+    window = np.s_[30:140, 25:150]
+    corner = np.array([25, 30])
+    crop = mask_from_recist(hu[window], box_of(recist) - [*corner, *corner], recist - corner)
+    np.testing.assert_array_equal(crop, whole[window])
+
+
+def test_one_piece_without_holes():
+    # Bright specks around the lesion and a dark core within it.
+    lesion = drawn_ellipse((80, 80), 40, 30)
+    hu = slice_with(lesion, 120, 20, noise_hu=5)
+    hu[78:82, 86:90] = 20
+    hu[62:64, 70:72] = 120
+    recist = axes((80, 80), 40, 30)
+    mask = mask_from_recist(hu, box_of(recist), recist).astype(np.uint8)
+    assert cv2.connectedComponents(mask, connectivity=4)[0] == 2
+    assert cv2.connectedComponents(1 - mask, connectivity=8)[0] == 2
+    assert iou(mask.astype(bool), lesion) > 0.9
+
+
+def test_nearer_to_the_truth_than_the_ellipse_on_a_phantom(phantom):
+    folder = SliceFolder(phantom / "Images_png")
+    by_grabcut, by_ellipse = [], []
+    for file_name, lesions in read_dl_info(phantom / "DL_info.csv").groupby("file_name"):
+        hu = folder.read(file_name)
+        truth = phantom / "phantom_truth" / "masks" / file_name.replace("/", "_")
+        labels = cv2.imread(str(truth), cv2.IMREAD_UNCHANGED)
+        for label, lesion in enumerate(lesions.itertuples(), start=1):
+            if not lesion.noisy:
+                mask = mask_from_recist(hu, lesion.bbox, lesion.recist)
+                by_grabcut.append(iou(mask, labels == label))
+                by_ellipse.append(
+                    iou(ellipse_from_recist(lesion.recist, hu.shape), labels == label)
+                )
+    assert np.mean(by_grabcut) > np.mean(by_ellipse)
+    assert np.min(by_grabcut) > 0.3
 
 
 @pytest.mark.parametrize(
