@@ -30,7 +30,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     counted = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm._buffers.update({name: value.clone() for name, value in norm._buffers.items()})
+        norm._buffers.update({k: v.clone() for k, v in norm._buffers.items() if v is not None})
     try:
         yield
     finally:
