@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,9 +83,8 @@ def draw_outline(rng: np.random.Generator, min_mm: float, max_mm: float, in_lung
     }.get(shape, ((), 0))
     deviation = np.zeros_like(ANGLES)
     for n in waves:
-        deviation += (
-            strength / n * rng.uniform(0.3, 1) * np.cos(n * ANGLES + rng.uniform(0, 2 * np.pi))
-        )
+        amplitude, phase = strength / n * rng.uniform(0.3, 1), rng.uniform(0, 2 * np.pi)
+        deviation += amplitude * np.cos(n * ANGLES + phase)
     if shape == "spiculated":
         for direction in rng.uniform(0, 2 * np.pi, rng.integers(5, 10)):
             away = np.angle(np.exp(1j * (ANGLES - direction)))
@@ -147,7 +147,9 @@ class Finding:
         """Radius in px of the circle that holds the object's section."""
         return float(self.outline.radius.max()) / self.scan.spacing
 
-    def section(self, z: float, as_lesion: bool):
+    def section(
+        self, z: float, as_lesion: bool
+    ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
         """What it fills of each pixel of the slice at z: (box, opacity (h, w), HU (h, w)) or None.
 
         A lesion is averaged over the slice thickness. A distractor carries along the average that
@@ -522,7 +524,7 @@ def _claim(root: Path, arguments: dict) -> None:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: they finish their series
     cv2.setNumThreads(1)
 
 
@@ -562,8 +564,12 @@ def make_phantom(
         else:
             # Not forked: OpenCV's threads do not survive a fork.
             context = multiprocessing.get_context("spawn")
-            with context.Pool(workers, _start_worker) as pool:
-                records = list(bar(pool.imap(make, series)))
+            with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+                try:
+                    records = list(bar(pool.map(make, series)))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
         truth = {name: entry for record in records for name, entry in record["truth"].items()}
         _write(root / "phantom_truth" / "truth.json", json.dumps(truth, indent=1).encode())
         text = io.StringIO()

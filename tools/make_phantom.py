@@ -18,6 +18,8 @@ def main() -> None:
         table = make_phantom(**vars(options))
     except (ValueError, FileExistsError) as error:
         sys.exit(f"make_phantom: {error}")
+    except KeyboardInterrupt:
+        sys.exit("make_phantom: interrupted; the same command continues where it stopped")
     print(f"{table} written")
 
 
