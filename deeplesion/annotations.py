@@ -242,7 +242,7 @@ def _read_rows(path: Path) -> tuple[list[dict], list[int], list[tuple]]:
             cells += len(row.get(None, ()))
             problems.append((line, "all", f"{cells} cells", f"expected {len(reader.fieldnames)}"))
         else:
-            rows.append({name: cell.strip() for name, cell in row.items()})
+            rows.append(row)
             lines.append(line)
     return rows, lines, problems
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import warnings
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from deeplesion import recist
 from deeplesion.annotations import SPLITS, encode_mask, read_dl_info, to_coco
-from deeplesion.slices import POLICIES, SliceFolder, plan_stack, slice_name
+from deeplesion.slices import SliceFolder, plan_stack, slice_name
 
 # Key slices without noisy lesions, as the papers count them.
 PUBLISHED_KEY_SLICES = {"train": 22_478, "val": 4_791, "test": 4_817}
@@ -138,8 +139,8 @@ def prepare(
         pending = [_task(key_slices[name]) for name in there if name not in results]
         work = partial(_draw_masks, SliceFolder(root / "Images_png"))
         progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
-        with progress:
-            for result in _in_processes(work, pending, workers):
+        with progress, closing(_in_processes(work, pending, workers)) as drawn:
+            for result in drawn:
                 results[result["file_name"]] = result
                 if "masks" in result:  # a broken one may be repaired until the next call
                     cache_file.write(_json_line(result))
@@ -186,12 +187,12 @@ def _series(file_name: str) -> str:
 def _task(lesions: list) -> dict:
     """All that a worker needs to know about a key slice, from its rows of the table."""
     first = lesions[0]
-    neighbours = set()
-    for policy in POLICIES:
-        positions, _ = plan_stack(
-            first.key_slice, first.thickness_mm, first.slice_range, NUM_SLICES, policy, THIN_MM
-        )
-        neighbours |= {index for near, far, _ in positions for index in (near, far)}
+    # 'normalize' needs no other slices: it takes the same ones of thin volumes, and of thick ones
+    # it reaches less far.
+    positions, _ = plan_stack(
+        first.key_slice, first.thickness_mm, first.slice_range, NUM_SLICES, "keep_thick", THIN_MM
+    )
+    neighbours = {index for near, far, _ in positions for index in (near, far)}
     return {
         "file_name": first.file_name,
         "shape": (first.height, first.width),

@@ -150,6 +150,17 @@ def test_box_outside_its_image_is_clipped_with_a_warning(tmp_path):
     assert table.clipped.tolist() == [True, False]
 
 
+def test_box_is_clipped_to_the_width_and_height_of_its_own_image(tmp_path):
+    with pytest.warns(UserWarning, match="clipped"):
+        table = read(
+            tmp_path,
+            row(1, center=(300, 200), Image_size="203, 1024"),
+            row(2, center=(200, 300), Image_size="1024, 202"),
+        )
+    assert table.bbox[0].tolist() == [291.5, 188, 306.5, 202]
+    assert table.bbox[1].tolist() == [191.5, 288, 201, 310]
+
+
 def test_nothing_is_said_about_good_rows(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -243,6 +254,13 @@ def test_all_bad_rows_in_one_error_first_twenty_listed(tmp_path):
     assert "and 10 more" in message
 
 
+def test_bad_values_are_listed_by_line(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, row(1, Train_Val_Test=7), row(2, Study_index="x"), row(3, Possibly_noisy=9))
+    listed = [line.split(",")[0].strip() for line in str(caught.value).splitlines()[1:4]]
+    assert listed == ["line 2", "line 3", "line 4"]
+
+
 def test_patient_in_two_splits_is_refused(tmp_path):
     with pytest.raises(ValueError, match="line 3, Train_Val_Test = '2'"):
         read(tmp_path, row(1, Train_Val_Test=1), row(1, Train_Val_Test=2))
@@ -273,7 +291,7 @@ CELLS = st.one_of(
 
 
 @given(st.sampled_from(list(row())), CELLS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @pytest.mark.filterwarnings("error::RuntimeWarning", "ignore:.*clipped:UserWarning")
 def test_whatever_a_cell_holds_it_is_read_or_refused(tmp_path_factory, column, cell):
     path = tmp_path_factory.getbasetemp() / "fuzzed.csv"
@@ -383,6 +401,13 @@ def test_part_of_the_table(tmp_path):
     coco = to_coco(clean, [box_mask(bbox) for bbox in clean.bbox])
     assert [image["patient"] for image in coco["images"]] == [1, 3]
     assert [image["id"] for image in coco["images"]] == [1, 2]
+
+
+def test_images_need_not_be_square(tmp_path):
+    lesions = read(tmp_path, row(1, Image_size="300, 400"))
+    coco = to_coco(lesions, [box_mask(lesions.bbox[0], (300, 400))])
+    assert (coco["images"][0]["height"], coco["images"][0]["width"]) == (300, 400)
+    assert coco["annotations"][0]["segmentation"]["size"] == [300, 400]
 
 
 def test_empty_coco_is_valid(tmp_path, capsys):

@@ -280,8 +280,13 @@ def test_every_file_is_read_at_most_once(thickness, policy, interpolation):
 
 def test_only_files_with_a_say_are_read():
     folder = MemoryFolder(random_volume(0, 100))
-    load(folder, 50, 0.1, (0, 100), 5)  # steps of 20 slices, whole but for floating point
+    load(folder, 50, 0.1, (0, 100), 5)  # steps of 20 slices
     assert sorted(folder.reads) == [10, 30, 50, 70, 90]
+    # 9 * (3 / 0.9) is 30 on paper and 29.999999999999996 in floating point.
+    folder = MemoryFolder(random_volume(0, 100))
+    load(folder, 50, 0.9, (0, 100), 19, target_mm=3.0)
+    assert {20, 80} < set(folder.reads)
+    assert not {21, 79} & set(folder.reads)
 
 
 def test_memory_layout_is_contiguous():
