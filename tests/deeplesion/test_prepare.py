@@ -431,8 +431,14 @@ def children(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_for_real_it_continues(tmp_path, sent):
-    rows = [lesion(p, 1, (250, 250), (120, 90), Slice_range="1, 1") for p in range(1, 41)]
-    root = write_data(tmp_path / "data", [{**r, "Image_size": "512, 512"} for r in rows], size=512)
+    # Lesions large enough for GrabCut to take a while, all on copies of one slice.
+    own = {"Slice_range": "1, 1", "Image_size": "256, 256"}
+    rows = [lesion(patient, 1, (128, 128), (110, 90), **own) for patient in range(1, 41)]
+    root = write_data(tmp_path / "data", rows[:1], size=256)
+    write_table(root, rows)
+    for row in rows[1:]:
+        series = root / "Images_png" / row["File_name"][:12]
+        shutil.copytree(root / "Images_png" / "000001_01_01", series)
     cache = root / "annotations" / "unfinished.jsonl"
     running = subprocess.Popen(
         [sys.executable, TOOL, root, "--workers", "2"],

@@ -1,0 +1,53 @@
+"""KeySliceFPN against 3D convolutions and a feature pyramid written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdet_ext.neck import DepthReduction, KeySliceFPN
+
+
+def maps(depth=3, batch=2, channels=(4, 6, 8), size=16):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(batch, c, depth, size >> i, size >> i, generator=generator, dtype=torch.float64)
+        for i, c in enumerate(channels)
+    ]
+
+
+@pytest.mark.parametrize("depth", [1, 3, 7])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_depth_reduction_is_a_d_1_1_convolution(depth, memory_format):
+    reduction = DepthReduction(4, depth).double()
+    x = maps(depth)[0].contiguous(memory_format=memory_format)
+    expected = F.conv3d(x, reduction.weight)[:, :, 0]
+    torch.testing.assert_close(reduction(x), expected, rtol=0, atol=1e-10)
+
+
+def test_pyramid_by_hand():
+    neck = KeySliceFPN((4, 6, 8), num_slices=3, out_channels=5).double()
+    for lateral in neck.laterals:
+        torch.nn.init.normal_(lateral.bias)
+    features = maps()
+    (output,) = neck(features)
+    expected = 0
+    for x, reduction, lateral in reversed(
+        list(zip(features, neck.reductions, neck.laterals, strict=True))
+    ):
+        y = F.conv2d(F.conv3d(x, reduction.weight)[:, :, 0], lateral.weight, lateral.bias)
+        if torch.is_tensor(expected):
+            expected = expected.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        expected = expected + y
+    assert output.shape == (2, 5, 16, 16)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+
+
+def test_gradients_numerically():
+    neck = KeySliceFPN((2, 3), num_slices=3, out_channels=2).double()
+    features = [x.requires_grad_() for x in maps(3, 1, (2, 3), 4)]
+    assert torch.autograd.gradcheck(lambda *x: neck(x), features)
+
+
+def test_other_number_of_slices_is_refused():
+    with pytest.raises(ValueError, match=r"num_slices=3.*has 7 slices"):
+        KeySliceFPN((4, 6, 8), num_slices=3)(maps(7))

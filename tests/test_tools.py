@@ -1,0 +1,147 @@
+"""The commands, as a user types them, from a phantom to the FROC table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from deeplesion.evaluation import froc_table, read_results
+from mmdet_ext.engine import actionable_errors, find_checkpoint, load_config
+
+DEMO = "configs/demo/alignshift_3slice.py"
+QUICK = [
+    "--cfg-options",
+    "train_cfg.max_epochs=2",
+    "train_cfg.val_interval=1",
+    "train_dataloader.batch_size=4",
+]
+
+
+def command(repository, *arguments, root=None, expect=0):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    if root is not None:
+        environment["DEEPLESION_ROOT"] = str(root)
+    run = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == expect, run.stdout[-3000:] + run.stderr[-3000:]
+    return run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(repository, phantom, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("work") / "run"
+    output = command(
+        repository, "tools/train.py", DEMO, "--work-dir", work_dir, *QUICK, root=phantom
+    )
+    return work_dir, output
+
+
+def test_training_validates_each_epoch_and_keeps_the_best(trained):
+    work_dir, output = trained
+    assert output.count("Sensitivity (%) at false positives per image") == 2
+    assert "Epoch(val) [2]" in output
+    assert (work_dir / "epoch_2.pth").exists()
+    assert len(list(work_dir.glob("best_FROC_average_epoch_*.pth"))) == 1
+    assert list(work_dir.rglob("events.out.tfevents.*")), "TensorBoard scalars are missing"
+
+
+def test_testing_prints_the_table_writes_json_and_draws(trained, repository, phantom, tmp_path):
+    work_dir, _ = trained
+    output = command(
+        repository, "tools/test.py", DEMO, work_dir, "--work-dir", tmp_path, "--show-dir",
+        tmp_path / "show", root=phantom,
+    )  # fmt: skip
+    assert "Avg.[0.5,1,2,4]" in output
+    records = read_results(tmp_path / "results.json.gz")
+    rows = json.loads((tmp_path / "results.froc.json").read_text())["froc"]
+    assert froc_table(records) == rows
+    content = json.loads((phantom / "annotations/test.json").read_text())
+    assert [r["file_name"] for r in records] == [i["file_name"] for i in content["images"]]
+    boxes = [lesion["bbox"] for r in records for lesion in r["lesions"]]
+    expected = [a["bbox"] for a in content["annotations"]]
+    expected = [[x, y, x + w, y + h] for x, y, w, h in expected]
+    np.testing.assert_allclose(boxes, expected)
+    pictures = sorted((tmp_path / "show").glob("*.png"))
+    assert len(pictures) == len(records)
+    assert cv2.imread(str(pictures[0])) is not None
+
+
+def test_resuming_continues_after_the_last_epoch(trained, repository, phantom, tmp_path):
+    work_dir, _ = trained
+    last = torch.load(work_dir / "epoch_2.pth", weights_only=False)
+    options = ["--cfg-options", "train_cfg.max_epochs=3", "train_dataloader.batch_size=4"]
+    output = command(
+        repository, "tools/train.py", DEMO, "--work-dir", tmp_path, "--resume",
+        work_dir / "epoch_2.pth", *options, root=phantom,
+    )  # fmt: skip
+    assert "Epoch(train) [3]" in output and "Epoch(train) [2]" not in output
+    resumed = torch.load(tmp_path / "epoch_3.pth", weights_only=False)
+    assert resumed["meta"]["iter"] > last["meta"]["iter"]
+
+
+def test_missing_data_says_how_to_get_it(repository, tmp_path):
+    output = command(
+        repository, "tools/train.py", DEMO, "--work-dir", tmp_path, root=tmp_path, expect=1
+    )
+    assert "make_phantom.py" in output and "prepare_data.py" in output
+
+
+def test_missing_config_and_checkpoint_are_named(repository, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"configs/none\.py"):
+        load_config("configs/none.py")
+    with pytest.raises(FileNotFoundError, match="no checkpoint file"):
+        find_checkpoint(str(tmp_path / "none.pth"))
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        find_checkpoint(str(tmp_path))
+
+
+def test_best_checkpoint_comes_before_the_last(tmp_path):
+    for name in ("epoch_9.pth", "epoch_10.pth"):
+        (tmp_path / name).touch()
+    assert Path(find_checkpoint(str(tmp_path))).name == "epoch_10.pth"
+    (tmp_path / "best_FROC_average_epoch_3.pth").touch()
+    assert Path(find_checkpoint(str(tmp_path))).name == "best_FROC_average_epoch_3.pth"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_names_the_options_that_lower_it(error):
+    advice = r"with_cp=True[\s\S]*--amp[\s\S]*batch_size"
+    with pytest.raises(SystemExit, match=advice), actionable_errors():
+        raise error
+
+
+def test_other_runtime_errors_pass_through():
+    with pytest.raises(RuntimeError, match="shapes"), actionable_errors():
+        raise RuntimeError("shapes differ")
+
+
+def test_config_reads_the_data_root_from_the_environment(monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("DEEPLESION_ROOT", "/somewhere/else")
+    assert load_config(DEMO).train_dataloader.dataset.data_root == "/somewhere/else"
+    monkeypatch.delenv("DEEPLESION_ROOT")
+    assert load_config(DEMO).train_dataloader.dataset.data_root == "data/DeepLesion"
+
+
+def test_work_dir_is_the_option_then_the_config_name(monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    assert load_config(DEMO).work_dir == os.path.join("work_dirs", "alignshift_3slice")
+    assert load_config(DEMO, work_dir="elsewhere").work_dir == "elsewhere"
