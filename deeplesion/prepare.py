@@ -134,7 +134,8 @@ def prepare(
     folder.mkdir(exist_ok=True)
     cache = folder / _CACHE_NAME
     there = [name for name in key_slices if _series(name) in present]
-    results, cache_file = _open_cache(cache, _fingerprint(csv))
+    finished, cache_file = _open_cache(cache, _fingerprint(csv))
+    results = {name: finished[name] for name in there if name in finished}
     with cache_file:
         pending = [_task(key_slices[name]) for name in there if name not in results]
         work = partial(_draw_masks, SliceFolder(root / "Images_png"))
