@@ -148,16 +148,27 @@ def test_crop_gives_the_same_mask_as_the_whole_slice():
 
 
 def test_one_piece_without_holes():
-    # Bright specks around the lesion and a dark core within it.
     lesion = drawn_ellipse((80, 80), 40, 30)
     hu = slice_with(lesion, 120, 20, noise_hu=5)
-    hu[78:82, 86:90] = 20
-    hu[62:64, 70:72] = 120
+    hu[88:91, 91:94] = 20  # dark within the lesion, off its diameters
+    hu[79:82, 103] = 120  # a bright speck beside it
     recist = axes((80, 80), 40, 30)
-    mask = mask_from_recist(hu, box_of(recist), recist).astype(np.uint8)
-    assert cv2.connectedComponents(mask, connectivity=4)[0] == 2
-    assert cv2.connectedComponents(1 - mask, connectivity=8)[0] == 2
-    assert iou(mask.astype(bool), lesion) > 0.9
+    mask = mask_from_recist(hu, box_of(recist), recist)
+    assert mask[89, 92]
+    assert not mask[80, 103]
+    assert iou(mask, lesion) > 0.95
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_does_not_leave_the_diameters_by_more_than_a_fifth(seed):
+    # A small lesion in a band of its own HU that runs through the box.
+    lesion = drawn_ellipse((80, 80), 16, 12)
+    around = np.where(abs(np.arange(160) - 80) <= 4, 60.0, -100.0)[:, None].repeat(160, axis=1)
+    recist = axes((80, 80), 16, 12)
+    hu = slice_with(lesion, 60, around, noise_hu=25, seed=seed)
+    mask = mask_from_recist(hu, box_of(recist), recist)
+    assert not (mask & ~drawn_ellipse((80, 80), 1.2 * 16, 1.2 * 12)).any()
+    assert iou(mask, lesion) > 0.6
 
 
 def test_nearer_to_the_truth_than_the_ellipse_on_a_phantom(phantom):
