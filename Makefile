@@ -25,7 +25,12 @@ setup:
 	@$(PYTHON) scripts/setup_env.py --env "$(ENV)" --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
 demo: setup
-	@$(RUN) tools/demo.py "$(DEMO)"
+	$(RUN) tools/make_phantom.py "$(DEMO)/phantom" --patients 150 --size 192 --workers 2
+	$(RUN) tools/prepare_data.py "$(DEMO)/phantom"
+	DEEPLESION_ROOT="$(DEMO)/phantom" $(RUN) tools/train.py configs/demo/alignshift_3slice.py \
+	    --work-dir "$(DEMO)/training" --resume
+	DEEPLESION_ROOT="$(DEMO)/phantom" $(RUN) tools/test.py configs/demo/alignshift_3slice.py \
+	    "$(DEMO)/training" --work-dir "$(DEMO)/test" --show-dir "$(DEMO)/pictures"
 
 test: setup
 	$(RUN) -m pytest
