@@ -6,12 +6,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from deeplesion.files import write_whole
 from deeplesion.froc import froc
 
 OPERATING_POINTS = (0.5, 1, 2, 4, 8, 16)
@@ -103,8 +103,7 @@ def write_results(path: Path, records: Sequence[dict]) -> None:
         for r in records
     ]
     text = json.dumps({"format": RESULT_FORMAT, "images": images}, separators=(",", ":"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
+    write_whole(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_results(path: Path) -> list[dict]:
@@ -131,14 +130,4 @@ def table_file(result_file: Path) -> Path:
 
 def write_table(path: Path, rows: Sequence[dict]) -> None:
     """Writes the rows of `froc_table` as JSON."""
-    write_atomically(path, json.dumps({"froc": list(rows)}, indent=2) + "\n")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes to a temporary name beside `path`, then renames: never a half-written file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as sink:
-        sink.write(content.encode() if isinstance(content, str) else content)
-        sink.flush()
-        os.fsync(sink.fileno())
-    os.replace(temporary, path)
+    write_whole(path, json.dumps({"froc": list(rows)}, indent=2) + "\n")

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
-from pycocotools import mask as coco_mask
 
+from deeplesion.annotations import encode_mask
 from deeplesion.dataset import PIXEL_CENTRE
 from deeplesion.evaluation import format_table, froc_table, table_file, write_results, write_table
 
@@ -63,7 +62,7 @@ class FROCMetric(BaseMetric):
                 scores=found["scores"].float().cpu().numpy().round(6).tolist(),
             )
             if self.result_file is not None and "masks" in found:
-                record["masks"] = [encode_mask(mask) for mask in found["masks"]]
+                record["masks"] = [encode_mask(mask.cpu().numpy()) for mask in found["masks"]]
             self.results.append(record)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
@@ -76,9 +75,3 @@ class FROCMetric(BaseMetric):
         metrics["average"] = rows[0]["average"]
         metrics.update({f"{row['group']}_average": row["average"] for row in rows[1:]})
         return metrics
-
-
-def encode_mask(mask: torch.Tensor | np.ndarray) -> dict:
-    """(H, W) bool -> COCO run lengths with `counts` as str."""
-    rle = coco_mask.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
-    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode()}

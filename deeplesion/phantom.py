@@ -10,7 +10,6 @@ import io
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 from skimage.measure import find_contours
 from tqdm import tqdm
 
+from deeplesion.files import write_whole
 from deeplesion.phantom_body import (
     BODY_LENGTH,
     FAT_LIKE,
@@ -417,7 +417,7 @@ def make_series(root: Path, series: Series) -> dict:
         _write_png(root / "phantom_truth" / "masks" / f"{series.name}_{key.index:03d}.png", labels)
         record["rows"] += rows
         record["truth"][f"{series.name}/{key.index:03d}.png"] = truth
-    _write(record_file, json.dumps(record).encode())
+    write_whole(record_file, json.dumps(record).encode())
     return record
 
 
@@ -491,18 +491,11 @@ def _numbers(values) -> str:
 # --- the whole ------------------------------------------------------------------------------------
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
-
-
 def _write_png(path: Path, pixels: np.ndarray) -> None:
     encoded, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
     if not encoded:
         raise RuntimeError(f"{path}: OpenCV could not encode a {pixels.dtype} {pixels.shape} image")
-    _write(path, data.tobytes())
+    write_whole(path, data.tobytes())
 
 
 def _claim(root: Path, arguments: dict) -> None:
@@ -520,7 +513,7 @@ def _claim(root: Path, arguments: dict) -> None:
             f"{root} is not empty and holds no phantom: give a new or empty folder"
         )
     else:
-        _write(note, json.dumps(arguments).encode())
+        write_whole(note, json.dumps(arguments).encode())
 
 
 def _start_worker() -> None:
@@ -571,11 +564,11 @@ def make_phantom(
                     pool.shutdown(cancel_futures=True)
                     raise
         truth = {name: entry for record in records for name, entry in record["truth"].items()}
-        _write(root / "phantom_truth" / "truth.json", json.dumps(truth, indent=1).encode())
+        write_whole(root / "phantom_truth" / "truth.json", json.dumps(truth, indent=1).encode())
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(row for record in records for row in record["rows"])
-        _write(table, text.getvalue().encode())
+        write_whole(table, text.getvalue().encode())
     shutil.rmtree(root / "phantom_truth" / "series", ignore_errors=True)
     return table

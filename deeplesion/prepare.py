@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from deeplesion import recist
 from deeplesion.annotations import SPLITS, encode_mask, read_dl_info, to_coco
+from deeplesion.evaluation import THIN_MM
+from deeplesion.files import write_whole
 from deeplesion.slices import SliceFolder, plan_stack, slice_name
 
 # Key slices without noisy lesions, as the papers count them.
 PUBLISHED_KEY_SLICES = {"train": 22_478, "val": 4_791, "test": 4_817}
 # The deepest stack of the papers: the neighbours it touches must be there.
 NUM_SLICES = 7
-THIN_MM = 2.0
 
 _CACHE_NAME = "unfinished.jsonl"
 # What the problems are called in the report: key slices are left out for the first four.
@@ -150,7 +151,7 @@ def prepare(
 
     problems = _problems(key_slices, results)
     counts = _write_annotations(folder, clean, results, problems)
-    _write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
+    write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
     cache.unlink()
     return Preparation(folder, counts, problems, int(lesions.noisy.sum()))
 
@@ -296,7 +297,7 @@ def _write_annotations(
         chosen = (clean.split == split) & masks.notna()
         lesions = clean[chosen]
         text = json.dumps(to_coco(lesions, masks[chosen]), separators=(",", ":"), allow_nan=False)
-        _write_whole(folder / f"{split}.json", text)
+        write_whole(folder / f"{split}.json", text)
 
         thickness = lesions.groupby("file_name").thickness_mm.first()
         left_out = problems[(problems.split == split) & problems.left_out].problem
@@ -310,16 +311,6 @@ def _write_annotations(
             "broken": (left_out != _NOT_DOWNLOADED).sum(),
         }
     return pd.DataFrame.from_dict(counts, orient="index")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _fingerprint(csv: Path) -> str:

@@ -7,9 +7,10 @@ import torch
 from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
+from deeplesion.annotations import encode_mask
 from deeplesion.dataset import PIXEL_CENTRE
 from deeplesion.evaluation import froc_table, read_results
-from deeplesion.metric import FROCMetric, encode_mask
+from deeplesion.metric import FROCMetric
 from deeplesion.slices import SliceFolder
 from deeplesion.visualize import draw_results, score_at_one_false_positive
 
