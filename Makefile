@@ -25,7 +25,7 @@ setup:
 	@$(PYTHON) scripts/setup_env.py --env "$(ENV)" --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)"
 
 demo: setup
-	$(RUN) tools/make_phantom.py "$(DEMO)/phantom" --patients 150 --size 192 --workers 2
+	$(RUN) tools/make_phantom.py "$(DEMO)/phantom" --patients 300 --size 128 --workers 2
 	$(RUN) tools/prepare_data.py "$(DEMO)/phantom"
 	DEEPLESION_ROOT="$(DEMO)/phantom" $(RUN) tools/train.py configs/demo/alignshift_3slice.py \
 	    --work-dir "$(DEMO)/training" --resume

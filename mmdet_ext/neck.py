@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -43,6 +44,9 @@ class KeySliceFPN(BaseModule):
         in_channels: channels of the maps, finest first.
         num_slices: D.
         out_channels: channels of the one output map.
+        norm_cfg: normalisation after each lateral convolution, e.g. `dict(type='BN')`. The papers
+            have none; without pretrained weights training needs it, as the backbone's outputs are
+            not normalised either.
     """
 
     def __init__(
@@ -50,11 +54,16 @@ class KeySliceFPN(BaseModule):
         in_channels: Sequence[int] = (256, 512, 1024),
         num_slices: int = 3,
         out_channels: int = 512,
+        norm_cfg: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.reductions = nn.ModuleList(DepthReduction(c, num_slices) for c in in_channels)
         self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
+        self.norms = nn.ModuleList(
+            build_norm_layer(norm_cfg, out_channels)[1] if norm_cfg else nn.Identity()
+            for _ in in_channels
+        )
         for lateral in self.laterals:
             nn.init.xavier_uniform_(lateral.weight)
             nn.init.zeros_(lateral.bias)
@@ -62,8 +71,10 @@ class KeySliceFPN(BaseModule):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
         """(B, C_i, D, H_i, W_i) maps, finest first -> ((B, out_channels, H_0, W_0),)."""
         maps = [
-            lateral(reduce(x))
-            for x, reduce, lateral in zip(features, self.reductions, self.laterals)
+            norm(lateral(reduce(x)))
+            for x, reduce, lateral, norm in zip(
+                features, self.reductions, self.laterals, self.norms, strict=True
+            )
         ]
         y = maps.pop()
         for finer in reversed(maps):
