@@ -85,17 +85,18 @@ def test(config: Config, checkpoint: str, result_file: str | None = None) -> str
 
 
 def find_checkpoint(path: str) -> str:
-    """A checkpoint file; of a directory its best one by name, else its last epoch's."""
+    """A checkpoint file; of a directory its newest best one, else its newest."""
     if not Path(path).is_dir():
         return existing_file(path)
 
-    def epoch(file: Path) -> int:
-        return int(re.search(r"(\d+)\.pth$", file.name)[1])
+    def age(file: Path) -> tuple[float, int]:
+        # A run repeated in the same folder leaves older files of higher epochs behind.
+        return file.stat().st_mtime, int(re.search(r"(\d+)\.pth$", file.name)[1])
 
     for pattern in ("best_*.pth", "epoch_*.pth", "iter_*.pth"):
         found = [f for f in Path(path).glob(pattern) if re.search(r"\d+\.pth$", f.name)]
         if found:
-            return str(max(found, key=epoch))
+            return str(max(found, key=age))
     raise FileNotFoundError(f"{path} holds no checkpoint (best_*.pth, epoch_*.pth or iter_*.pth)")
 
 

@@ -110,8 +110,13 @@ def test_missing_config_and_checkpoint_are_named(repository, tmp_path):
 def test_best_checkpoint_comes_before_the_last(tmp_path):
     for name in ("epoch_9.pth", "epoch_10.pth"):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 1))
     assert Path(find_checkpoint(str(tmp_path))).name == "epoch_10.pth"
     (tmp_path / "best_FROC_average_epoch_3.pth").touch()
+    assert Path(find_checkpoint(str(tmp_path))).name == "best_FROC_average_epoch_3.pth"
+    older = tmp_path / "best_FROC_average_epoch_8.pth"
+    older.touch()
+    os.utime(older, (1, 1))
     assert Path(find_checkpoint(str(tmp_path))).name == "best_FROC_average_epoch_3.pth"
 
 

@@ -1,57 +1,63 @@
 # DeepLesion (or a phantom of its format) prepared by tools/prepare_data.py.
 # num_slices and the thickness policy are set by each experiment on LoadCTSlices.
-data_root = '{{$DEEPLESION_ROOT:data/DeepLesion}}'
+data_root = "{{$DEEPLESION_ROOT:data/DeepLesion}}"
 num_slices = 3
 image_size = 512
 
-load_slices = dict(type='LoadCTSlices', num_slices=num_slices, policy='normalize')
+load_slices = dict(type="LoadCTSlices", num_slices=num_slices, policy="normalize")
 train_pipeline = [
     load_slices,
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomAffineResize', size=image_size),
-    dict(type='PackCTInputs'),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="RandomAffineResize", size=image_size),
+    dict(type="PackCTInputs"),
 ]
 test_pipeline = [
     load_slices,
-    dict(type='RandomAffineResize', size=image_size, prob=0, flip_prob=0),
-    dict(type='PackCTInputs'),
+    dict(type="RandomAffineResize", size=image_size, prob=0, flip_prob=0),
+    dict(type="PackCTInputs"),
 ]
 
 train_dataloader = dict(
     batch_size=8,  # in all; with N GPUs give each 8 / N
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='EpochSampler', shuffle=True),
+    sampler=dict(type="EpochSampler", shuffle=True),
     dataset=dict(
-        type='DeepLesionDataset',
+        type="DeepLesionDataset",
         data_root=data_root,
-        ann_file='annotations/train.json',
-        data_prefix=dict(img='Images_png'),
-        pipeline=train_pipeline))
+        ann_file="annotations/train.json",
+        data_prefix=dict(img="Images_png"),
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type='DeepLesionDataset',
+        type="DeepLesionDataset",
         data_root=data_root,
-        ann_file='annotations/val.json',
-        data_prefix=dict(img='Images_png'),
+        ann_file="annotations/val.json",
+        data_prefix=dict(img="Images_png"),
         pipeline=test_pipeline,
-        test_mode=True))
+        test_mode=True,
+    ),
+)
 test_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type='DeepLesionDataset',
+        type="DeepLesionDataset",
         data_root=data_root,
-        ann_file='annotations/test.json',
-        data_prefix=dict(img='Images_png'),
+        ann_file="annotations/test.json",
+        data_prefix=dict(img="Images_png"),
         pipeline=test_pipeline,
-        test_mode=True))
+        test_mode=True,
+    ),
+)
 
-val_evaluator = dict(type='FROCMetric')
-test_evaluator = dict(type='FROCMetric')
+val_evaluator = dict(type="FROCMetric")
+test_evaluator = dict(type="FROCMetric")

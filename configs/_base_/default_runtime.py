@@ -1,37 +1,46 @@
 # What every experiment shares: registration, hooks, logging, seeds.
-default_scope = 'mmdet'
+default_scope = "mmdet"
 custom_imports = dict(
     imports=[
-        'deeplesion.dataset',
-        'deeplesion.metric',
-        'deeplesion.transforms',
-        'mmdet_ext.densenet',
-        'mmdet_ext.detector',
-        'mmdet_ext.losses',
-        'mmdet_ext.neck',
+        "deeplesion.dataset",
+        "deeplesion.metric",
+        "deeplesion.transforms",
+        "mmdet_ext.densenet",
+        "mmdet_ext.detector",
+        "mmdet_ext.losses",
+        "mmdet_ext.neck",
     ],
-    allow_failed_imports=False)
+    allow_failed_imports=False,
+)
 
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50),
+    param_scheduler=dict(type="ParamSchedulerHook"),
     # The model is chosen on val, by the mean sensitivity at 0.5, 1, 2 and 4 false positives.
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='FROC/average',
-        rule='greater'),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
+        type="CheckpointHook",
+        interval=1,
+        max_keep_ckpts=2,
+        save_best="FROC/average",
+        rule="greater",
+    ),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+)
 
 env_cfg = dict(
     cudnn_benchmark=True,  # every batch has the same shape
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
 
 visualizer = dict(
-    type='DetLocalVisualizer', name='visualizer',
-    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-log_level = 'INFO'
+    type="DetLocalVisualizer",
+    name="visualizer",
+    vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
+)
+log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
+log_level = "INFO"
 randomness = dict(seed=0)
 load_from = None
 resume = False

@@ -42,6 +42,16 @@ def test_pyramid_by_hand():
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
 
 
+def test_norm_follows_each_lateral():
+    neck = KeySliceFPN((4, 6, 8), 3, out_channels=5, norm_cfg=dict(type="BN")).double().eval()
+    plain = KeySliceFPN((4, 6, 8), 3, out_channels=5).double()
+    plain.load_state_dict(neck.state_dict(), strict=False)
+    for norm in neck.norms:
+        norm.weight.data.fill_(2.0)
+        norm.running_var.fill_(1 - norm.eps)
+    torch.testing.assert_close(neck(maps())[0], 2 * plain(maps())[0])
+
+
 def test_gradients_numerically():
     neck = KeySliceFPN((2, 3), num_slices=3, out_channels=2).double()
     features = [x.requires_grad_() for x in maps(3, 1, (2, 3), 4)]
