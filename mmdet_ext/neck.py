@@ -79,4 +79,6 @@ class KeySliceFPN(BaseModule):
         y = maps.pop()
         for finer in reversed(maps):
             y = finer + F.interpolate(y, scale_factor=2, mode="nearest")
-        return (y,)
+        # mmcv's RoIAlign reads memory in NCHW order whatever the strides say: from channels-last
+        # features it would pool scrambled ones, without an error.
+        return (y.contiguous(),)

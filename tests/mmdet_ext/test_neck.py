@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.ops import RoIAlign
 
 from mmdet_ext.neck import DepthReduction, KeySliceFPN
 
@@ -40,6 +41,32 @@ def test_pyramid_by_hand():
         expected = expected + y
     assert output.shape == (2, 5, 16, 16)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_regions_are_pooled_from_where_they_lie(memory_format):
+    """Found in training: heads on channels-last features saw scrambled regions."""
+    neck = KeySliceFPN((4, 6, 8), 3, out_channels=5)
+    features = [x.float().contiguous(memory_format=memory_format) for x in maps()]
+    (output,) = neck(features)
+    regions = torch.tensor([[0, 8.0, 16.0, 24.0, 40.0], [1, 0.0, 0.0, 64.0, 64.0]])
+    pooled = RoIAlign(2, spatial_scale=0.25, sampling_ratio=2)(output, regions)
+    torch.testing.assert_close(pooled[1, :, 0, 0], average(output[1], 0, 0, 32, 32))
+    torch.testing.assert_close(pooled[0, :, 1, 1], average(output[0], 16, 28, 24, 40))
+
+
+def average(feature, x1, y1, x2, y2):
+    """Mean of 2 x 2 bilinear samples of (C, H, W) in a bin given in image pixels, stride 4."""
+    samples = []
+    for fy in (0.25, 0.75):
+        for fx in (0.25, 0.75):
+            x = (x1 + fx * (x2 - x1)) / 4 - 0.5
+            y = (y1 + fy * (y2 - y1)) / 4 - 0.5
+            x0, y0 = int(x), int(y)
+            top = feature[:, y0, x0] * (1 - x + x0) + feature[:, y0, x0 + 1] * (x - x0)
+            low = feature[:, y0 + 1, x0] * (1 - x + x0) + feature[:, y0 + 1, x0 + 1] * (x - x0)
+            samples.append(top * (1 - y + y0) + low * (y - y0))
+    return sum(samples) / 4
 
 
 def test_norm_follows_each_lateral():
