@@ -60,6 +60,10 @@ def create_environment(env: Path) -> Path:
             stop(
                 f"{env} exists but has no bin/python. Point ENV at an environment or a new folder."
             )
+        if sys.version_info < (3, 10):  # noqa: UP036, this file may be run by an older one
+            stop(
+                f"this is Python {sys.version.split()[0]}; make setup PYTHON=python3.11 (or newer)"
+            )
         say(f"creating a virtual environment in {env}")
         made = subprocess.run([sys.executable, "-m", "venv", str(env)])
         if made.returncode:
