@@ -38,8 +38,9 @@ class SoftDiceMaskLoss(nn.Module):
         if len(pred) == 0:
             return pred.sum() * 0
         rois = torch.arange(len(labels), device=labels.device)
-        # float32: a sum over 784 sigmoids loses too much in half precision.
-        p = pred[rois, labels].float().sigmoid().flatten(1)
-        t = target.float().flatten(1)
+        # At least float32: a sum over 784 sigmoids loses too much in half precision.
+        dtype = torch.promote_types(pred.dtype, torch.float32)
+        p = pred[rois, labels].to(dtype).sigmoid().flatten(1)
+        t = target.to(dtype).flatten(1)
         dice = (2 * (p * t).sum(1) + self.eps) / (p.sum(1) + t.sum(1) + self.eps)
         return self.loss_weight * (1 - dice.mean())

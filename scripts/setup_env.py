@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
+# Their own requirements name an OpenCV that must not be installed beside the headless one.
+STACK = ("onedl-mmengine", "onedl-mmdetection", "imaug")
 
 # Imports mmcv's extension and runs one operator on every device torch sees: a wheel built without
 # ops, for another torch, or without CUDA fails here and nowhere later.
@@ -212,15 +214,20 @@ def main() -> None:
     say(subprocess.check_output([python, "-c", DESCRIBE_TORCH], text=True).strip())
 
     say("installing the pinned requirements")
-    plain = [line for name, line in requirements.items() if not name.startswith("onedl-")]
-    pip(python, "install", "-q", *plain)
-    # Without their dependencies: those are pinned above, and mmcv's would bring the OpenCV that
-    # needs X11 libraries and overwrites the headless one.
-    stack = [requirements[f"onedl-{name}"] for name in ("mmengine", "mmdetection")]
+    mmcv = requirements.pop("onedl-mmcv")
+    stack = [requirements.pop(name) for name in STACK]
+    pip(python, "install", "-q", *requirements.values())
+    # Without their dependencies: those are pinned too, and theirs would bring the OpenCV that needs
+    # X11 libraries and overwrites the headless one.
     pip(python, "install", "-q", "--no-deps", "--no-build-isolation", *stack)
-    answer = install_mmcv(python, requirements["onedl-mmcv"], options.env / "mmcv-build.log")
+    answer = install_mmcv(python, mmcv, options.env / "mmcv-build.log")
     say(f"mmcv's operators ran on {answer}")
     pip(python, "install", "-q", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    imports = subprocess.run(
+        [python, "-c", "import mmdet.datasets, mmdet.models"], capture_output=True, text=True
+    )
+    if imports.returncode:
+        stop(f"mmdet does not import:\n{imports.stderr}")
     temporary = stamp_file.with_suffix(".tmp")
     temporary.write_text(json.dumps(stamp, indent=2))
     os.replace(temporary, stamp_file)

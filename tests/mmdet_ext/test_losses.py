@@ -22,14 +22,19 @@ def test_equals_the_loop():
     pred, target, labels = batch()
     total = 0.0
     for i in range(len(pred)):
-        p = torch.sigmoid(pred[i, labels[i]].detach().float())
-        t = target[i].float()
+        p = torch.sigmoid(pred[i, labels[i]].detach())
+        t = target[i]
         intersection = sum(float(p[r, c] * t[r, c]) for r in range(6) for c in range(6))
         both = sum(float(p[r, c] + t[r, c]) for r in range(6) for c in range(6))
         total += (2 * intersection + 0.01) / (both + 0.01)
     expected = 3.0 * (1 - total / len(pred))
     loss = SoftDiceMaskLoss(loss_weight=3.0)(pred, target, labels)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_gradients_numerically():
+    pred, target, labels = batch(3)
+    assert torch.autograd.gradcheck(lambda x: SoftDiceMaskLoss()(x, target, labels), pred)
 
 
 def test_perfect_and_opposite_masks():
