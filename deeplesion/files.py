@@ -7,7 +7,8 @@ from pathlib import Path
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes to a temporary name beside `path`, then renames; makes the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Always the same name, so that what an interrupted write left is written over by the next.
+    temporary = path.with_name(path.name + ".part")
     with open(temporary, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

@@ -39,7 +39,8 @@ def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tens
     """Returns a valid (B,) thickness in mm, which may be infinite.
 
     Raises ValueError if it is missing, of another length, NaN or <= 0. On a GPU the values are
-    asserted on the device (RuntimeError), since looking at them would wait for it at every layer.
+    asserted on the device (RuntimeError), since looking at them would wait for it at every layer;
+    compiled code cannot raise for a value, so there an invalid thickness makes the output NaN.
     """
     if thickness is None:
         raise ValueError(f"{operator} needs the slice thickness in mm, one number a volume")
@@ -48,8 +49,10 @@ def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tens
             f"{operator}: thickness must have shape ({batch},), one number a volume of the batch, "
             f"got {tuple(thickness.shape)}"
         )
+    if torch.compiler.is_compiling():
+        return torch.where(thickness > 0, thickness, torch.nan)
     valid = (thickness > 0).all()  # NaN compares false
-    if torch.compiler.is_compiling() or thickness.is_cuda:
+    if thickness.is_cuda:
         torch._assert_async(valid, f"{operator}: slice thickness must be > 0 mm and not NaN")
     elif not valid:
         raise ValueError(

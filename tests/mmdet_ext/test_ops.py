@@ -139,6 +139,16 @@ def test_bad_thickness_is_refused(bad):
         conv(torch.zeros(2, 8, 3, 4, 4), torch.tensor([2.0, bad]))
 
 
+def test_compiled_operator_agrees_and_marks_bad_thickness():
+    conv = AlignShiftConv(8, 4, 3, padding=1)
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    x = volume(2, 8, 3, 4, 4, dtype=torch.float32)
+    thickness = torch.tensor([2.0, 5.0])
+    torch.testing.assert_close(compiled(x, thickness), conv(x, thickness))
+    marked = compiled(x, torch.tensor([2.0, 0.0]))
+    assert not marked[0].isnan().any() and marked[1].isnan().any()
+
+
 def test_missing_or_misshapen_thickness_is_refused():
     conv = AlignShiftConv(8, 4, 1)
     with pytest.raises(ValueError, match="needs the slice thickness"):
