@@ -36,7 +36,6 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     if not torch.cuda.is_available():
         # gloo is the backend that has CPU collectives.
         config.env_cfg.dist_cfg.backend = "gloo"
-    # In 2D detection workers decode with OpenCV threads; here every worker is one already.
     return config
 
 
