@@ -33,10 +33,19 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
         config.merge_from_dict(overrides)
     if work_dir or config.get("work_dir") is None:
         config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)
-    if not torch.cuda.is_available():
-        # gloo is the backend that has CPU collectives.
-        config.env_cfg.dist_cfg.backend = "gloo"
     return config
+
+
+def build_runner(config: Config) -> Runner:
+    """mmengine's runner, of several processes also on a machine without a GPU."""
+    if config.get("launcher") == "pytorch" and not torch.cuda.is_available():
+        # Left to itself mmengine gives each process a GPU, here and around the model; gloo is the
+        # backend with CPU collectives.
+        torch.distributed.init_process_group("gloo")
+        config.model_wrapper_cfg = dict(
+            type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
+        )
+    return Runner.from_cfg(config)
 
 
 def train(
@@ -59,7 +68,7 @@ def train(
     if amp:
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     with actionable_errors():
-        runner = Runner.from_cfg(config)
+        runner = build_runner(config)
         if compile_static:
             model = getattr(runner.model, "module", runner.model)
             model.backbone.compile()
@@ -79,7 +88,7 @@ def test(config: Config, checkpoint: str, result_file: str | None = None) -> str
     result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
     config.test_evaluator.result_file = result_file
     with actionable_errors():
-        Runner.from_cfg(config).test()
+        build_runner(config).test()
     return result_file
 
 

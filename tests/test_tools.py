@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,27 @@ def test_testing_prints_the_table_writes_json_and_draws(trained, repository, pha
     pictures = sorted((tmp_path / "show").glob("*.png"))
     assert len(pictures) == len(records)
     assert cv2.imread(str(pictures[0])) is not None
+
+
+def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp_path):
+    work_dir, _ = trained
+    split = "test_dataloader.dataset.ann_file=annotations/train.json"
+    options = [DEMO, work_dir, "--cfg-options", split]
+    command(repository, "tools/test.py", *options, "--work-dir", tmp_path / "one", root=phantom)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    command(
+        repository, *launch, "tools/test.py", "--launcher", "pytorch", *options[:2],
+        "--work-dir", tmp_path / "two", *options[2:], root=phantom,
+    )  # fmt: skip
+    one = read_results(tmp_path / "one/results.json.gz")
+    two = read_results(tmp_path / "two/results.json.gz")
+    assert [r["file_name"] for r in one] == [r["file_name"] for r in two] and len(one) > 2
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4)
+    assert froc_table(one) == froc_table(two)
 
 
 def test_resuming_continues_after_the_last_epoch(trained, repository, phantom, tmp_path):
