@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from deeplesion.files import write_whole
-from deeplesion.froc import froc
+from deeplesion.froc import TABLE_FPS, froc
 
-OPERATING_POINTS = (0.5, 1, 2, 4, 8, 16)
 THIN_MM = 2.0
 
 RESULT_FORMAT = "deeplesion-results-1"
@@ -51,14 +50,14 @@ def froc_table(
             iou_threshold,
             pixel_offset,
         )
-        points = 100 * curve.sensitivity_at(OPERATING_POINTS)
+        points = 100 * curve.sensitivity_at(TABLE_FPS)
         average = 100 * float(curve.score)
         rows.append(
             dict(
                 group=group,
                 images=len(chosen),
                 lesions=sum(len(r["lesions"]) for r in chosen),
-                sensitivity={f"{p:g}": float(v) for p, v in zip(OPERATING_POINTS, points)},
+                sensitivity={f"{p:g}": float(v) for p, v in zip(TABLE_FPS, points)},
                 average=average,
                 difference=average - rows[0]["average"] if rows else 0.0,
             )
@@ -74,7 +73,7 @@ def detection_array(record: dict) -> np.ndarray:
 
 def format_table(rows: Sequence[dict]) -> str:
     """The rows of `froc_table` as text, laid out as Table 3 of the AlignShift paper."""
-    points = [f"{p:g}" for p in OPERATING_POINTS]
+    points = [f"{p:g}" for p in TABLE_FPS]
     lines = ["Sensitivity (%) at false positives per image"]
     header = f"{'slices':<7}{'images':>7}{'lesions':>8} |"
     header += "".join(f"{p:>7}" for p in points) + " | Avg.[0.5,1,2,4]   diff."

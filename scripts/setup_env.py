@@ -90,9 +90,9 @@ def read_requirements() -> dict[str, str]:
     return {re.split(r"[=<>!~]", line)[0]: line for line in lines if line}
 
 
-def pip(python: Path, *arguments: str, env: dict | None = None) -> None:
+def pip(python: Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command, env=env).returncode:
+    if subprocess.run(command).returncode:
         stop("pip failed, its message is above: " + " ".join(command[1:]))
 
 
