@@ -62,7 +62,7 @@ def create_environment(env: Path) -> Path:
             stop(
                 f"{env} exists but has no bin/python. Point ENV at an environment or a new folder."
             )
-        if sys.version_info < (3, 10):  # noqa: UP036, this file may be run by an older one
+        if sys.version_info < (3, 11):  # noqa: UP036, this file may be run by an older one
             stop(
                 f"this is Python {sys.version.split()[0]}; make setup PYTHON=python3.11 (or newer)"
             )
@@ -77,9 +77,9 @@ def create_environment(env: Path) -> Path:
     version = subprocess.check_output(
         [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], text=True
     ).strip()
-    if tuple(map(int, version.split("."))) < (3, 10):
+    if tuple(map(int, version.split("."))) < (3, 11):
         stop(
-            f"{python} is Python {version}; 3.10 or newer is needed (PYTHON=python3.11 make setup)"
+            f"{python} is Python {version}; 3.11 or newer is needed (PYTHON=python3.11 make setup)"
         )
     return python
 
