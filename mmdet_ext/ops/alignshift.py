@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .registry import register_operator
-from .slice_conv import SliceConv, check_thickness
+from .slice_conv import check_thickness, shift_depth
+from .tsm import TSMConv
 
 
 @register_operator
-class AlignShiftConv(SliceConv):
+class AlignShiftConv(TSMConv):
     """AlignShift convolution (AlignShift, MICCAI 2020, Algorithm 1).
 
     With fold = C // n_fold channels, reference thickness r and slice thickness s of the volume,
@@ -37,38 +38,24 @@ class AlignShiftConv(SliceConv):
     """
 
     def __init__(
-        self,
-        *args,
-        n_fold: int = 8,
-        ref_thickness: float = 2.0,
-        zero_padding: bool = True,
-        **kwargs,
+        self, *args, ref_thickness: float = 2.0, zero_padding: bool = True, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        if n_fold < 2:
-            raise ValueError(f"n_fold must be at least 2, got {n_fold}")
         if not (math.isfinite(ref_thickness) and ref_thickness > 0):
             raise ValueError(f"ref_thickness must be a positive number of mm, got {ref_thickness}")
-        self.n_fold = n_fold
         self.ref_thickness = ref_thickness
         self.zero_padding = zero_padding
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         thickness = check_thickness(thickness, len(x), type(self).__name__)
         alpha = (self.ref_thickness / thickness).clamp(max=1).to(x.dtype).view(-1, 1, 1, 1, 1)
-        channels = self.in_channels // self.n_fold
-        up, down, rest = x.split([channels, channels, self.in_channels - 2 * channels], dim=1)
-        # The border slice of a shift towards smaller d is the last one, and the other way round.
-        above = torch.cat([up[:, :, 1:], self._beyond(up[:, :, -1:])], dim=2)
-        below = torch.cat([self._beyond(down[:, :, :1]), down[:, :, :-1]], dim=2)
+        up, down, rest = self.split(x)
+        above = shift_depth(up, 1, self.zero_padding)
+        below = shift_depth(down, -1, self.zero_padding)
         return torch.cat([torch.lerp(up, above, alpha), torch.lerp(down, below, alpha), rest], 1)
-
-    def _beyond(self, border: Tensor) -> Tensor:
-        """The neighbour a border slice lacks."""
-        return torch.zeros_like(border) if self.zero_padding else border
 
     def extra_repr(self) -> str:
         return (
-            f"{super().extra_repr()}, n_fold={self.n_fold}, ref_thickness={self.ref_thickness}, "
+            f"{super().extra_repr()}, ref_thickness={self.ref_thickness}, "
             f"zero_padding={self.zero_padding}"
         )

@@ -2,7 +2,8 @@
 
 A 1 x K x K convolution over D slices is a 2D convolution over B*D images. In
 `torch.channels_last_3d` memory folding depth into the batch is a view, so the operators speak
-(B, C, D, H, W) to the outside and run 2D kernels inside.
+(B, C, D, H, W) to the outside and run 2D kernels inside; those that reach along depth do so in
+`conv_depth` and `shift_depth`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .registry import register_operator
+
+Pair = int | tuple[int, int]
 
 
 def fold(x: Tensor) -> Tensor:
@@ -27,12 +30,67 @@ def unfold(x: Tensor, batch: int) -> Tensor:
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def in_plane_size(name: str, value: int | tuple[int, int]) -> int:
-    """One number out of an int or an equal pair; anything else is refused."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or pair[0] != pair[1]:
-        raise ValueError(f"{name} is in-plane: an int or an equal pair, got {value!r}")
-    return int(pair[0])
+def shift_depth(x: Tensor, step: int, zero_padding: bool = True) -> Tensor:
+    """out[:, :, d] = x[:, :, d + step], step 1 or -1, of a (B, C, D, H, W) volume.
+
+    What the border slice lacks is 0, or with `zero_padding=False` the border slice itself.
+    """
+    border = x[:, :, -1:] if step == 1 else x[:, :, :1]
+    beyond = torch.zeros_like(border) if zero_padding else border
+    return torch.cat([x[:, :, 1:], beyond] if step == 1 else [beyond, x[:, :, :-1]], dim=2)
+
+
+def conv_depth(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    sides: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """3D convolution that keeps the depth, on 2D kernels.
+
+        out[:, :, d] = sum_j conv2d(x[:, :, d + j - (K - 1) // 2], weight[:, :, j]) + bias
+
+    over the K depth taps whose slice exists. One 2D convolution makes all taps' terms, which are
+    then added, each moved by its offset.
+
+    Args:
+        x: (B, C, D, H, W).
+        weight: (C', C / groups, K, kh, kw).
+        sides: in-plane zero padding left, right, top, bottom; a negative number crops.
+
+    Returns:
+        (B, C', D, H', W').
+    """
+    depth, taps = x.shape[2], weight.shape[2]
+    centre = (taps - 1) // 2
+    # A tap that reaches no slice at all is left out: with D = 1 only the centre is computed.
+    first, last = max(0, centre - depth + 1), min(taps, centre + depth)
+    taps, centre = last - first, centre - first
+    # Output channels in the order (group, tap, channel), so that groups stay together.
+    weight = weight[:, :, first:last].unflatten(0, (groups, -1)).movedim(3, 1).flatten(0, 2)
+    if bias is not None:
+        bias = F.pad(bias.view(groups, 1, -1), (0, 0, centre, taps - 1 - centre)).flatten()
+    left, right, top, bottom = sides
+    folded = fold(x)
+    if left == right >= 0 and top == bottom >= 0:
+        padding = (top, left)
+    else:
+        folded, padding = F.pad(folded, sides), 0
+    y = unfold(F.conv2d(folded, weight, bias, stride, padding, dilation, groups), len(x))
+    if taps == 1:
+        return y
+    terms = y.unflatten(1, (groups, taps, -1)).unbind(2)
+    total = terms[centre].clone()
+    for j, term in enumerate(terms):
+        step = j - centre
+        if step < 0:
+            total[:, :, :, -step:] += term[:, :, :, :step]
+        elif step > 0:
+            total[:, :, :, :-step] += term[:, :, :, step:]
+    return total.flatten(1, 2)
 
 
 def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tensor:
@@ -52,7 +110,7 @@ def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tens
     if torch.compiler.is_compiling():
         return torch.where(thickness > 0, thickness, torch.nan)
     valid = (thickness > 0).all()  # NaN compares false
-    if thickness.is_cuda:
+    if thickness.is_cuda or thickness.is_meta:
         torch._assert_async(valid, f"{operator}: slice thickness must be > 0 mm and not NaN")
     elif not valid:
         raise ValueError(
@@ -69,75 +127,127 @@ class SliceConv(nn.Module):
         out[b, :, d] = conv2d(fuse(x)[b, :, d], weight) + bias
 
     where `fuse` is the identity; operators that only rearrange slices before the convolution
-    (TSM, AlignShift, A3D) override it.
+    (TSM, AlignShift, A3D) override it. Depth is kept.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
-            `torch.nn.Conv2d`, all in-plane, each an int or an equal pair. Depth is kept.
+            `torch.nn.Conv2d`, all in-plane: an int or a (height, width) pair, `padding` also
+            'same' or 'valid'.
 
     Attributes:
         weight: (out_channels, in_channels / groups, K, K), so that 2D checkpoints load unchanged.
 
     Raises:
-        ValueError: unequal pairs, or channels that `groups` does not divide.
+        ValueError: sizes out of range, or channels that `groups` does not divide.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if in_channels % groups or out_channels % groups:
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(
+                f"there must be at least 1 channel, got in_channels={in_channels}, "
+                f"out_channels={out_channels}"
+            )
+        if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide in_channels={in_channels} and "
                 f"out_channels={out_channels}"
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = in_plane_size("kernel_size", kernel_size)
-        self.stride = in_plane_size("stride", stride)
-        self.padding = in_plane_size("padding", padding)
-        self.dilation = in_plane_size("dilation", dilation)
+        self.kernel_size = in_plane_pair("kernel_size", kernel_size)
+        self.stride = in_plane_pair("stride", stride)
+        self.dilation = in_plane_pair("dilation", dilation)
         self.groups = groups
-        size = self.kernel_size
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, size, size))
+        if padding != "same":
+            padding = in_plane_pair("padding", 0 if padding == "valid" else padding, least=0)
+        self.padding = padding
+        self.sides = self._sides()
+        self.weight = nn.Parameter(torch.empty(self.weight_shape()))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
+    def _sides(self) -> tuple[int, int, int, int]:
+        """Zero padding left, right, top, bottom."""
+        if self.padding != "same":
+            height, width = self.padding
+            return (width, width, height, height)
+        if self.stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got {self.stride}")
+        height, width = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
+        # As torch does: of an odd number the larger half goes right and below.
+        return (width // 2, width - width // 2, height // 2, height - height // 2)
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of `weight`."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
     def reset_parameters(self) -> None:
         """Initialises as `torch.nn.Conv2d` does."""
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        weight = self.weight.new_empty(shape)
+        nn.init.kaiming_uniform_(weight, a=5**0.5)
+        self.load_weight2d(weight)
         if self.bias is not None:
-            bound = self.weight[0].numel() ** -0.5
+            bound = weight[0].numel() ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
+
+    @torch.no_grad()
+    def load_weight2d(self, weight: Tensor) -> None:
+        """Takes over the weight (C', C / groups, K, K) of a 2D convolution."""
+        self.weight.copy_(weight)
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         """Mixes slices ahead of the convolution; (B, C, D, H, W) -> the same shape."""
         return x
 
     def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
-        """(B, C, D, H, W) -> (B, C', D, H', W'); thickness (B,) in mm is not used here."""
-        y = F.conv2d(
-            fold(self.fuse(x, thickness)),
-            self.weight,
+        """(B, C, D, H, W) and (B,) mm -> (B, C', D, H', W')."""
+        return conv_depth(
+            self.fuse(x, thickness),
+            self.weight.unsqueeze(2),
             self.bias,
             self.stride,
-            self.padding,
+            self.sides,
             self.dilation,
             self.groups,
         )
-        return unfold(y, len(x))
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
+        for name, default in (("stride", (1, 1)), ("dilation", (1, 1)), ("groups", 1)):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
+        if any(self.sides):
+            text += f", padding={self.padding!r}"
         return text if self.bias is not None else text + ", bias=False"
+
+
+def in_plane_pair(name: str, value: Pair, least: int = 1) -> tuple[int, int]:
+    """(height, width) out of an int or a pair; anything else is refused."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
+        raise ValueError(
+            f"{name} is in-plane: an int or a (height, width) pair, at least {least}, got {value!r}"
+        )
+    return pair
+
+
+def square_kernel(operator: SliceConv, why: str) -> int:
+    """K of a K x K kernel; raises ValueError for any other."""
+    height, width = operator.kernel_size
+    if height != width:
+        raise ValueError(
+            f"{type(operator).__name__} needs a square kernel ({why}), got {height} x {width}"
+        )
+    return height

@@ -1,27 +1,98 @@
-"""The operators against plain loops written from the papers' formulas."""
+"""The operators against plain loops written from the papers' formulas, and the laws they obey."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from mmdet_ext.ops import AlignShiftConv, SliceConv, build_conv3d, fold, unfold
+from mmdet_ext.ops import (
+    OPERATORS,
+    A3DConv,
+    ACSConv,
+    AlignShiftConv,
+    I3DConv,
+    MeanACSConv,
+    P3DConv,
+    SliceConv,
+    SoftACSConv,
+    TSMConv,
+    build_conv3d,
+    fold,
+    unfold,
+)
 
 DOUBLE = torch.float64
+THICKNESS = (0.8, 2.0, 5.0, float("inf"))
 
 
 def volume(*shape, seed=0, dtype=DOUBLE):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def align_shift_loop(x, thickness, n_fold, reference, zero_padding):
-    """Channel by channel and slice by slice, as Algorithm 1 of the paper states it."""
+def mm(*values, dtype=DOUBLE):
+    return torch.tensor(values, dtype=dtype)
+
+
+# --- Twins: slice by slice, channel by channel, tap by tap, from the formulas ---
+
+
+def conv_loop(x, kernel, bias, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """K x K x K convolution, kernel (C', C/groups, Kd, Kh, Kw), one output position after another.
+
+    In-plane as `Conv2d`; along depth stride 1, dilation 1, zeros beyond the ends, and tap
+    (Kd - 1) // 2 on the slice itself.
+    """
+    batch, channels, depth, height, width = x.shape
+    outputs, _, kd, kh, kw = kernel.shape
+    rows = (height + 2 * padding[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    columns = (width + 2 * padding[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    out = x.new_zeros(batch, outputs, depth, rows, columns).clone()
+    for d in range(depth):
+        for i in range(rows):
+            for j in range(columns):
+                for a in range(kd):
+                    for b in range(kh):
+                        for c in range(kw):
+                            z = d + a - (kd - 1) // 2
+                            y = i * stride[0] - padding[0] + b * dilation[0]
+                            u = j * stride[1] - padding[1] + c * dilation[1]
+                            if not (0 <= z < depth and 0 <= y < height and 0 <= u < width):
+                                continue
+                            for g in range(groups):
+                                o = slice(g * outputs // groups, (g + 1) * outputs // groups)
+                                n = slice(g * channels // groups, (g + 1) * channels // groups)
+                                out[:, o, d, i, j] += x[:, n, z, y, u] @ kernel[o, :, a, b, c].T
+    return out if bias is None else out + bias.view(1, -1, 1, 1, 1)
+
+
+def in_view(weight, view):
+    """The K x K kernel in an axial, coronal or sagittal plane of a K x K x K one."""
+    size = weight.shape[-1]
+    centre = (size - 1) // 2
+    kernel = weight.new_zeros(*weight.shape[:2], size, size, size)
+    for j in range(size):
+        for k in range(size):
+            if view == 0:
+                kernel[:, :, centre, j, k] = weight[:, :, j, k]
+            elif view == 1:
+                kernel[:, :, j, centre, k] = weight[:, :, j, k]
+            else:
+                kernel[:, :, j, k, centre] = weight[:, :, j, k]
+    return kernel
+
+
+def shift_loop(x, n_fold, alphas, zero_padding):
+    """AlignShift's Algorithm 1, with one align factor a volume; TSM with factors of 1."""
     out = x.clone()
     batch, channels, depth = x.shape[:3]
     moved = channels // n_fold
     for b in range(batch):
-        alpha = min(max(reference / float(thickness[b]), 0.0), 1.0)
         for c in range(2 * moved):
             step = 1 if c < moved else -1
             for d in range(depth):
@@ -31,8 +102,321 @@ def align_shift_loop(x, thickness, n_fold, reference, zero_padding):
                     neighbour = torch.zeros_like(x[b, c, d])
                 else:
                     neighbour = x[b, c, d]
-                out[b, c, d] = alpha * neighbour + (1 - alpha) * x[b, c, d]
+                out[b, c, d] = alphas[b] * neighbour + (1 - alphas[b]) * x[b, c, d]
     return out
+
+
+def geometry(conv):
+    return dict(
+        stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups
+    )
+
+
+def slice_twin(conv, x, thickness):
+    return conv_loop(x, conv.weight.unsqueeze(2), conv.bias, **geometry(conv))
+
+
+def i3d_twin(conv, x, thickness):
+    return conv_loop(x, conv.weight, conv.bias, **geometry(conv))
+
+
+def p3d_twin(conv, x, thickness):
+    y = conv_loop(x, conv.weight.unsqueeze(2), conv.bias, **geometry(conv))
+    return conv_loop(y, conv.depth_weight, None, groups=conv.groups)
+
+
+def acs_twin(conv, x, thickness):
+    """Three convolutions, each with its third of the kernels, concatenated."""
+    outputs = conv.out_channels
+    first = outputs // 3 + (outputs % 3 > 0)
+    second = outputs // 3 + (outputs % 3 > 1)
+    kernel = torch.cat(
+        [
+            in_view(conv.weight[:first], 0),
+            in_view(conv.weight[first : first + second], 1),
+            in_view(conv.weight[first + second :], 2),
+        ]
+    )
+    return conv_loop(x, kernel, conv.bias, **geometry(conv))
+
+
+def mean_acs_twin(conv, x, thickness):
+    views = [conv_loop(x, in_view(conv.weight, view), None, **geometry(conv)) for view in range(3)]
+    bias = 0 if conv.bias is None else conv.bias.view(-1, 1, 1, 1)
+    return (views[0] + views[1] + views[2]) / 3 + bias
+
+
+def soft_acs_twin(conv, x, thickness):
+    out = 0
+    for view in range(3):
+        y = conv_loop(x, in_view(conv.weight, view), None, **geometry(conv))
+        if conv.view_weight is None:
+            return y if conv.bias is None else y + conv.bias.view(-1, 1, 1, 1)
+        exponents = conv.view_weight.exp()
+        out = out + y * (exponents[:, view] / exponents.sum(1)).view(-1, 1, 1, 1)
+    return out if conv.bias is None else out + conv.bias.view(-1, 1, 1, 1)
+
+
+def tsm_twin(conv, x, thickness):
+    fused = shift_loop(x, conv.n_fold, [1.0] * len(x), zero_padding=True)
+    return conv_loop(fused, conv.weight.unsqueeze(2), conv.bias, **geometry(conv))
+
+
+def alignshift_twin(conv, x, thickness):
+    alphas = [min(max(conv.ref_thickness / float(s), 0.0), 1.0) for s in thickness]
+    fused = shift_loop(x, conv.n_fold, alphas, conv.zero_padding)
+    return conv_loop(fused, conv.weight.unsqueeze(2), conv.bias, **geometry(conv))
+
+
+def a3d_twin(conv, x, thickness):
+    fused = torch.zeros_like(x)
+    for c in range(x.shape[1]):
+        for k in range(x.shape[2]):
+            for d in range(x.shape[2]):
+                fused[:, c, k] += x[:, c, d] * conv.fusion_weight[d, k, c]
+    return conv_loop(fused, conv.weight.unsqueeze(2), conv.bias, **geometry(conv))
+
+
+TWINS = {
+    "none": (SliceConv, {}, slice_twin),
+    "i3d": (I3DConv, {}, i3d_twin),
+    "p3d": (P3DConv, {}, p3d_twin),
+    "acs": (ACSConv, {}, acs_twin),
+    "mean_acs": (MeanACSConv, {}, mean_acs_twin),
+    "soft_acs": (SoftACSConv, {}, soft_acs_twin),
+    "tsm": (TSMConv, dict(n_fold=3), tsm_twin),
+    "alignshift": (AlignShiftConv, dict(n_fold=3), alignshift_twin),
+    "alignshift_border": (AlignShiftConv, dict(n_fold=3, zero_padding=False), alignshift_twin),
+    "a3d": (A3DConv, {}, a3d_twin),
+}
+every_operator = pytest.mark.parametrize("name", TWINS)
+
+
+def make(name, *args, depth=3, seed=0, **kwargs):
+    """An operator of random parameters in float64, those of the fusion included."""
+    kind, own, _ = TWINS[name]
+    if kind is A3DConv:
+        own = dict(own, num_slices=depth)
+    torch.manual_seed(seed)
+    conv = kind(*args, **kwargs, **own).double()
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return conv
+
+
+def assert_same(got, expected, tolerance=1e-10):
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+def test_every_registered_operator_has_a_twin():
+    assert {kind for kind, _, _ in TWINS.values()} == set(OPERATORS.values())
+
+
+# in, out, depth, and the convolution's options
+GEOMETRIES = {
+    "3x3": (4, 5, 3, dict(kernel_size=3, padding=1)),
+    "1x1": (7, 4, 3, dict(kernel_size=1)),
+    "1x1 strided, padded": (3, 3, 2, dict(kernel_size=1, stride=2, padding=1)),
+    "strided": (6, 3, 4, dict(kernel_size=3, stride=2, padding=1, bias=False)),
+    "not padded": (3, 6, 2, dict(kernel_size=3)),
+    "padded by more": (3, 4, 2, dict(kernel_size=3, padding=2)),
+    "dilated": (3, 4, 3, dict(kernel_size=3, padding=2, dilation=2)),
+    "dilated, not padded": (2, 3, 2, dict(kernel_size=3, dilation=2)),
+    "depthwise": (6, 6, 3, dict(kernel_size=3, padding=1, groups=6)),
+    "depthwise, multiplied": (3, 6, 3, dict(kernel_size=3, padding=1, groups=3)),
+    "even": (3, 4, 3, dict(kernel_size=2, stride=2)),
+    "even, dilated": (3, 4, 3, dict(kernel_size=2, dilation=2, padding=1)),
+    "large": (3, 5, 4, dict(kernel_size=5, padding=2)),
+    "one slice": (4, 5, 1, dict(kernel_size=3, padding=1)),
+    "unequal": (3, 4, 2, dict(kernel_size=3, stride=(1, 2), padding=(0, 2), dilation=(2, 1))),
+    "one channel": (1, 1, 5, dict(kernel_size=3, padding=1)),
+}
+
+
+@every_operator
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_operator_and_its_gradients_equal_the_loop(name, case):
+    channels, outputs, depth, options = GEOMETRIES[case]
+    conv = make(name, channels, outputs, depth=depth, **options)
+    x = volume(4, channels, depth, 6, 5).requires_grad_()
+    thickness = mm(*THICKNESS)
+    got = conv(x, thickness)
+    expected = TWINS[name][2](conv, x, thickness)
+    assert_same(got, expected)
+
+    probe = volume(*got.shape, seed=1)
+    variables = [x, *conv.parameters()]
+    gradients = torch.autograd.grad((got * probe).sum(), variables)
+    wanted = torch.autograd.grad((expected * probe).sum(), variables)
+    for a, b in zip(gradients, wanted):
+        assert_same(a, b)
+
+
+@every_operator
+def test_grouped_operator_equals_the_loop_or_is_refused(name):
+    options = dict(kernel_size=3, padding=1, groups=2)
+    if name == "acs":
+        with pytest.raises(ValueError, match=r"groups must be 1 or in_channels=4.*got 2"):
+            make(name, 4, 6, **options)
+        return
+    conv = make(name, 4, 6, **options)
+    x, thickness = volume(4, 4, 3, 4, 5), mm(*THICKNESS)
+    assert_same(conv(x, thickness), TWINS[name][2](conv, x, thickness))
+
+
+@pytest.mark.parametrize("name", ["none", "tsm", "alignshift", "a3d"])
+@pytest.mark.parametrize("kernel_size", [(1, 3), (3, 2)])
+def test_unequal_kernels_where_nothing_is_rotated(name, kernel_size):
+    conv = make(name, 3, 4, kernel_size=kernel_size, padding=(0, 1))
+    x, thickness = volume(4, 3, 3, 4, 5), mm(*THICKNESS)
+    assert_same(conv(x, thickness), TWINS[name][2](conv, x, thickness))
+
+
+@every_operator
+@pytest.mark.parametrize("kernel_size, dilation", [(3, 1), (3, 2), (2, 1), (4, 3)])
+def test_padding_same_and_valid(name, kernel_size, dilation):
+    x, thickness = volume(4, 3, 3, 13, 14), mm(*THICKNESS)
+    same = make(name, 3, 4, kernel_size=kernel_size, padding="same", dilation=dilation)
+    assert same(x, thickness).shape == (4, 4, 3, 13, 14)
+    plain = SliceConv(3, 4, kernel_size, padding="same", dilation=dilation).double()
+    reference = nn.Conv2d(3, 4, kernel_size, padding="same", dilation=dilation).double()
+    reference.load_state_dict(plain.state_dict())
+    assert_same(plain(x)[:, :, 1], reference(x[:, :, 1]))
+    valid = make(name, 3, 4, kernel_size=kernel_size, padding="valid", dilation=dilation)
+    zero = make(name, 3, 4, kernel_size=kernel_size, padding=0, dilation=dilation)
+    assert torch.equal(valid(x, thickness), zero(x, thickness))
+
+
+def test_convolution_agrees_with_conv3d():
+    """A second oracle: torch's own 3D convolution."""
+    x = volume(2, 4, 5, 8, 7)
+    conv = make("i3d", 4, 6, kernel_size=3, stride=2, padding=1, groups=2)
+    expected = F.conv3d(x, conv.weight, conv.bias, (1, 2, 2), 1, groups=2)
+    assert_same(conv(x), expected)
+    conv = make("none", 4, 6, kernel_size=3, padding=2, dilation=2)
+    expected = F.conv3d(x, conv.weight.unsqueeze(2), conv.bias, 1, (0, 2, 2), (1, 2, 2))
+    assert_same(conv(x), expected)
+
+
+# --- Laws ---
+
+volumes = dict(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 17),
+    depth=st.integers(1, 6),
+    n_fold=st.integers(2, 9),
+    seed=st.integers(0, 100),
+)
+
+
+def with_weights_of(conv, kind, **own):
+    other = kind(
+        conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding, **own
+    ).double()
+    other.load_weight2d(conv.weight)
+    other.bias.data.copy_(conv.bias)
+    return other
+
+
+@settings(deadline=None, max_examples=40)
+@given(**volumes, thin=st.floats(0.01, 2.0))
+def test_thin_alignshift_is_tsm_and_infinite_no_fusion(batch, channels, depth, n_fold, seed, thin):
+    conv = AlignShiftConv(channels, 3, 3, padding=1, n_fold=n_fold).double()
+    x = volume(batch, channels, depth, 4, 3, seed=seed)
+    tsm = with_weights_of(conv, TSMConv, n_fold=n_fold)
+    assert_same(conv(x, mm(thin).expand(batch)), tsm(x))
+    plain = with_weights_of(conv, SliceConv)
+    assert_same(conv(x, mm(torch.inf).expand(batch)), plain(x))
+
+
+@settings(deadline=None, max_examples=40)
+@given(**volumes, thickness=st.lists(st.floats(0.1, 20), min_size=3, max_size=3))
+def test_shifts_only_move_what_they_should(batch, channels, depth, n_fold, seed, thickness):
+    """One slice and one channel of the input reach just the slices that the formula names."""
+    fold_channels = channels // n_fold
+    x = volume(batch, channels, depth, 2, 2, seed=seed)
+    mms = mm(*thickness[:batch])
+    for conv in (
+        TSMConv(channels, 1, 1, n_fold=n_fold),
+        AlignShiftConv(channels, 1, 1, n_fold=n_fold),
+        AlignShiftConv(channels, 1, 1, n_fold=n_fold, zero_padding=False),
+    ):
+        fused = conv.fuse(x, mms)
+        assert torch.equal(fused[:, 2 * fold_channels :], x[:, 2 * fold_channels :])
+        for channel in range(2 * fold_channels):
+            source = 1 if channel < fold_channels else -1
+            changed = x.clone()
+            changed[:, channel, depth // 2] += 1
+            moved = (conv.fuse(changed, mms) != fused).any(dim=(0, 3, 4))
+            assert not moved[[c for c in range(channels) if c != channel]].any()
+            allowed = {depth // 2, depth // 2 - source}
+            assert set(moved[channel].nonzero().flatten().tolist()) <= allowed
+
+
+@every_operator
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 100), kernel_size=st.sampled_from([1, 2, 3, 5]))
+def test_as_initialised_equal_slices_are_answered_as_the_2d_network_does(name, seed, kernel_size):
+    """Away from the ends, where zero padding shows."""
+    depth = 7
+    kind, own, _ = TWINS[name]
+    torch.manual_seed(seed)
+    if kind is A3DConv:
+        own = dict(own, num_slices=depth)
+    conv = kind(6, 4, kernel_size, padding=kernel_size // 2, **own).double()
+    if kind is A3DConv:
+        conv.fusion_weight.data.copy_(torch.eye(depth).unsqueeze(2).expand(-1, -1, 6))
+    reference = nn.Conv2d(6, 4, kernel_size, padding=kernel_size // 2).double()
+    torch.nn.init.normal_(reference.weight)
+    conv.load_weight2d(reference.weight)
+    conv.bias.data.copy_(reference.bias)
+    if kind in (ACSConv, MeanACSConv, SoftACSConv):
+        # They turn the kernel: only a volume equal in all directions is answered alike.
+        x = torch.full((2, 6, depth, 12, 12), 1.5, dtype=DOUBLE)
+        got, expected = conv(x), reference(x[:, :, 0])
+        inside = slice(kernel_size, -kernel_size)
+        for d in range(kernel_size // 2, depth - kernel_size // 2):
+            assert_same(got[:, :, d, inside, inside], expected[:, :, inside, inside])
+        return
+    x = volume(2, 6, 1, 6, 5, seed=seed).expand(-1, -1, depth, -1, -1)
+    got, expected = conv(x, mm(1.0, 3.0)), reference(x[:, :, 0])
+    reach = {I3DConv: kernel_size // 2, TSMConv: 1, AlignShiftConv: 1}.get(kind, 0)
+    if name == "alignshift_border":
+        reach = 0
+    for d in range(reach, depth - reach):
+        assert_same(got[:, :, d], expected)
+
+
+@every_operator
+def test_volumes_of_a_batch_do_not_mix(name):
+    conv = make(name, 8, 4, 3, padding=1)
+    x, thickness = volume(4, 8, 3, 4, 4), mm(*THICKNESS)
+    together = conv(x, thickness)
+    for b in range(4):
+        assert_same(together[b], conv(x[b : b + 1], thickness[b : b + 1])[0], 1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in TWINS if "alignshift" not in n])
+def test_thickness_plays_no_part_elsewhere(name):
+    conv = make(name, 8, 4, 3, padding=1)
+    x = volume(2, 8, 3, 4, 4)
+    assert torch.equal(conv(x), conv(x, mm(1.0, 5.0)))
+
+
+@every_operator
+def test_gradients_numerically(name):
+    conv = make(name, 4, 3, 2, padding=1)
+    x = volume(2, 4, 3, 2, 2).requires_grad_()
+    names, parameters = zip(*conv.named_parameters())
+
+    def run(x, *parameters):
+        return torch.func.functional_call(conv, dict(zip(names, parameters)), (x, mm(1.0, 5.0)))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+# --- Memory, precision, compilation, copies ---
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
@@ -48,88 +432,138 @@ def test_fold_puts_slices_side_by_side_and_unfold_undoes_it(memory_format):
         assert unfold(folded, 2).is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize(
-    "stride, padding, dilation, groups", [(1, 1, 1, 1), (2, 0, 1, 2), (1, 2, 2, 4)]
-)
-def test_slice_conv_is_a_1_k_k_convolution(stride, padding, dilation, groups):
-    conv = SliceConv(4, 8, 3, stride, padding, dilation, groups).double()
-    x = volume(2, 4, 3, 9, 10)
-    expected = F.conv3d(
-        x, conv.weight.unsqueeze(2), conv.bias, (1, stride, stride), (0, padding, padding),
-        (1, dilation, dilation), groups,
-    )  # fmt: skip
-    torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 7])
-@pytest.mark.parametrize("zero_padding", [True, False])
-@pytest.mark.parametrize("channels, n_fold", [(16, 8), (11, 4), (3, 8)])
-def test_alignshift_equals_the_loop(depth, zero_padding, channels, n_fold):
-    conv = AlignShiftConv(
-        channels, 5, 3, padding=1, n_fold=n_fold, ref_thickness=2.0, zero_padding=zero_padding
-    ).double()
-    x = volume(4, channels, depth, 6, 5).requires_grad_()
-    thickness = torch.tensor([0.8, 2.0, 5.0, torch.inf], dtype=DOUBLE)
-    expected_input = align_shift_loop(x, thickness, n_fold, 2.0, zero_padding)
-    expected = F.conv3d(expected_input, conv.weight.unsqueeze(2), conv.bias, padding=(0, 1, 1))
-    output = conv(x, thickness)
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
-
-    probe = volume(*output.shape, seed=1)
-    variables = [x, conv.weight, conv.bias]
-    got = torch.autograd.grad((output * probe).sum(), variables)
-    wanted = torch.autograd.grad((expected * probe).sum(), variables)
-    for a, b in zip(got, wanted):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-
-
-def test_alignshift_gradients_numerically():
-    conv = AlignShiftConv(8, 3, 3, padding=1, n_fold=4).double()
-    x = volume(2, 8, 3, 4, 4).requires_grad_()
-    thickness = torch.tensor([1.0, 5.0], dtype=DOUBLE)
-
-    def run(x, weight, bias):
-        return torch.func.functional_call(conv, {"weight": weight, "bias": bias}, (x, thickness))
-
-    assert torch.autograd.gradcheck(run, (x, conv.weight, conv.bias))
-
-
-def test_infinite_thickness_is_no_fusion():
-    conv = AlignShiftConv(16, 4, 3, padding=1).double()
-    plain = SliceConv(16, 4, 3, padding=1).double()
-    plain.load_state_dict(conv.state_dict())
-    x = volume(2, 16, 5, 6, 6)
-    infinite = torch.full((2,), torch.inf, dtype=DOUBLE)
-    torch.testing.assert_close(conv(x, infinite), plain(x), rtol=0, atol=1e-12)
-
-
-def test_volumes_of_a_batch_do_not_mix():
-    conv = AlignShiftConv(16, 4, 1).double()
-    x = volume(3, 16, 3, 4, 4)
-    thickness = torch.tensor([1.0, 5.0, torch.inf], dtype=DOUBLE)
-    together = conv(x, thickness)
-    for b in range(3):
-        torch.testing.assert_close(together[b], conv(x[b : b + 1], thickness[b : b + 1])[0])
-
-
-def test_channels_beyond_two_folds_stay():
-    conv = AlignShiftConv(16, 4, 1, n_fold=8).double()
-    x = volume(1, 16, 3, 4, 4)
-    fused = conv.fuse(x, torch.tensor([1.0], dtype=DOUBLE))
-    assert torch.equal(fused[:, 4:], x[:, 4:])
-    assert not torch.equal(fused[:, :4], x[:, :4])
-
-
-def test_memory_format_and_layout_change_no_result():
-    conv = AlignShiftConv(16, 4, 3, padding=1).double()
-    x = volume(2, 16, 3, 6, 6)
-    thickness = torch.tensor([2.0, 5.0], dtype=DOUBLE)
+@every_operator
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_memory_format_and_layout_change_no_result(name, kernel_size):
+    conv = make(name, 8, 6, kernel_size, padding=kernel_size // 2)
+    x, thickness = volume(2, 8, 3, 6, 6), mm(2.0, 5.0)
     expected = conv(x, thickness)
     channels_last = conv(x.contiguous(memory_format=torch.channels_last_3d), thickness)
-    torch.testing.assert_close(channels_last, expected)
+    assert_same(channels_last, expected)
     assert channels_last.is_contiguous(memory_format=torch.channels_last_3d)
-    strided = torch.empty(2, 16, 3, 6, 12, dtype=DOUBLE)[..., ::2].copy_(x)
-    torch.testing.assert_close(conv(strided, thickness), expected)
+    strided = torch.empty(2, 8, 3, 6, 12, dtype=DOUBLE)[..., ::2].copy_(x)
+    assert_same(conv(strided, thickness), expected)
+    before = x.clone()
+    conv(x, thickness)
+    assert torch.equal(x, before), "the input must not be changed"
+
+
+@every_operator
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 1e-1)]
+)
+def test_precisions(name, dtype, tolerance):
+    conv = make(name, 8, 6, 3, padding=1, seed=1)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.mul_(0.1)
+    x, thickness = volume(2, 8, 3, 6, 6), mm(2.0, 5.0)
+    low = copy.deepcopy(conv).to(dtype)
+    got = low(x.to(dtype), thickness.float())
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), conv(x, thickness), rtol=tolerance, atol=tolerance)
+
+
+@every_operator
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_mixed_precision(name, kernel_size):
+    conv = make(name, 8, 6, kernel_size, padding=kernel_size // 2).float()
+    x, thickness = volume(2, 8, 3, 6, 6, dtype=torch.float32).requires_grad_(), mm(2.0, 5.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x, thickness)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    expected = conv(x, thickness)
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05 * expected.std().item())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in conv.parameters())
+
+
+@every_operator
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_compiled_whole_operator_agrees_and_so_do_its_gradients(name, kernel_size):
+    torch._dynamo.reset()
+    conv = make(name, 8, 6, kernel_size, padding=kernel_size // 2)
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    x, thickness = volume(2, 8, 3, 4, 4), mm(2.0, 5.0)
+    got, expected = compiled(x, thickness), conv(x, thickness)
+    assert_same(got, expected)
+    parameters = tuple(conv.parameters())
+    for a, b in zip(
+        torch.autograd.grad(got.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+    ):
+        assert_same(a, b)
+
+
+@every_operator
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_changes_nothing(name, use_reentrant):
+    thickness = mm(2.0, 5.0)
+    results = []
+    for saving in (False, True):
+        conv = make(name, 8, 6, 3, padding=1)
+        x = volume(2, 8, 3, 4, 4).requires_grad_()
+        if saving:
+            y = checkpoint(conv, x, thickness, use_reentrant=use_reentrant)
+        else:
+            y = conv(x, thickness)
+        y.square().sum().backward()
+        results.append([y, x.grad, *(p.grad for p in conv.parameters())])
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+
+
+@every_operator
+def test_copies_pickles_and_state_dicts(name):
+    conv = make(name, 8, 6, 3)
+    x, thickness = volume(1, 8, 3, 5, 5), mm(5.0)
+    expected = conv(x, thickness)
+    assert torch.equal(copy.deepcopy(conv)(x, thickness), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(conv))(x, thickness), expected)
+    other = make(name, 8, 6, 3, seed=1)
+    assert not torch.equal(other(x, thickness), expected)
+    other.load_state_dict(conv.state_dict())
+    assert torch.equal(other(x, thickness), expected)
+
+
+@every_operator
+def test_weights_of_a_2d_convolution_load_as_they_are(name):
+    conv = make(name, 8, 6, 3)
+    saved = nn.Conv2d(8, 6, 3).double().state_dict()
+    before = {k: v.clone() for k, v in saved.items()}
+    report = conv.load_state_dict(saved, strict=False)
+    assert not report.unexpected_keys
+    assert set(report.missing_keys) <= {"fusion_weight", "depth_weight", "view_weight"}
+    weight = conv.weight.sum(2) if name == "i3d" else conv.weight
+    assert_same(weight, saved["weight"], 1e-12)
+    assert all(torch.equal(saved[k], before[k]) for k in before), "the file's tensors must stay"
+
+
+def test_initialised_as_conv2d():
+    torch.manual_seed(0)
+    reference = nn.Conv2d(4, 8, 3)
+    for name, (kind, own, _) in TWINS.items():
+        own = dict(own, num_slices=3) if kind is A3DConv else own
+        torch.manual_seed(0)
+        conv = kind(4, 8, 3, **own)
+        weight = conv.weight[:, :, 0] * 3 if name == "i3d" else conv.weight
+        torch.testing.assert_close(weight, reference.weight)
+        assert torch.equal(conv.bias, reference.bias)
+
+
+def test_fusion_as_initialised():
+    torch.manual_seed(0)
+    noise = A3DConv(64, 4, 1, num_slices=7).fusion_weight - torch.eye(7).unsqueeze(2)
+    assert noise.abs().max() <= 0.1 and noise.abs().max() > 0.09
+    assert abs(noise.mean()) < 0.01, "uniform around the identity"
+    assert P3DConv(4, 6, 1).depth_weight.shape == (6, 6, 3, 1, 1)
+    assert P3DConv(4, 6, 5).depth_weight.shape == (6, 6, 5, 1, 1)
+    assert P3DConv(4, 6, 5, groups=2).depth_weight.shape == (6, 3, 5, 1, 1)
+    assert I3DConv(4, 6, 1).weight.shape == (6, 4, 1, 1, 1)
+    assert not SoftACSConv(4, 6, 3).view_weight.any()
+
+
+# --- Refusals ---
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
@@ -139,13 +573,10 @@ def test_bad_thickness_is_refused(bad):
         conv(torch.zeros(2, 8, 3, 4, 4), torch.tensor([2.0, bad]))
 
 
-def test_compiled_operator_agrees_and_marks_bad_thickness():
+def test_bad_thickness_marks_compiled_output():
     conv = AlignShiftConv(8, 4, 3, padding=1)
     compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
-    x = volume(2, 8, 3, 4, 4, dtype=torch.float32)
-    thickness = torch.tensor([2.0, 5.0])
-    torch.testing.assert_close(compiled(x, thickness), conv(x, thickness))
-    marked = compiled(x, torch.tensor([2.0, 0.0]))
+    marked = compiled(volume(2, 8, 3, 4, 4, dtype=torch.float32), torch.tensor([2.0, 0.0]))
     assert not marked[0].isnan().any() and marked[1].isnan().any()
 
 
@@ -157,26 +588,49 @@ def test_missing_or_misshapen_thickness_is_refused():
         conv(torch.zeros(2, 8, 3, 4, 4), torch.tensor([2.0]))
 
 
+def test_another_depth_is_refused_by_a3d():
+    with pytest.raises(ValueError, match=r"num_slices=7.*3 slices"):
+        A3DConv(8, 4, 1, num_slices=7)(torch.zeros(1, 8, 3, 4, 4))
+
+
 @pytest.mark.parametrize(
-    "options, message",
+    "kind, options, message",
     [
-        (dict(kernel_size=(3, 5)), "equal pair"),
-        (dict(kernel_size=3, stride=(1, 2)), "equal pair"),
-        (dict(kernel_size=3, groups=3), "must divide"),
-        (dict(kernel_size=3, n_fold=1), "n_fold"),
-        (dict(kernel_size=3, ref_thickness=0.0), "ref_thickness"),
+        (SliceConv, dict(kernel_size=(3, 3, 3)), "kernel_size is in-plane"),
+        (SliceConv, dict(kernel_size=0), "kernel_size"),
+        (SliceConv, dict(kernel_size=3, stride=0), "stride"),
+        (SliceConv, dict(kernel_size=3, dilation=1.5), "dilation"),
+        (SliceConv, dict(kernel_size=3, padding=-1), "padding"),
+        (SliceConv, dict(kernel_size=3, padding="reflect"), "padding"),
+        (SliceConv, dict(kernel_size=3, padding="same", stride=2), "needs stride 1"),
+        (SliceConv, dict(kernel_size=3, groups=3), "must divide"),
+        (SliceConv, dict(kernel_size=3, groups=0), "must divide"),
+        (TSMConv, dict(kernel_size=3, n_fold=1), "n_fold"),
+        (AlignShiftConv, dict(kernel_size=3, n_fold=1), "n_fold"),
+        (AlignShiftConv, dict(kernel_size=3, ref_thickness=0.0), "ref_thickness"),
+        (AlignShiftConv, dict(kernel_size=3, ref_thickness=float("nan")), "ref_thickness"),
+        (A3DConv, dict(kernel_size=3, num_slices=0), "num_slices"),
+        *(
+            (kind, dict(kernel_size=(1, 3)), "square kernel.*got 1 x 3")
+            for kind in (I3DConv, P3DConv, ACSConv, MeanACSConv, SoftACSConv)
+        ),
     ],
 )
-def test_what_an_operator_cannot_take_is_refused_at_construction(options, message):
+def test_what_an_operator_cannot_take_is_refused_at_construction(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        AlignShiftConv(8, 4, **options)
+        kind(8, 4, **options)
+
+
+def test_no_channels_are_refused():
+    with pytest.raises(ValueError, match="at least 1 channel"):
+        SliceConv(0, 4, 3)
 
 
 def test_build_by_name_and_by_dict():
     assert isinstance(build_conv3d("SliceConv", 4, 8, 3), SliceConv)
     config = dict(type="AlignShiftConv", n_fold=4)
     conv = build_conv3d(config, 8, 4, 3, padding=1, bias=False)
-    assert (conv.n_fold, conv.padding, conv.bias) == (4, 1, None)
+    assert (conv.n_fold, conv.padding, conv.bias) == (4, (1, 1), None)
     assert config == dict(type="AlignShiftConv", n_fold=4), "the config must not be changed"
 
 
@@ -185,21 +639,13 @@ def test_unknown_operator_and_option_are_named():
         build_conv3d(dict(type="AlignShift"), 8, 4, 3)
     with pytest.raises(TypeError, match=r"AlignShiftConv.*n_folds"):
         build_conv3d(dict(type="AlignShiftConv", n_folds=4), 8, 4, 3)
+    with pytest.raises(TypeError, match=r"A3DConv.*num_slices"):
+        build_conv3d("A3DConv", 8, 4, 3)
 
 
-def test_initialised_as_conv2d():
-    torch.manual_seed(0)
-    conv = SliceConv(4, 8, 3)
-    torch.manual_seed(0)
-    reference = torch.nn.Conv2d(4, 8, 3)
-    assert torch.equal(conv.weight, reference.weight)
-    assert torch.equal(conv.bias, reference.bias)
-
-
-def test_copies_and_state_dict_round_trip():
-    conv = AlignShiftConv(16, 4, 3)
-    other = AlignShiftConv(16, 4, 3)
-    other.load_state_dict(conv.state_dict())
-    x, thickness = volume(1, 16, 3, 5, 5, dtype=torch.float32), torch.tensor([5.0])
-    assert torch.equal(conv(x, thickness), other(x, thickness))
-    assert torch.equal(conv(x, thickness), copy.deepcopy(conv)(x, thickness))
+def test_an_operator_shows_its_options():
+    shown = repr(AlignShiftConv(8, 4, 3, padding=1, bias=False))
+    assert shown == (
+        "AlignShiftConv(8, 4, kernel_size=(3, 3), padding=(1, 1), bias=False, n_fold=8, "
+        "ref_thickness=2.0, zero_padding=True)"
+    )

@@ -1,0 +1,64 @@
+"""A3D: dense, per-channel mixing of all slices, then a per-slice convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .registry import register_operator
+from .slice_conv import SliceConv
+
+
+@register_operator
+class A3DConv(SliceConv):
+    """Asymmetric 3D context fusion (A3D, MICCAI 2021, Eq. 1 and Algorithm 1).
+
+        out[c, k] = sum_d x[c, d] * fusion_weight[d, k, c]
+
+    followed by a 1 x K x K convolution. Every output slice has weights of its own, so there is no
+    padding, and D is fixed.
+
+    Args:
+        num_slices: D.
+
+    Attributes:
+        fusion_weight: (D, D, in_channels), (input slice, output slice, channel); the identity plus
+            noise from U(-0.1, 0.1).
+
+    Raises:
+        ValueError: num_slices < 1; in `forward`, a volume of another depth.
+    """
+
+    def __init__(self, *args, num_slices: int, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if num_slices < 1:
+            raise ValueError(f"num_slices must be at least 1, got {num_slices}")
+        self.num_slices = num_slices
+        self.fusion_weight = nn.Parameter(torch.empty(num_slices, num_slices, self.in_channels))
+        self.reset_fusion()
+
+    @torch.no_grad()
+    def reset_fusion(self) -> None:
+        """Nearly no fusion (A3D, section 2.2)."""
+        nn.init.uniform_(self.fusion_weight, -0.1, 0.1)
+        self.fusion_weight.diagonal().add_(1)
+
+    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        if x.shape[2] != self.num_slices:
+            raise ValueError(
+                f"A3DConv was built for num_slices={self.num_slices}, the volume has "
+                f"{x.shape[2]} slices"
+            )
+        # Diagonal by diagonal of the D x D matrices: unlike einsum this stays in x's memory format.
+        weight = self.fusion_weight.to(x.dtype)
+        out = x * weight.diagonal()[:, :, None, None]
+        for step in range(1 - self.num_slices, self.num_slices):
+            if step == 0:
+                continue
+            start, end = max(0, step), self.num_slices + min(0, step)
+            diagonal = weight.diagonal(step)[:, :, None, None]
+            out[:, :, start:end].addcmul_(x[:, :, start - step : end - step], diagonal)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_slices={self.num_slices}"

@@ -1,0 +1,46 @@
+"""P3D: a per-slice convolution followed by one along depth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .registry import register_operator
+from .slice_conv import SliceConv, conv_depth, square_kernel
+
+
+@register_operator
+class P3DConv(SliceConv):
+    """Pseudo 3D convolution (Qiu et al., ICCV 2017; A3D, MICCAI 2021, 2.1 (c)).
+
+        y[:, d]   = conv2d(x[:, d], weight) + bias
+        out[:, d] = sum_j depth_weight[:, :, j] @ y[:, d + j - (T - 1) // 2]
+
+    with zeros for slices that do not exist and T = K taps, 3 for a 1 x 1 kernel. As initialised
+    the second step picks the centre: no fusion.
+
+    Attributes:
+        depth_weight: (out_channels, out_channels / groups, T, 1, 1).
+
+    Raises:
+        ValueError: a kernel that is not square.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        size = square_kernel(self, "K is the depth of the second kernel")
+        taps = 3 if size == 1 else size
+        width = self.out_channels // self.groups
+        self.depth_weight = nn.Parameter(torch.empty(self.out_channels, width, taps, 1, 1))
+        self.reset_fusion()
+
+    @torch.no_grad()
+    def reset_fusion(self) -> None:
+        """No fusion: the centre tap is the identity, the others are 0."""
+        width, taps = self.depth_weight.shape[1:3]
+        identity = torch.eye(width).repeat(self.groups, 1)
+        self.depth_weight.zero_()
+        self.depth_weight[:, :, (taps - 1) // 2, 0, 0] = identity.to(self.depth_weight)
+
+    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
+        return conv_depth(super().forward(x), self.depth_weight, groups=self.groups)
