@@ -138,11 +138,9 @@ def ellipse_from_recist(recist: np.ndarray, shape: tuple[int, int]) -> np.ndarra
 def recist_from_mask(mask: np.ndarray, spacing_mm: float) -> Diameters:
     """Long and short axis of a mask, as RECIST defines them (Eisenhauer et al., 2009).
 
-    The long axis joins the two pixel centres of the mask that lie farthest apart. The short axis is
-    the longest chord at right angles to it, of the convex hull of the pixel centres: exact at any
-    size, where chords between pixel centres would have to allow some degrees. Pixel centres lie
-    half a pixel inside the outline at either end, so a drawn disc measures about one pixel less
-    than its diameter. A mask of several parts is measured across all of them.
+    Of several pieces the largest is measured, on its outline: half-way between the pixels that
+    belong to it and those that do not, so that one pixel is one pixel long and a drawn disc as long
+    as its diameter. `recist_from_contour` says what the axes are.
 
     Args:
         mask: (H, W) bool or 0/1.
@@ -156,35 +154,82 @@ def recist_from_mask(mask: np.ndarray, spacing_mm: float) -> Diameters:
         raise ValueError(f"mask must be (H, W) with at least one pixel, got shape {mask.shape}")
     if not 0 < spacing_mm < np.inf:
         raise ValueError(f"spacing_mm must be a positive size of a pixel, got {spacing_mm}")
-    points = np.argwhere(mask)[:, ::-1]
-    hull = cv2.convexHull(points.astype(np.int32))[:, 0].astype(np.float64)
-
-    distance = np.linalg.norm(hull[:, None] - hull[None], axis=2)
-    start, end = np.unravel_index(np.argmax(distance), distance.shape)
-    length = distance[start, end]
-    if length == 0:
-        recist = np.repeat(hull[:1], 4, axis=0)
-        return Diameters(recist, np.zeros(2), np.zeros(2))
-
-    # Along and across the long axis. Its ends are the farthest pair and so the only hull points at
-    # the extremes of `along`: they part the hull into two chains that each rise in `along`, and the
-    # width between the chains is piecewise linear, greatest at a corner of either.
-    direction = (hull[end] - hull[start]) / length
-    normal = np.array([-direction[1], direction[0]])
-    along, across = (hull - hull[start]) @ direction, (hull - hull[start]) @ normal
-    order = np.argsort(along)
-    along, across = along[order], across[order]
-    ends = np.isin(order, (start, end))
-    upper, lower = (across > 0) | ends, (across < 0) | ends
-    above = np.interp(along, along[upper], across[upper])
-    below = np.interp(along, along[lower], across[lower])
-    widest = np.argmax(above - below)
-    foot = hull[start] + along[widest] * direction
-    recist = np.stack(
-        [hull[start], hull[end], foot + above[widest] * normal, foot + below[widest] * normal]
-    )
-    lengths = np.array([length, above[widest] - below[widest]])
+    recist = recist_from_contour(mask_outline(mask))
+    lengths = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
     return Diameters(recist, lengths, lengths * spacing_mm)
+
+
+def mask_outline(mask: np.ndarray) -> np.ndarray:
+    """(n, 2) corners x, y of the outer outline of the largest piece of an (H, W) mask.
+
+    The line at which the mask, linear between pixel centres, is a half; pixels that touch at a
+    corner belong together. Raises ValueError if the mask is empty.
+    """
+    mask = np.ascontiguousarray(mask, np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)
+    if width == 0:
+        raise ValueError(f"mask must have at least one pixel, got an empty one of {mask.shape}")
+    # Every second sample is a pixel of the padded mask, the others lie half-way in between.
+    fine = np.zeros((2 * height + 5, 2 * width + 5), np.uint8)
+    fine[3:-3:2, 3:-3:2] = mask[top : top + height, left : left + width] != 0
+    fine = cv2.filter2D(fine, -1, np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32)) >= 2
+    pieces = cv2.findContours(fine.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    largest = max(pieces, key=cv2.contourArea)
+    return largest[:, 0] / 2 + (left - 1.5, top - 1.5)
+
+
+def recist_from_contour(contour: np.ndarray) -> np.ndarray:
+    """The RECIST measurement of a closed polygon: (n, 2) corners x, y -> (4, 2) end points.
+
+    The long axis is the polygon's diameter, found by rotating callipers: two parallel lines turned
+    around the convex hull touch every pair of corners that can be farthest apart. The short axis is
+    the longest perpendicular: of all lines at right angles to the long axis, the one whose
+    outermost crossings with the polygon lie farthest apart.
+    """
+    contour = np.asarray(contour, np.float64).reshape(-1, 2)
+    start, end = _farthest_pair(contour)
+    length = np.hypot(*(end - start))
+    if length == 0:
+        return np.repeat(start[None], 4, axis=0)
+
+    # Along and across the long axis. Between two corners both outermost crossings move on straight
+    # lines, so the widest place is at a corner: each edge is measured at all corners it passes.
+    direction = (end - start) / length
+    normal = np.array([-direction[1], direction[0]])
+    along, across = (contour - start) @ direction, (contour - start) @ normal
+    next_along, next_across = np.roll(along, -1), np.roll(across, -1)
+    places = np.unique(along)
+    first = np.searchsorted(places, np.minimum(along, next_along))
+    count = np.searchsorted(places, np.maximum(along, next_along), side="right") - first
+    edge = np.repeat(np.arange(len(contour)), count)
+    place = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - first, count)
+    run = np.where(next_along == along, 1.0, next_along - along)
+    rise = (next_across - across) / run
+    height = across[edge] + (places[place] - along[edge]) * rise[edge]
+    above, below = np.full(len(places), -np.inf), np.full(len(places), np.inf)
+    np.maximum.at(above, place, height)
+    np.minimum.at(below, place, height)
+    widest = np.argmax(above - below)
+    foot = start + places[widest] * direction
+    return np.stack([start, end, foot + above[widest] * normal, foot + below[widest] * normal])
+
+
+def _farthest_pair(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two of (n, 2) points that lie farthest apart, by rotating callipers (Shamos, 1978)."""
+    order = cv2.convexHull(points.astype(np.float32), returnPoints=False)[:, 0]
+    hull = points[order]
+    # The callipers lie on one edge after the other, whose direction keeps turning one way; opposite
+    # is the corner at which the edges have turned by half a circle.
+    edges = np.roll(hull, -1, axis=0) - hull
+    turned = np.unwrap(np.arctan2(edges[:, 1], edges[:, 0]))
+    turned = np.abs(turned - turned[0])
+    twice = np.concatenate([turned, turned + 2 * np.pi])
+    opposite = np.searchsorted(twice, turned + np.pi)
+    # Its neighbours too, lest rounding decide between the ends of a parallel edge.
+    pairs = (opposite[:, None] + (-1, 0, 1)) % len(hull)
+    distance = np.linalg.norm(hull[:, None] - hull[pairs], axis=2)
+    one, other = np.unravel_index(np.argmax(distance), distance.shape)
+    return hull[one], hull[pairs[one, other]]
 
 
 def _checked_recist(recist: np.ndarray) -> np.ndarray:

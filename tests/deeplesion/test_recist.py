@@ -1,14 +1,19 @@
 """RECIST masks on drawn lesions whose true outline is known, and diameters of known shapes."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deeplesion.annotations import read_dl_info
 from deeplesion.recist import (
     ellipse_from_recist,
     mask_from_recist,
     quadrilateral_from_recist,
+    recist_from_contour,
     recist_from_mask,
 )
 from deeplesion.slices import SliceFolder
@@ -295,32 +300,158 @@ def test_shapes_without_width_are_lines_and_points():
     assert ellipse_from_recist(point, SHAPE)[80, 80]
 
 
-# Diameters of a mask
+# Diameters of a contour
 
 
-def brute_force_long_axis(mask):
-    points = np.argwhere(mask)
-    return max(np.hypot(*(p - q)) for p in points for q in points)
+def convex_polygon(rng, corners):
+    """Corners on a turned ellipse, so that no one is inside the others' hull."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+    a, b, turn = rng.uniform(5, 40), rng.uniform(1, 40), rng.uniform(0, np.pi)
+    points = np.stack([a * np.cos(angles), b * np.sin(angles)], axis=1)
+    return points @ [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]] + 100
+
+
+def star_polygon(rng, corners):
+    """Corners at every angle in turn, as far out as they like."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+    radius = rng.uniform(2, 40, corners)
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1) + 100
+
+
+def brute_force_recist(contour):
+    """The definition in plain loops, with lines so near one another that none is missed by much."""
+    pairs = [(np.hypot(*(q - p)), tuple(p), tuple(q)) for p in contour for q in contour]
+    length, start, end = max(pairs)
+    start, direction = np.array(start), (np.array(end) - start) / length
+    normal = np.array([-direction[1], direction[0]])
+    widest = 0.0
+    for place in np.linspace(0, length, 4001):
+        crossings = []
+        for p, q in zip(contour, np.roll(contour, -1, axis=0)):
+            t, u = (p - start) @ direction, (q - start) @ direction
+            if (t - place) * (u - place) <= 0 and t != u:
+                fraction = (place - t) / (u - t)
+                crossings.append((p + fraction * (q - p) - start) @ normal)
+        if crossings:
+            widest = max(widest, max(crossings) - min(crossings))
+    return length, widest
+
+
+def lengths(recist):
+    return np.linalg.norm(recist[1::2] - recist[::2], axis=1)
+
+
+@pytest.mark.parametrize("draw", [convex_polygon, star_polygon])
+@pytest.mark.parametrize("seed", range(6))
+def test_contour_measures_as_by_brute_force(draw, seed):
+    rng = np.random.default_rng(seed)
+    contour = draw(rng, int(rng.integers(3, 14)))
+    long, short = brute_force_recist(contour)
+    measured = lengths(recist_from_contour(contour))
+    assert measured[0] == pytest.approx(long, rel=1e-6)
+    # The loop looks at lines a four-thousandth of the long axis apart: on a steep edge it may stop
+    # just short of the corner, never beyond it.
+    assert short - 1e-6 <= measured[1] <= short + 0.05
+
+
+@given(st.lists(st.tuples(st.integers(-12, 12), st.integers(-12, 12)), min_size=1, max_size=30))
+def test_callipers_find_the_farthest_pair(points):
+    """Small whole numbers: many parallel edges, corners in line, points twice, all in one place."""
+    points = np.array(points, float) / 2
+    recist = recist_from_contour(points)
+    farthest = np.linalg.norm(points[:, None] - points, axis=2).max()
+    assert lengths(recist)[0] == pytest.approx(farthest, abs=1e-9)
+    if farthest > 0:
+        for end in recist[:2]:
+            assert (points == end).all(axis=1).any()
+        assert lengths(recist)[1] <= farthest + 1e-9
+
+
+def test_callipers_on_parallel_edges_that_rounding_turns():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        points = rng.integers(-5, 6, (rng.integers(2, 10), 2))
+        angle = rng.uniform(0, np.pi)
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        points = np.concatenate([points, -points]) @ turn + rng.uniform(0, 100, 2)
+        farthest = np.linalg.norm(points[:, None] - points, axis=2).max()
+        assert lengths(recist_from_contour(points))[0] == pytest.approx(farthest, abs=1e-5)
+
+
+@pytest.mark.parametrize("angle", range(0, 180, 15))
+def test_polygons_of_known_diameters(angle):
+    turn = np.deg2rad(angle)
+    turn = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    diagonal = np.hypot(40, 20)
+    kite = [[0, 0], [12, 9], [40, 0], [12, -7]]
+    rectangle = [[0, 0], [40, 0], [40, 20], [0, 20]]
+    # A wedge cut out from above to below the middle: the chord through it spans the gap.
+    notched = [[0, 0], [20, 10], [30, -2], [40, 10], [60, 0], [30, -12]]
+    for polygon, long, short in (
+        (kite, 40, 16),
+        (rectangle, diagonal, 20 * diagonal / 40),
+        (notched, 60, 10 + 8),
+    ):
+        for corners in (polygon, polygon[::-1]):
+            measured = lengths(recist_from_contour(np.array(corners) @ turn + (7, -3)))
+            np.testing.assert_allclose(measured, [long, short], rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_long_axis_is_the_farthest_pair_of_pixels(seed):
-    mask = np.random.default_rng(seed).uniform(size=(12, 15)) < 0.15
-    measured = recist_from_mask(mask, 1.0)
-    assert measured.lengths_px[0] == pytest.approx(brute_force_long_axis(mask))
-    ends = np.round(measured.recist[:2]).astype(int)
-    assert mask[ends[:, 1], ends[:, 0]].all()
+def test_measures_the_same_turned_mirrored_moved_and_grown(seed):
+    rng = np.random.default_rng(seed)
+    contour = star_polygon(rng, 12)
+    expected = lengths(recist_from_contour(contour))
+    turn = rng.uniform(0, np.pi)
+    turn = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    for changed, factor in (
+        (contour @ turn, 1),
+        (contour * (-1, 1), 1),
+        (contour + (31.7, -12.2), 1),
+        (contour * 2.5, 2.5),
+        (np.roll(contour, 5, axis=0), 1),
+        (contour[::-1], 1),
+    ):
+        measured = lengths(recist_from_contour(changed))
+        np.testing.assert_allclose(measured, factor * expected, rtol=1e-5)
+
+
+# Diameters of a mask
 
 
 @pytest.mark.parametrize("angle", range(0, 180, 7))
-@pytest.mark.parametrize(("long", "short"), [(80, 80), (90, 50), (61, 12), (20, 14)])
+@pytest.mark.parametrize(("long", "short"), [(80, 80), (90, 50), (61, 12), (20, 14), (9, 6)])
 def test_ellipse_measures_its_diameters_at_any_angle(long, short, angle):
     measured = recist_from_mask(drawn_ellipse((80.2, 79.9), long, short, angle), 0.8)
-    # Pixel centres lie up to a pixel inside the outline at either end; a chord at right angles to
-    # a slightly turned long axis is a little longer than the short diameter.
-    assert long - 2 <= measured.lengths_px[0] <= long
-    assert short - 2 <= measured.lengths_px[1] <= short + 1
+    np.testing.assert_allclose(measured.lengths_px, (long, short), atol=1)
     np.testing.assert_allclose(measured.lengths_mm, measured.lengths_px * 0.8)
+
+
+def test_ellipses_measure_their_diameters_on_average():
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(200):
+        long = rng.uniform(8, 40)
+        short = rng.uniform(0.4, 0.9) * long
+        drawn = drawn_ellipse(rng.uniform(39, 41, 2), long, short, rng.uniform(0, 180), (80, 80))
+        errors.append(recist_from_mask(drawn, 1.0).lengths_px - (long, short))
+    # The longest of many diameters of a jagged outline is a little long.
+    assert (np.mean(errors, axis=0) < 0.6).all()
+    assert (np.mean(errors, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mask_measures_as_the_outline_of_its_pixels_by_brute_force(seed):
+    """Half-way between in and out: the hull of points half a pixel off in the four directions."""
+    rng = np.random.default_rng(seed)
+    mask = drawn_ellipse((8, 8), *rng.uniform(3, 14, 2), rng.uniform(0, 180), (17, 17))
+    mask &= rng.uniform(size=mask.shape) < 0.9
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    mask = labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])
+    half = np.array([(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)])
+    points = (np.argwhere(mask)[:, None, ::-1] + half).reshape(-1, 2)
+    farthest = max(np.hypot(*(p - q)) for p in points for q in points)
+    assert recist_from_mask(mask, 1.0).lengths_px[0] == pytest.approx(farthest)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -335,32 +466,63 @@ def test_axes_are_at_right_angles_and_as_long_as_told(seed):
     long, short = measured.recist[1] - measured.recist[0], measured.recist[3] - measured.recist[2]
     np.testing.assert_allclose(np.hypot(*long), measured.lengths_px[0])
     np.testing.assert_allclose(np.hypot(*short), measured.lengths_px[1])
-    assert abs(long @ short) < 1e-9 * max(np.hypot(*long), 1) * max(np.hypot(*short), 1) + 1e-9
+    assert abs(long @ short) < 1e-9 * np.hypot(*long) * np.hypot(*short)
     assert measured.lengths_px[1] <= measured.lengths_px[0] + 1e-9
-
-
-def test_rectangle_in_closed_form():
-    # Long axis: the diagonal. Chords at right angles to it are longest through the other corners,
-    # where they run from side to side: width * diagonal / length.
-    mask = np.zeros((60, 60), bool)
-    mask[10:31, 5:46] = True  # pixel centres span 40 x 20
-    measured = recist_from_mask(mask, 0.5)
-    diagonal = np.hypot(40, 20)
-    assert measured.lengths_px[0] == pytest.approx(diagonal)
-    assert measured.lengths_px[1] == pytest.approx(20 * diagonal / 40)
-    assert measured.lengths_mm[0] == pytest.approx(diagonal / 2)
 
 
 def test_line_and_pixel():
     mask = np.zeros((30, 30), bool)
     mask[12, 4:15] = True
-    measured = recist_from_mask(mask, 2.0)
-    np.testing.assert_allclose(measured.lengths_mm, [20, 0])
+    np.testing.assert_allclose(recist_from_mask(mask, 2.0).lengths_mm, [22, 2])
     mask[:] = False
     mask[7, 9] = True
     measured = recist_from_mask(mask, 2.0)
-    np.testing.assert_array_equal(measured.recist, [[9, 7]] * 4)
-    np.testing.assert_array_equal(measured.lengths_mm, [0, 0])
+    np.testing.assert_allclose(measured.lengths_mm, [2, 2])
+    np.testing.assert_allclose(measured.recist.mean(axis=0), [9, 7])
+
+
+def test_diagonal_line():
+    measured = recist_from_mask(np.eye(12, dtype=bool), 1.0)
+    # From outline to outline of the end pixels, which reach half a pixel along the axes.
+    assert measured.lengths_px[0] == pytest.approx(np.hypot(12, 11))
+    assert measured.lengths_px[1] < 1
+
+
+def test_largest_piece_is_measured_and_holes_do_not_matter():
+    mask = np.zeros(SHAPE, bool)
+    mask[60:90, 40:100] = True
+    expected = recist_from_mask(mask, 1.0)
+    mask[70:75, 50:55] = False
+    # Beside it a smaller piece with more corners, and one that is longer.
+    mask |= drawn_ellipse((20, 140), 18, 14)
+    mask[3, 50:155] = True
+    np.testing.assert_array_equal(recist_from_mask(mask, 1.0).recist, expected.recist)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 150), (153, 0), (153, 150)])
+def test_mask_at_the_image_border_measures_as_in_the_middle(corner):
+    blob = drawn_ellipse((3.2, 4.9), 9, 7, 20, (7, 10))
+    measured = []
+    for y, x in (corner, (60, 70)):
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[y : y + 7, x : x + 10] = blob
+        measured.append(recist_from_mask(mask, 1.0).recist - (x, y))
+    np.testing.assert_allclose(*measured)
+
+
+def test_phantom_masks_measure_their_true_diameters(phantom):
+    """The phantom knows the diameters of the shapes from which it draws its masks."""
+    truth = json.loads((phantom / "phantom_truth/truth.json").read_text())
+    spacing = read_dl_info(phantom / "DL_info.csv").groupby("file_name").spacing_mm.first()
+    errors = []
+    for file_name, findings in truth.items():
+        name = phantom / "phantom_truth/masks" / file_name.replace("/", "_")
+        labels = cv2.imread(str(name), cv2.IMREAD_UNCHANGED)
+        for label, lesion in enumerate(findings["lesions"], start=1):
+            measured = recist_from_mask(labels == label, spacing[file_name]).lengths_mm
+            errors.append((measured - lesion["diameters_mm"]) / spacing[file_name])
+    assert (abs(np.mean(errors, axis=0)) < 0.6).all()  # pixels
+    assert (np.mean(np.abs(errors), axis=0) < 1).all()
 
 
 @pytest.mark.parametrize("angle", range(0, 180, 25))
