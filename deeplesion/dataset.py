@@ -48,8 +48,8 @@ class DeepLesionDataset(CocoDataset):
     """DeepLesion key slices (or a phantom's) with lesion boxes, masks and RECIST diameters.
 
     Takes what mmdet's `CocoDataset` takes. Beyond its fields a sample carries `file_name`,
-    `file_thickness_mm`, `slice_range`, `spacing_mm`, `patient` and `lesions`: the annotations as
-    the file has them (pixel-centre coordinates), for evaluation.
+    `file_thickness_mm`, `slice_range`, `spacing_mm`, `patient`, `study`, `series` and `lesions`:
+    the annotations as the file has them (pixel-centre coordinates), for evaluation.
 
     Raises:
         FileNotFoundError: the annotation file is missing, with how to get or make the data.
@@ -85,6 +85,8 @@ class DeepLesionDataset(CocoDataset):
             spacing_mm=image["spacing_mm"],
             slice_range=tuple(image["slice_range"]),
             patient=image["patient"],
+            study=image["study"],
+            series=image["series"],
             lesions=lesions,
             instances=[
                 dict(

@@ -6,7 +6,7 @@ Needs NumPy alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,18 +23,42 @@ class FROC:
     Attributes:
         thresholds: (n,) scores, falling; point i of the curve counts detections 0..i.
         images: (n,) which image each detection is of.
-        hits: (n,) lesions each detection hits that none before it did.
         false_positives: (n,) bool, reaches no lesion.
-        lesions_per_image: (m,) lesions of each image.
-        weights: (m,) how many times each image counts; all 1 but in a bootstrap resample.
+        lesion_images: (m,) which image each lesion is of, in input order.
+        hit_at: (m,) the point of the curve at which each lesion is hit, n if it never is.
+        weights: (images,) int, how many times each image counts: 1, or 0 for those left out.
     """
 
     thresholds: np.ndarray
     images: np.ndarray
-    hits: np.ndarray
     false_positives: np.ndarray
-    lesions_per_image: np.ndarray
+    lesion_images: np.ndarray
+    hit_at: np.ndarray
     weights: np.ndarray
+
+    def of_images(self, chosen: np.ndarray) -> FROC:
+        """The curve of some of the images alone: their detections, their lesions.
+
+        For what is a property of an image, such as its slice thickness.
+
+        Args:
+            chosen: (images,) bool.
+        """
+        return replace(self, weights=self.weights * _mask("images", chosen, self.weights.shape))
+
+    def of_lesions(self, chosen: np.ndarray) -> FROC:
+        """The curve of some of the lesions over the false positives of all images.
+
+        For what is a property of a lesion, such as its type: a false positive has none. The
+        operating points stay those of the whole set, as in Yan et al., 3DCE (MICCAI 2018), whose
+        sensitivities by type and size these are. Detections that reach other lesions are no false
+        positives.
+
+        Args:
+            chosen: (m,) bool, in the order of `lesion_images`.
+        """
+        chosen = _mask("lesions", chosen, self.hit_at.shape)
+        return replace(self, lesion_images=self.lesion_images[chosen], hit_at=self.hit_at[chosen])
 
     @property
     def num_images(self) -> int:
@@ -44,7 +68,7 @@ class FROC:
     @property
     def num_lesions(self) -> int:
         """Lesions in all images together."""
-        return int(self.weights @ self.lesions_per_image)
+        return int(self.weights[self.lesion_images].sum())
 
     @cached_property
     def fps_per_image(self) -> np.ndarray:
@@ -54,7 +78,9 @@ class FROC:
     @cached_property
     def sensitivity(self) -> np.ndarray:
         """(n,) fraction of the lesions hit, rising."""
-        return np.cumsum(self.hits * self.weights[self.images]) / self.num_lesions
+        points = len(self.thresholds)
+        hits = np.bincount(self.hit_at, self.weights[self.lesion_images], points + 1)[:points]
+        return np.cumsum(hits) / self.num_lesions
 
     def sensitivity_at(self, fps: float | Sequence[float] = TABLE_FPS) -> np.ndarray:
         """Sensitivity at given false positives per image, in the shape of ``fps``.
@@ -66,51 +92,58 @@ class FROC:
         Raises:
             ValueError: an operating point is negative or NaN.
         """
-        fps = np.asarray(fps, np.float64)
-        if not np.all(fps >= 0):
-            raise ValueError(f"fps must be >= 0 false positives per image, got {fps.tolist()}")
         # np.interp takes, of points that share an x, the last at that x and the first when
         # coming from the left: just the limits of a curve that is drawn point by point.
-        return np.interp(fps, np.append(0.0, self.fps_per_image), np.append(0.0, self.sensitivity))
+        x, y = np.append(0.0, self.fps_per_image), np.append(0.0, self.sensitivity)
+        return np.interp(_operating_points(fps), x, y)
 
     @property
     def score(self) -> float:
         """Mean sensitivity at 0.5, 1, 2 and 4 false positives per image ("Avg." of the papers)."""
         return float(self.sensitivity_at(SCORE_FPS).mean())
 
-    def resamples(
-        self, groups: Sequence | None = None, number: int = 1000, seed: int = 0
-    ) -> Iterator[FROC]:
-        """Bootstrap: curves of image sets drawn from this one with replacement.
+    def bootstrap(
+        self,
+        groups: Sequence,
+        fps: Sequence[float] = TABLE_FPS,
+        number: int = 1000,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Sensitivities in image sets drawn from this one with replacement, (number, len(fps)).
 
-        A 95 % confidence interval of the score, drawing whole patients because their images are
-        alike: ``np.quantile([c.score for c in curve.resamples(patients)], (0.025, 0.975))``.
+        Groups of images are drawn as a whole, as many as there are: give the patients, because the
+        images of one are alike (see `patients`...). The 95 % interval of the sensitivities:
+        ``np.nanquantile(curve.bootstrap(patients), (0.025, 0.975), axis=0)``.
+
+        Row i is of one and the same draw for every curve with the same groups and seed: rows of two
+        detectors on the same images, or of a set and a part of it, can be subtracted. A draw
+        without any of the curve's lesions has no sensitivity: its row is NaN.
 
         Args:
-            groups: one label an image; images of one label are drawn together. None: each alone.
-            number: how many curves.
+            groups: one label an image, of all images.
+            fps: operating points, false positives per image.
+            number: how many draws.
             seed: of the random generator; the same seed draws the same sets.
 
         Raises:
-            ValueError: not one label an image.
+            ValueError: not one label an image; a bad operating point.
         """
-        groups = np.arange(len(self.weights)) if groups is None else np.asarray(groups)
+        groups = np.asarray(groups)
         if groups.shape != self.weights.shape:
             raise ValueError(
                 f"groups has shape {groups.shape}, expected one label for each of the "
                 f"{len(self.weights)} images"
             )
+        fps = _operating_points(fps)
         labels, group_of_image = np.unique(groups, return_inverse=True)
-        return self._draw(group_of_image, len(labels), number, np.random.default_rng(seed))
-
-    def _draw(self, group_of_image, num_groups, number, rng) -> Iterator[FROC]:
-        for _ in range(number):
-            num_lesions = 0
-            while num_lesions == 0:  # a set without a lesion has no sensitivity: draw again
-                drawn = rng.integers(num_groups, size=num_groups)
-                weights = np.bincount(drawn, minlength=num_groups)[group_of_image]
-                num_lesions = weights @ self.lesions_per_image
-            yield replace(self, weights=weights)
+        rng = np.random.default_rng(seed)
+        rows = np.empty((number, len(fps)))
+        for row in rows:
+            drawn = rng.integers(len(labels), size=len(labels))
+            times = np.bincount(drawn, minlength=len(labels))[group_of_image]
+            curve = replace(self, weights=self.weights * times)
+            row[:] = curve.sensitivity_at(fps) if curve.num_lesions else np.nan
+        return rows
 
 
 def froc(
@@ -175,15 +208,15 @@ def froc(
 
     false_positives = np.ones(len(found), bool)
     false_positives[detection] = False
-    hit_by = np.full(len(lesions), len(found))
-    np.minimum.at(hit_by, lesion, detection)
+    hit_at = np.full(len(lesions), len(found))
+    np.minimum.at(hit_at, lesion, detection)
 
     return FROC(
         thresholds=found[:, 4],
         images=image,
-        hits=np.bincount(hit_by, minlength=len(found) + 1)[: len(found)],
         false_positives=false_positives,
-        lesions_per_image=lesions_per_image,
+        lesion_images=np.repeat(np.arange(len(ground_truths)), lesions_per_image),
+        hit_at=hit_at,
         weights=np.ones(len(detections), np.int64),
     )
 
@@ -199,6 +232,23 @@ def box_iou(a: np.ndarray, b: np.ndarray, pixel_offset: float = 1) -> np.ndarray
     area_b = np.prod(b[..., 2:] - b[..., :2] + pixel_offset, axis=-1)
     union = area_a + area_b - intersection
     return np.divide(intersection, union, out=np.zeros(union.shape), where=union > 0)
+
+
+def _operating_points(fps: float | Sequence[float]) -> np.ndarray:
+    fps = np.asarray(fps, np.float64)
+    if not np.all(fps >= 0):
+        raise ValueError(f"fps must be >= 0 false positives per image, got {fps.tolist()}")
+    return fps
+
+
+def _mask(name: str, chosen: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    chosen = np.asarray(chosen)
+    if chosen.dtype != bool or chosen.shape != shape:
+        raise ValueError(
+            f"chosen must be one bool for each of the {shape[0]} {name}, got {chosen.dtype} of "
+            f"shape {chosen.shape}"
+        )
+    return chosen
 
 
 def _concatenate(

@@ -53,6 +53,9 @@ class FROCMetric(BaseMetric):
             record = dict(
                 file_name=sample["file_name"],
                 patient=sample["patient"],
+                study=sample["study"],
+                series=sample["series"],
+                slice_range=list(sample["slice_range"]),
                 height=sample["ori_shape"][0],
                 width=sample["ori_shape"][1],
                 spacing_mm=sample["spacing_mm"],

@@ -210,7 +210,7 @@ class PackCTInputs(PackDetInputs):
     """Packs a sample: `inputs` (1, D, H, W) int16 HU, and an mmdet `DetDataSample`.
 
     The metainfo carries the stack's `thickness_mm` to the network, and what evaluation needs:
-    `file_name`, `lesions` (the annotations in file coordinates) and the patient.
+    `file_name`, `lesions` (the annotations in file coordinates), and where the slice belongs.
     """
 
     META_KEYS = (
@@ -223,7 +223,10 @@ class PackCTInputs(PackDetInputs):
         "thickness_mm",
         "file_thickness_mm",
         "spacing_mm",
+        "slice_range",
         "patient",
+        "study",
+        "series",
         "lesions",
     )
 

@@ -204,47 +204,50 @@ def random_images(rng, number, lesions=2):
     return list(np.concatenate([boxes, scores], axis=2)), list(ground_truths)
 
 
-def test_resamples_are_the_curves_of_the_repeated_images():
+def repeated_images(groups, number, seed):
+    """The definition of the bootstrap: which images each draw holds, and how often."""
+    rng = np.random.default_rng(seed)
+    labels = np.unique(groups)
+    for _ in range(number):
+        drawn = rng.integers(len(labels), size=len(labels))
+        yield [i for k in drawn for i in np.flatnonzero(groups == labels[k])]
+
+
+def test_bootstrap_rows_are_the_sensitivities_of_the_repeated_images():
     detections, ground_truths = random_images(np.random.default_rng(0), 9)
     patients = np.array(list("bbaacdddc"))
-    for resample in froc(detections, ground_truths).resamples(patients, number=20, seed=3):
-        counts = resample.weights
-        for patient in "abcd":
-            assert len(set(counts[patients == patient])) == 1
-        repeated = np.repeat(np.arange(9), counts)
-        curve = froc([detections[i] for i in repeated], [ground_truths[i] for i in repeated])
-        assert resample.num_images == curve.num_images
-        assert resample.num_lesions == curve.num_lesions
-        np.testing.assert_allclose(resample.sensitivity_at(), curve.sensitivity_at(), atol=1e-12)
-        assert resample.score == pytest.approx(curve.score)
+    at = (0, 0.1, 0.5, 1, 2, 16)
+    rows = froc(detections, ground_truths).bootstrap(patients, at, number=30, seed=3)
+    assert rows.shape == (30, 6)
+    for row, chosen in zip(rows, repeated_images(patients, 30, 3), strict=True):
+        curve = froc([detections[i] for i in chosen], [ground_truths[i] for i in chosen])
+        np.testing.assert_allclose(row, curve.sensitivity_at(at), atol=1e-12)
 
 
 def test_bootstrap_spread_is_the_binomial_one():
     # One lesion an image, hit in 70 % of 400, nothing else: resampled sensitivity is a proportion.
     found = np.arange(400) < 280
     detections = [[[*LESION, 1.0]] if hit else [] for hit in found]
-    curve = froc(detections, 400 * [[LESION]])
-    scores = [resample.score for resample in curve.resamples(number=2000)]
-    assert np.mean(scores) == pytest.approx(0.7, abs=0.003)
-    assert np.std(scores) == pytest.approx(np.sqrt(0.7 * 0.3 / 400), rel=0.1)
+    drawn = froc(detections, 400 * [[LESION]]).bootstrap(np.arange(400), (1,), number=2000)
+    assert np.mean(drawn) == pytest.approx(0.7, abs=0.003)
+    assert np.std(drawn) == pytest.approx(np.sqrt(0.7 * 0.3 / 400), rel=0.1)
 
 
-def test_resamples_repeat_with_the_seed_and_always_hold_a_lesion():
+def test_bootstrap_repeats_with_the_seed_and_a_draw_without_a_lesion_is_nan():
     detections, ground_truths = random_images(np.random.default_rng(0), 4)
     ground_truths[1:] = 3 * [np.zeros((0, 4))]
     curve = froc(detections, ground_truths)
-    first, again, other = (
-        [resample.weights.tolist() for resample in curve.resamples(number=50, seed=seed)]
-        for seed in (0, 0, 1)
-    )
-    assert first == again
-    assert first != other
-    assert all(weights[0] > 0 for weights in first)
+    first, again, other = (curve.bootstrap(range(4), number=50, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    without = [0 not in chosen for chosen in repeated_images(np.arange(4), 50, 0)]
+    assert 0 < sum(without) < 50
+    np.testing.assert_array_equal(np.isnan(first), np.tile(np.array(without)[:, None], 6))
+    assert not np.array_equal(np.isnan(first), np.isnan(other))
 
 
 def test_wrong_groups_are_refused():
     with pytest.raises(ValueError, match="each of the 1 images"):
-        froc([GOOD], [[LESION]]).resamples(["a", "b"])
+        froc([GOOD], [[LESION]]).bootstrap(["a", "b"])
 
 
 def test_box_iou_of_whole_numbers():

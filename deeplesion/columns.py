@@ -1,0 +1,119 @@
+"""Groups of images by a column: a key of the records, or one of a user's CSV file."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+MAX_NUMBERS = 8  # more distinct numbers than these are cut at their quartiles
+MAX_TEXTS = 50
+UNKNOWN = "unknown"
+FILE_NAME_COLUMNS = ("file_name", "File_name")
+
+
+def column_groups(records: Sequence[dict], column: str) -> list[str]:
+    """One label an image by what its record says under `column`.
+
+    A text is its own label, and so is a number where the column has at most 8 different ones; more
+    are cut into four ranges at their quartiles. Empty, NaN or missing is 'unknown'.
+
+    Raises:
+        ValueError: no record has the column (the nearest name is given), it is not of texts or
+            numbers, or it has more than 50 different texts.
+    """
+    if not any(column in r for r in records):
+        names = {k for r in records for k, v in r.items() if isinstance(v, str | int | float)}
+        raise unknown_column(column, names)
+    values = [_number_or_text(r.get(column), column) for r in records]
+    known = {v for v in values if v is not None}
+    if all(isinstance(v, float) for v in known):
+        return _label_numbers(values)
+    if len(known) > MAX_TEXTS:
+        raise ValueError(
+            f"column {column!r} has {len(known)} different values; at most {MAX_TEXTS} make a table"
+        )
+    return [UNKNOWN if v is None else str(v) for v in values]
+
+
+def add_columns(records: Sequence[dict], path: Path, columns: Sequence[str]) -> list[dict]:
+    """Records with columns of a CSV file that has a row (or several that agree) an image.
+
+    The file names its images in a column `file_name` or `File_name`, as '000001_01_01/109.png' or
+    as DeepLesion's DL_info.csv does, '000001_01_01_109.png'. Columns that the records have already
+    are left as they are.
+
+    Raises:
+        FileNotFoundError, or ValueError: no such column (the nearest name is given), rows of one
+            image that differ, or none of the images.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
+    header = list(rows[0]) if rows else []
+    key = next((name for name in FILE_NAME_COLUMNS if name in header), None)
+    if key is None:
+        raise ValueError(
+            f"{path} has no column file_name or File_name to know the images by; its columns: "
+            f"{', '.join(map(str, header))}"
+        )
+    own = {name for r in records for name in r}
+    wanted = [name for name in columns if name not in own]
+    for name in wanted:
+        if name not in header:
+            raise unknown_column(name, {*header, *own} - {None})
+
+    cells: dict[str, tuple] = {}
+    for row in rows:
+        image = (row[key] or "").replace("/", "_")
+        found = tuple(row[name] for name in wanted)
+        if cells.setdefault(image, found) != found:
+            name = next(n for n, a, b in zip(wanted, cells[image], found) if a != b)
+            raise ValueError(
+                f"{path}: the rows of {row[key]} differ in {name!r}; a column to group images by "
+                "has one value an image"
+            )
+    images = [r["file_name"].replace("/", "_") for r in records]
+    if not any(image in cells for image in images):
+        raise ValueError(
+            f"{path} has none of the images of the result, such as {records[0]['file_name']}"
+        )
+    nothing = (None,) * len(wanted)
+    return [{**r, **dict(zip(wanted, cells.get(i, nothing)))} for r, i in zip(records, images)]
+
+
+def unknown_column(column: str, names: set[str]) -> ValueError:
+    """The error for a column that is not there."""
+    near = difflib.get_close_matches(column.lower(), {n.lower(): n for n in names}, n=1, cutoff=0.4)
+    nearest = next((n for n in sorted(names) if near and n.lower() == near[0]), None)
+    hint = f"; did you mean {nearest!r}?" if nearest else ""
+    return ValueError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}")
+
+
+def _number_or_text(value: object, column: str) -> float | str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(f"column {column!r} holds {type(value).__name__}s: not a column of values")
+    try:
+        number = float(value)
+    except ValueError:
+        return str(value)
+    return None if math.isnan(number) else number
+
+
+def _label_numbers(values: Sequence[float | None]) -> list[str]:
+    known = np.array([v for v in values if v is not None])
+    if len(np.unique(known)) <= MAX_NUMBERS:
+        return [UNKNOWN if v is None else f"{v:g}" for v in values]
+    edges = np.unique(np.quantile(known, (0.25, 0.5, 0.75), method="nearest"))
+    between = [f"> {low:g} to {high:g}" for low, high in pairwise(edges)]
+    labels = [f"<= {edges[0]:g}", *between, f"> {edges[-1]:g}"]
+    return [UNKNOWN if v is None else labels[np.searchsorted(edges, v)] for v in values]
