@@ -224,12 +224,11 @@ def _farthest_pair(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     turned = np.unwrap(np.arctan2(edges[:, 1], edges[:, 0]))
     turned = np.abs(turned - turned[0])
     twice = np.concatenate([turned, turned + 2 * np.pi])
-    opposite = np.searchsorted(twice, turned + np.pi)
-    # Its neighbours too, lest rounding decide between the ends of a parallel edge.
-    pairs = (opposite[:, None] + (-1, 0, 1)) % len(hull)
-    distance = np.linalg.norm(hull[:, None] - hull[pairs], axis=2)
+    # Of an edge parallel to this one, but for rounding, both ends are opposite.
+    opposite = np.searchsorted(twice, turned[:, None] + np.pi + (-1e-5, 1e-5)) % len(hull)
+    distance = np.linalg.norm(hull[:, None] - hull[opposite], axis=2)
     one, other = np.unravel_index(np.argmax(distance), distance.shape)
-    return hull[one], hull[pairs[one, other]]
+    return hull[one], hull[opposite[one, other]]
 
 
 def _checked_recist(recist: np.ndarray) -> np.ndarray:
