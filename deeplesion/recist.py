@@ -21,6 +21,8 @@ MARGIN = 8
 # The grey window reaches as far from the lesion's HU as its surroundings differ, at least so many
 # HU: as little as can be is lost to 8 bits, and a lesion like its surroundings is not all noise.
 MIN_HALF_WINDOW = 60
+# Edges of a contour that differ by less are parallel, in radians.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,17 +220,17 @@ def _farthest_pair(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The two of (n, 2) points that lie farthest apart, by rotating callipers (Shamos, 1978)."""
     order = cv2.convexHull(points.astype(np.float32), returnPoints=False)[:, 0]
     hull = points[order]
-    # The callipers lie on one edge after the other, whose direction keeps turning one way; opposite
-    # is the corner at which the edges have turned by half a circle.
+    # The callipers lie on one edge after the other, whose direction keeps turning to the left;
+    # opposite is the corner before the edge that has turned by half a circle. Every pair of corners
+    # that the callipers touch includes the start of the edge that stops them next.
     edges = np.roll(hull, -1, axis=0) - hull
-    turned = np.unwrap(np.arctan2(edges[:, 1], edges[:, 0]))
-    turned = np.abs(turned - turned[0])
+    angles = np.arctan2(edges[:, 1], edges[:, 0])
+    turns = (np.diff(angles, prepend=angles[0]) + ROUNDING) % (2 * np.pi) - ROUNDING
+    turned = np.cumsum(turns)
     twice = np.concatenate([turned, turned + 2 * np.pi])
-    # Of an edge parallel to this one, but for rounding, both ends are opposite.
-    opposite = np.searchsorted(twice, turned[:, None] + np.pi + (-1e-5, 1e-5)) % len(hull)
-    distance = np.linalg.norm(hull[:, None] - hull[opposite], axis=2)
-    one, other = np.unravel_index(np.argmax(distance), distance.shape)
-    return hull[one], hull[opposite[one, other]]
+    opposite = hull[np.searchsorted(twice, turned + np.pi - ROUNDING) % len(hull)]
+    longest = np.argmax(np.linalg.norm(hull - opposite, axis=1))
+    return hull[longest], opposite[longest]
 
 
 def _checked_recist(recist: np.ndarray) -> np.ndarray:

@@ -370,7 +370,7 @@ def test_callipers_find_the_farthest_pair(points):
 def test_callipers_on_parallel_edges_that_rounding_turns():
     rng = np.random.default_rng(0)
     for _ in range(3000):
-        points = rng.integers(-5, 6, (rng.integers(2, 10), 2))
+        points = rng.integers(-5, 6, (rng.integers(2, 10), 2)) * (1, rng.integers(2))
         angle = rng.uniform(0, np.pi)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         points = np.concatenate([points, -points]) @ turn + rng.uniform(0, 100, 2)
