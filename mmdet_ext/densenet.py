@@ -4,7 +4,9 @@ convolutions inside the dense blocks replaced by a context-fusion operator chose
 from __future__ import annotations
 
 import contextlib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.error import URLError
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
+
+STEMS = ("middle", "sum", "tile")
 
 
 @contextlib.contextmanager
@@ -108,11 +112,16 @@ class TruncatedDenseNet3D(BaseModule):
     Every 1x1 and 3x3 convolution inside the dense blocks is `fusion`; stem and transitions are
     plain per-slice convolutions. Depth never shrinks.
 
+    With `slices_as_channels` it is the papers' 2.5D network: the D slices of a volume are the
+    input channels of the 2D network, and the maps have a depth of 1.
+
     Args:
         fusion: config of the operator, e.g. `dict(type='AlignShiftConv', n_fold=8)`.
-        in_channels: channels of the volume; 1 for CT.
-        stem: how an RGB stem's kernels become one for grey input: 'middle' keeps the green one
-            (the released DeepLesion models), 'sum' adds the three.
+        in_channels: channels of the volume, 1 for CT; of a 2.5D network D.
+        stem: how the three kernels of an RGB stem become those of `in_channels`: 'middle' keeps
+            the green one (the released DeepLesion models), 'sum' adds the three, 'tile' repeats
+            them, cut to `in_channels` about their middle and not rescaled (2.5D).
+        slices_as_channels: 2.5D.
         growth, bn_size, block_config, stem_channels: of the DenseNet; the defaults are
             DenseNet-121's.
         with_cp: checkpoint the first half of each dense layer: less memory, more time.
@@ -129,6 +138,7 @@ class TruncatedDenseNet3D(BaseModule):
         fusion: dict,
         in_channels: int = 1,
         stem: str = "middle",
+        slices_as_channels: bool = False,
         growth: int = 32,
         bn_size: int = 4,
         block_config: Sequence[int] = (6, 12, 24),
@@ -137,10 +147,11 @@ class TruncatedDenseNet3D(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if stem not in ("middle", "sum"):
-            raise ValueError(f"stem must be 'middle' or 'sum', got {stem!r}")
+        if stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
         self.in_channels = in_channels
         self.stem = stem
+        self.slices_as_channels = slices_as_channels
         self.conv0 = SliceConv(in_channels, stem_channels, 7, stride=2, padding=3, bias=False)
         self.norm0 = nn.BatchNorm3d(stem_channels)
         self.out_channels: list[int] = []
@@ -157,15 +168,19 @@ class TruncatedDenseNet3D(BaseModule):
             self.out_channels.append(channels)
         for module in self.modules():
             if isinstance(module, SliceConv):
-                nn.init.kaiming_normal_(module.weight)
+                shape = (module.out_channels, module.in_channels // module.groups)
+                weight = torch.empty(*shape, *module.kernel_size)
+                module.load_weight2d(nn.init.kaiming_normal_(weight))
 
     def forward(self, images: Tensor, thickness: Tensor | None = None) -> tuple[Tensor, ...]:
         """(B, C, D, H, W) windowed HU and (B,) mm -> one map a dense block, (B, C_i, D, H_i, W_i)
         at strides 4, 8 and 16."""
-        if images.ndim != 5 or images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"expected a (B, {self.in_channels}, D, H, W) volume, got {tuple(images.shape)}"
-            )
+        sizes = (1, self.in_channels) if self.slices_as_channels else (self.in_channels,)
+        if images.ndim != 5 or tuple(images.shape[1 : 1 + len(sizes)]) != sizes:
+            expected = ", ".join(["B", *map(str, sizes), *"DHW"[len(sizes) - 1 :]])
+            raise ValueError(f"expected a volume of shape ({expected}), got {tuple(images.shape)}")
+        if self.slices_as_channels:
+            images = images.transpose(1, 2)
         # From here on every tensor stays in channels-last memory: depth folds by a view, and the
         # 2D kernels run in the layout they are fastest in.
         x = self.conv0(images).contiguous(memory_format=torch.channels_last_3d)
@@ -205,7 +220,7 @@ class TruncatedDenseNet3D(BaseModule):
             name = key.removeprefix("features.")
             name = re.sub(r"\b(norm|conv)\.(\d)\.", r"\1\2.", name)
             if name in own:
-                loaded[name] = self._grey_stem(value) if name == "conv0.weight" else value
+                loaded[name] = self._stem(value) if name == "conv0.weight" else value
             elif key.startswith("classifier.") or re.match(
                 r"(transition3|denseblock4|norm5)\.", name
             ):
@@ -218,11 +233,11 @@ class TruncatedDenseNet3D(BaseModule):
         own_only |= {k for k in own if not re.search(r"(conv\d?|norm\d?)\.(weight|bias|r\w+)$", k)}
         missing = [k for k in own if k not in loaded and k not in own_only]
         problems = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in unexpected]
-        problems += [
-            f"{k} has shape {tuple(v.shape)}, expected {tuple(own[k].shape)}"
-            for k, v in loaded.items()
-            if v.shape != own[k].shape
-        ]
+        for key, value in loaded.items():
+            shape = own[key].shape
+            shape = shape[:2] + shape[-2:] if len(shape) == 5 else shape  # I3D inflates
+            if value.shape != shape:
+                problems.append(f"{key} has shape {tuple(value.shape)}, expected {tuple(shape)}")
         if problems:
             shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
             raise ValueError(
@@ -232,16 +247,24 @@ class TruncatedDenseNet3D(BaseModule):
             )
         self.load_state_dict(loaded, strict=False)
         kept = [k for k in own if k not in loaded and not k.endswith("num_batches_tracked")]
-        return (
+        names = Counter(k.rpartition(".")[2] for k in kept)
+        report = (
             f"{len(loaded)} tensors loaded; {len(cut)} not used (beyond the third dense block); "
-            f"{len(kept)} keep their initial values" + (f" ({', '.join(kept)})" if kept else "")
+            f"{len(kept)} keep their initial values"
         )
+        return report + (f" ({', '.join(f'{n} {k}' for k, n in names.items())})" if kept else "")
 
-    def _grey_stem(self, weight: Tensor) -> Tensor:
+    def _stem(self, weight: Tensor) -> Tensor:
         """(64, 3, 7, 7) RGB kernels -> (64, in_channels, 7, 7)."""
         if weight.shape[1] == self.in_channels:
             return weight
-        return weight[:, 1:2] if self.stem == "middle" else weight.sum(1, keepdim=True)
+        if self.stem == "middle":
+            return weight[:, 1:2]
+        if self.stem == "sum":
+            return weight.sum(1, keepdim=True)
+        tiled = weight.repeat(1, math.ceil(self.in_channels / 3), 1, 1)
+        start = (tiled.shape[1] - self.in_channels) // 2
+        return tiled[:, start : start + self.in_channels]
 
 
 def fetch_weights(source: str) -> dict[str, Tensor]:

@@ -24,13 +24,7 @@ class DepthReduction(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] != self.weight.shape[2]:
-            raise ValueError(
-                f"KeySliceFPN was built for num_slices={self.weight.shape[2]}, "
-                f"the volume has {x.shape[2]} slices"
-            )
-        y = sum(F.conv2d(x[:, :, d], self.weight[:, :, d]) for d in range(x.shape[2]))
-        return y
+        return sum(F.conv2d(x[:, :, d], self.weight[:, :, d]) for d in range(x.shape[2]))
 
 
 @MODELS.register_module()
@@ -38,7 +32,8 @@ class KeySliceFPN(BaseModule):
     """3D-to-2D neck (AlignShift, section 2.3; A3D, section 2.3).
 
     Per backbone map a D x 1 x 1 convolution C -> C without bias, a 1x1 lateral convolution to
-    `out_channels`, and from the coarsest down nearest-neighbour 2x upsampling and addition.
+    `out_channels`, and from the coarsest down nearest-neighbour 2x upsampling and addition. Maps of
+    one slice (2.5D) have no depth to squeeze: with `num_slices=1` there is no such convolution.
 
     Args:
         in_channels: channels of the maps, finest first.
@@ -58,7 +53,11 @@ class KeySliceFPN(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.reductions = nn.ModuleList(DepthReduction(c, num_slices) for c in in_channels)
+        self.num_slices = num_slices
+        self.reductions = nn.ModuleList(
+            DepthReduction(c, num_slices) if num_slices > 1 else nn.Flatten(1, 2)
+            for c in in_channels
+        )
         self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
         self.norms = nn.ModuleList(
             build_norm_layer(norm_cfg, out_channels)[1] if norm_cfg else nn.Identity()
@@ -69,7 +68,16 @@ class KeySliceFPN(BaseModule):
             nn.init.zeros_(lateral.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
-        """(B, C_i, D, H_i, W_i) maps, finest first -> ((B, out_channels, H_0, W_0),)."""
+        """(B, C_i, D, H_i, W_i) maps, finest first -> ((B, out_channels, H_0, W_0),).
+
+        Raises ValueError for maps of another depth than `num_slices`.
+        """
+        for x in features:
+            if x.shape[2] != self.num_slices:
+                raise ValueError(
+                    f"KeySliceFPN was built for num_slices={self.num_slices}, the volume has "
+                    f"{x.shape[2]} slices"
+                )
         maps = [
             norm(lateral(reduce(x)))
             for x, reduce, lateral, norm in zip(

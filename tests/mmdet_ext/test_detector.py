@@ -1,5 +1,6 @@
 """The preprocessor, and every experiment of the repository built and run."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmengine.utils import import_modules_from_strings
 
 from deeplesion.slices import window_hu
 from mmdet_ext.detector import CTDataPreprocessor
+from mmdet_ext.ops import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/*.py"))
@@ -131,9 +133,15 @@ def test_configs_hold_the_recipe_of_the_papers(path):
     config = Config.fromfile(ROOT / path)
     slices = int(path.split("_")[-1][0])
     pipelines = [config[f"{s}_dataloader"].dataset.pipeline for s in ("train", "val", "test")]
-    assert {p[0].num_slices for p in pipelines} == {slices} == {config.model.neck.num_slices}
+    assert {p[0].num_slices for p in pipelines} == {slices}
+    backbone = config.model.backbone
+    if backbone.get("slices_as_channels"):
+        assert (backbone.in_channels, config.model.neck.num_slices) == (slices, 1)
+    else:
+        assert config.model.neck.num_slices == slices
     assert {tuple(np.atleast_1d(p[-2].size)) for p in pipelines} == {(512,)}
-    assert len({p[0].policy for p in pipelines}) == 1
+    policy = "keep_thick" if "alignshift" in path else "normalize"
+    assert {p[0].policy for p in pipelines} == {policy}
     generator = dict(config.model.rpn_head.anchor_generator)
     anchors = [s * generator["strides"][0] for s in generator["scales"]]
     assert anchors == [16, 24, 32, 48, 96, 192]
@@ -142,3 +150,13 @@ def test_configs_hold_the_recipe_of_the_papers(path):
     optimizer = config.optim_wrapper.optimizer
     assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.9, 1e-4)
     assert config.train_cfg.max_epochs == 20
+    milestones = [10, 13] if "acs" in path else [9, 16]
+    assert config.param_scheduler[1].milestones == milestones
+
+
+def test_there_is_an_experiment_for_every_operator_and_depth():
+    operators = defaultdict(set)
+    for path in (c for c in CONFIGS if "demo" not in c):
+        config = Config.fromfile(ROOT / path)
+        operators[config.num_slices].add(config.model.backbone.fusion.type)
+    assert operators == {3: set(OPERATORS), 7: set(OPERATORS)}

@@ -1,0 +1,11 @@
+# detector_3slice.py on 7 slices.
+_base_ = "detector_3slice.py"
+num_slices = 7
+model = dict(neck=dict(num_slices=num_slices))
+
+load_slices = dict(type="LoadCTSlices", num_slices=num_slices, policy="normalize")
+train_pipeline = [load_slices, *_base_.train_pipeline[1:]]
+test_pipeline = [load_slices, *_base_.test_pipeline[1:]]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,0 +1,9 @@
+# Soft-ACS x3: a variant in "Reinventing 2D Convolutions for 3D Images" (JBHI 2021), Eq. 5.
+_base_ = "_base_/detector_3slice.py"
+model = dict(backbone=dict(fusion=dict(type="SoftACSConv")))
+
+# The ACS paper lowers the learning rate earlier than the others.
+param_scheduler = [
+    _base_.param_scheduler[0],
+    dict(type="MultiStepLR", by_epoch=True, milestones=[10, 13], gamma=0.1, end=20),
+]
