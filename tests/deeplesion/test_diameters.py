@@ -82,7 +82,8 @@ def test_statistics_equal_plain_loops():
 
 
 def test_same_seed_same_interval():
-    records = [record(p, [9.0, 5.0 + p], [((10, 10, 20, 12), 0.9)]) for p in range(6)]
+    annotated = np.random.default_rng(0).uniform(4, 14, (30, 2)).tolist()
+    records = [record(p, mm, [((10, 10, 20, 12), 0.9)]) for p, mm in enumerate(annotated)]
     assert diameter_errors(records, seed=3) == diameter_errors(records, seed=3)
     assert diameter_errors(records, seed=3) != diameter_errors(records, seed=4)
 
