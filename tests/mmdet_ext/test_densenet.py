@@ -6,9 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdet_ext.densenet import TruncatedDenseNet3D, fetch_weights
+from mmdet_ext.ops import OPERATORS
 
 SMALL = dict(growth=4, bn_size=2, block_config=(2, 3, 2), stem_channels=8)
 ALIGN = dict(type="AlignShiftConv", n_fold=4)
+OWN = {"A3DConv": dict(num_slices=3), "TSMConv": dict(n_fold=4), "AlignShiftConv": dict(n_fold=4)}
+every_operator = pytest.mark.parametrize(
+    "fusion", [dict(type=name, **OWN.get(name, {})) for name in OPERATORS], ids=list(OPERATORS)
+)
 
 
 def images(batch=2, depth=3, size=32, dtype=torch.float64):
@@ -63,6 +68,19 @@ def test_without_fusion_every_slice_is_the_2d_network():
             torch.testing.assert_close(got[:, :, d], expected)
 
 
+@pytest.mark.parametrize("slices", [1, 3, 4])
+def test_slices_as_channels_is_the_2d_network_on_many_channels(slices):
+    backbone = TruncatedDenseNet3D(
+        dict(type="SliceConv"), in_channels=slices, slices_as_channels=True, **SMALL
+    )
+    backbone = backbone.double().eval()
+    randomise_norms(backbone)
+    x = images(2, slices)
+    for got, expected in zip(backbone(x), densenet_2d(backbone, x[:, 0])):
+        assert got.shape[2] == 1
+        torch.testing.assert_close(got[:, :, 0], expected)
+
+
 def test_shapes_and_strides_of_densenet121():
     backbone = TruncatedDenseNet3D(ALIGN).eval()
     assert backbone.out_channels == [256, 512, 1024]
@@ -97,9 +115,10 @@ def test_gradients_numerically():
     assert torch.autograd.gradcheck(lambda x: backbone(x, thickness), x, fast_mode=True)
 
 
-def test_checkpointing_changes_neither_outputs_nor_gradients_nor_statistics():
-    plain = TruncatedDenseNet3D(ALIGN, **SMALL).double()
-    saving = TruncatedDenseNet3D(ALIGN, with_cp=True, **SMALL).double()
+@every_operator
+def test_checkpointing_changes_neither_outputs_nor_gradients_nor_statistics(fusion):
+    plain = TruncatedDenseNet3D(fusion, **SMALL).double()
+    saving = TruncatedDenseNet3D(fusion, with_cp=True, **SMALL).double()
     saving.load_state_dict(plain.state_dict())
     thickness = torch.tensor([1.0, 5.0], dtype=torch.float64)
     results = []
@@ -164,6 +183,48 @@ def test_imagenet_weights_load_in_both_spellings(spelling, tmp_path):
     assert torch.equal(backbone.conv0.weight, weights["features.conv0.weight"][:, 1:2])
 
 
+@every_operator
+def test_imagenet_weights_load_into_every_operator(fusion):
+    """Its own parameters keep their values and are counted in the report."""
+    weights = imagenet_file(".")
+    backbone = TruncatedDenseNet3D(fusion)
+    own = {k: v.clone() for k, v in backbone.named_parameters() if k.endswith("_weight")}
+    report = backbone.load_imagenet(weights)
+    state = backbone.state_dict()
+    for key in ("conv1", "conv2"):
+        loaded = state[f"denseblock2.denselayer3.{key}.weight"]
+        expected = weights[f"features.denseblock2.denselayer3.{key[:-1]}.{key[-1]}.weight"]
+        if fusion["type"] == "I3DConv":
+            size = expected.shape[-1]
+            assert loaded.shape[2] == size
+            expected = expected.unsqueeze(2).expand_as(loaded) / size
+        torch.testing.assert_close(loaded, expected)
+    assert all(torch.equal(state[k], v) for k, v in own.items())
+    convolutions = 2 * (6 + 12 + 24)
+    kept = {
+        "A3DConv": f"{convolutions} keep their initial values ({convolutions} fusion_weight)",
+        "P3DConv": f"{convolutions} keep their initial values ({convolutions} depth_weight)",
+        "SoftACSConv": f"{convolutions // 2} keep their initial values "
+        f"({convolutions // 2} view_weight)",
+    }
+    assert kept.get(fusion["type"], "0 keep their initial values") in report
+
+
+@pytest.mark.parametrize(
+    "slices, colours",
+    [(1, "g"), (2, "rg"), (3, "rgb"), (4, "gbrg"), (7, "gbrgbrg"), (9, 3 * "rgb")],
+)
+def test_stem_tile_repeats_the_colours_about_their_middle(slices, colours):
+    weights = imagenet_file("")
+    backbone = TruncatedDenseNet3D(
+        dict(type="SliceConv"), in_channels=slices, slices_as_channels=True, stem="tile"
+    )
+    backbone.load_imagenet(weights)
+    stem = weights["features.conv0.weight"]
+    expected = torch.stack([stem[:, "rgb".index(c)] for c in colours], dim=1)
+    assert torch.equal(backbone.conv0.weight, expected)
+
+
 def test_stem_sum_adds_the_three_colours():
     weights = imagenet_file("")
     backbone = TruncatedDenseNet3D(ALIGN, stem="sum")
@@ -220,3 +281,8 @@ def test_bad_options_are_refused():
         TruncatedDenseNet3D(ALIGN, init_cfg=dict(type="Xavier"), **SMALL).init_weights()
     with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\)"):
         TruncatedDenseNet3D(ALIGN, **SMALL)(torch.zeros(1, 3, 32, 32))
+    flat = TruncatedDenseNet3D(ALIGN, in_channels=3, slices_as_channels=True, **SMALL)
+    with pytest.raises(ValueError, match=r"\(B, 1, 3, H, W\), got \(1, 1, 7, 32, 32\)"):
+        flat(torch.zeros(1, 1, 7, 32, 32))
+    with pytest.raises(ValueError, match=r"\(B, 1, 3, H, W\), got \(1, 3, 1, 32, 32\)"):
+        flat(torch.zeros(1, 3, 1, 32, 32))

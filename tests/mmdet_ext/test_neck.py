@@ -43,6 +43,24 @@ def test_pyramid_by_hand():
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
 
 
+def test_maps_of_one_slice_are_not_convolved_along_depth():
+    neck = KeySliceFPN((4, 6, 8), num_slices=1, out_channels=5).double()
+    assert not any("reductions" in name for name, _ in neck.named_parameters())
+    coarsest = maps(1)[2]
+    zeros = [torch.zeros_like(x) for x in maps(1)[:2]]
+    (output,) = neck([*zeros, coarsest])
+    expected = F.conv2d(coarsest[:, :, 0], neck.laterals[2].weight)
+    expected = expected.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+
+
+def test_another_depth_is_refused():
+    for num_slices in (1, 3):
+        neck = KeySliceFPN((4, 6, 8), num_slices=num_slices, out_channels=5).double()
+        with pytest.raises(ValueError, match=f"num_slices={num_slices}, the volume has 7"):
+            neck(maps(7))
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
 def test_regions_are_pooled_from_where_they_lie(memory_format):
     """Found in training: heads on channels-last features saw scrambled regions."""

@@ -1,0 +1,36 @@
+"""Parameters and operations of detectors, part by part, on one image at test time:
+python tools/complexity.py configs/alignshift_3slice.py configs/i3d_3slice.py"""
+
+import argparse
+import sys
+
+from mmdet_ext.complexity import detector_complexity, format_complexity, input_shape
+from mmdet_ext.engine import load_config
+
+P3D_NOTE = """(paper), as published, holds one more BatchNorm and ReLU after each 1 x 1 convolution
+of the dense blocks (3 operations an element), which P3DConv does not have."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("configs", nargs="+", metavar="config", help="experiment files")
+    parser.add_argument("--size", type=int, help="height and width in px; default: the config's")
+    options = parser.parse_args()
+    for path in options.configs:
+        try:
+            config = load_config(path)
+            slices, size = input_shape(config)
+            size = options.size or size
+            parts = detector_complexity(config, size)
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(f"complexity: {error}")
+        fusion = config.model.backbone.fusion["type"]
+        print(f"{path}: {fusion}, {slices} x {size} x {size}")
+        print(format_complexity(parts))
+        if fusion == "P3DConv":
+            print(P3D_NOTE)
+        print()
+
+
+if __name__ == "__main__":
+    main()
