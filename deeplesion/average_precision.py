@@ -37,11 +37,15 @@ def _coco(records: Sequence[dict]) -> tuple[COCO, COCO]:
         masks = record.get("masks", [None] * len(record["boxes"]))
         for box, score, mask in zip(record["boxes"], record["scores"], masks, strict=True):
             detections.append(_annotation(image, box, mask, score=score))
+    images = [
+        {"id": image, "height": record["height"], "width": record["width"]}
+        for image, record in enumerate(records, start=1)
+    ]
     both = []
     for listed in (lesions, detections):
         coco = COCO()
         coco.dataset = {
-            "images": [{"id": image} for image in range(1, len(records) + 1)],
+            "images": images,
             "categories": [{"id": 1, "name": "lesion"}],
             "annotations": [{**a, "id": i} for i, a in enumerate(listed, start=1)],
         }
