@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from deeplesion.evaluation import read_results, table_file
+from deeplesion.evaluation import Run, read_results, table_file
 from deeplesion.visualize import draw_results
 from mmdet_ext.engine import load_config, test
 
@@ -33,7 +33,8 @@ def main() -> None:
         if options.show_dir:
             dataset = config.test_dataloader.dataset
             images = Path(dataset.data_root) / dataset.data_prefix.img
-            paths = draw_results(read_results(Path(result_file)), images, options.show_dir)
+            run = Run(Path(config.work_dir).name, read_results(Path(result_file)))
+            paths = draw_results(run, images, options.show_dir)
             print(f"{len(paths)} pictures: {options.show_dir}")
 
 

@@ -1,6 +1,5 @@
-"""FROCMetric and the pictures, fed by samples as the detector returns them."""
+"""FROCMetric, fed by samples as the detector returns them."""
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,8 +10,6 @@ from deeplesion.annotations import encode_mask
 from deeplesion.dataset import PIXEL_CENTRE
 from deeplesion.evaluation import froc_table, read_results
 from deeplesion.metric import FROCMetric
-from deeplesion.slices import SliceFolder
-from deeplesion.visualize import draw_results, score_at_one_false_positive
 
 
 def sample(box, boxes, scores, thickness=1.0, name="a/001.png", masks=None):
@@ -93,34 +90,3 @@ def test_no_detections_at_all():
     metric = FROCMetric()
     metric.process({}, [sample([10.0, 10, 30, 30], [], [])])
     assert metric.evaluate(size=1)["FROC/average"] == 0
-
-
-def test_pictures_show_truth_and_detections(phantom, tmp_path):
-    """Green where the lesion is outlined, red where a false positive is, grey elsewhere."""
-    folder = SliceFolder(phantom / "Images_png")
-    name = next((phantom / "Images_png").glob("*/*.png"))
-    name = f"{name.parent.name}/{name.name}"
-    size = folder.read(name).shape[0]
-    box, elsewhere = [20.0, 20.0, 50.0, 50.0], [80.0, 80.0, 100.0, 100.0]
-    metric = FROCMetric()
-    boxes = [shifted(box), shifted(elsewhere)]
-    metric.process({}, [sample(box, boxes, [0.9, 0.8], name=name) | {"ori_shape": (size, size)}])
-    record = metric.results[0]
-    record["lesions"][0]["mask"] = encode_mask(np.zeros((size, size)))
-    assert score_at_one_false_positive([record]) == pytest.approx(0.8)
-    (path,) = draw_results([record], phantom / "Images_png", tmp_path / "show")
-    picture = cv2.imread(str(path)).astype(int)
-    height, width = picture.shape[:2]
-    assert width == 2 * height
-    scale = height / size
-
-    def is_colour(panel, box, strong, weak):
-        """Whether the middle of the box's left edge is drawn in that colour."""
-        x = round((box[0] + 0.5) * scale - 0.5) + panel * height
-        y = round((box[1] + box[3] + 1) / 2 * scale)
-        pixel = picture[y, x]
-        return pixel[strong] > pixel[weak] + 100
-
-    blue, green, red = 0, 1, 2
-    assert is_colour(0, box, green, blue) and is_colour(1, box, green, red)
-    assert is_colour(1, elsewhere, red, green) and not is_colour(0, elsewhere, red, green)
