@@ -27,6 +27,7 @@ CURVE_FPS = np.geomspace(0.25, 32, 141)
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 9,
+    "text.parse_math": False,  # a name may hold a $
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -79,7 +80,7 @@ def froc_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
     """The FROC curves of several runs with their 95 % bands."""
     figure = Figure(figsize=(4.8, 3.6))
     axes = figure.add_subplot()
-    lowest = 100.0
+    lowest, entries = 100.0, {}
     for i, run in enumerate(runs):
         look = dict(color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)], linewidth=1.4)
         look["marker"], look["markersize"] = MARKERS[i % len(MARKERS)], 4.5
@@ -89,7 +90,7 @@ def froc_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
         for fps, unused in ((CURVE_FPS, "marker"), (TABLE_FPS, "linestyle")):
             sensitivity = 100 * run.curve.sensitivity_at(fps)
             axes.plot(fps, sensitivity, **look | {unused: "none"})
-        axes.plot([], [], label=f"{run.name}: {with_interval(row)}", **look)
+        entries[f"{run.name}: {with_interval(row)}"] = axes.plot([], [], **look)[0]
         lowest = min(lowest, low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])])
     axes.set_xscale("log", base=2)
     axes.set_xticks(TABLE_FPS, [f"{fps:g}" for fps in TABLE_FPS])
@@ -98,7 +99,8 @@ def froc_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
     axes.set_ylim(max(10 * np.floor(lowest / 10 - 1), 0), 101)
     axes.set_xlabel("False positives per image")
     axes.set_ylabel("Sensitivity (%)")
-    axes.legend(loc="lower right", title="Average at 0.5, 1, 2, 4 (%) [95 % interval]")
+    title = "Average at 0.5, 1, 2, 4 (%) [95 % interval]"
+    axes.legend(entries.values(), entries.keys(), loc="best", title=title)
     return figure
 
 
@@ -106,6 +108,7 @@ def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
     """Average sensitivity with its interval by slice thickness, left, and lesion size, right."""
     figure = Figure(figsize=(6.6, 3.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
+    entries = {}
     for axes, title, split in (
         (panels[0], "Slice thickness", by_thickness),
         (panels[1], "Long diameter", by_diameter),
@@ -116,7 +119,7 @@ def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
             places = [groups.index(group) + 0.6 * ((i + 0.5) / len(runs) - 0.5) for group in rows]
             average = np.array([row["average"] for row in rows.values()])
             low, high = np.array([row["interval"]["average"] for row in rows.values()]).T
-            axes.errorbar(
+            entries[run.name] = axes.errorbar(
                 places,
                 average,
                 # The interval of a few lesions may lie beside their average.
@@ -126,7 +129,6 @@ def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
                 markersize=4.5,
                 capsize=2.5,
                 linewidth=1.2,
-                label=run.name,
             )
         labels = []
         for group in groups:
@@ -138,7 +140,7 @@ def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
         axes.set_title(title, fontsize=9)
     panels[0].set_ylabel("Average sensitivity (%)")
     if len(runs) > 1:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
     return figure
 
 
