@@ -6,7 +6,7 @@ from .alignshift import AlignShiftConv
 from .i3d import I3DConv
 from .p3d import P3DConv
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import SliceConv, fold, unfold
+from .slice_conv import SliceConv, conv_depth, fold, shift_depth, unfold
 from .tsm import TSMConv
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "SoftACSConv",
     "TSMConv",
     "build_conv3d",
+    "conv_depth",
     "fold",
     "register_operator",
+    "shift_depth",
     "unfold",
 ]
