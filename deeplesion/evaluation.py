@@ -40,6 +40,10 @@ QUANTILES = (0.025, 0.975)  # the ends of a 95 % interval
 MIN_RESAMPLES = 100  # fewer say nothing about a 2.5 % quantile
 
 RESULT_FORMAT = "deeplesion-results-1"
+REQUIRED = {
+    "file_name", "patient", "height", "width", "spacing_mm", "thickness_mm", "lesions", "boxes",
+    "scores",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,8 +288,8 @@ def match(
         for j in range(len(lesions))
     ]
     verdicts = [
-        "hit" if i in hit_by else "repeat" if reached[i].any() else "false positive"
-        for i in range(len(detections))
+        "hit" if i in hit_by else "repeat" if reaches else "false positive"
+        for i, reaches in enumerate(reached.any(axis=1).tolist())
     ]
     return verdicts, hit_by
 
@@ -332,31 +336,14 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def format_table(rows: Sequence[dict]) -> str:
-    """The rows of `froc_table` as text, laid out as Table 3 of the AlignShift paper."""
-    points = [f"{p:g}" for p in TABLE_FPS]
-    lines = ["Sensitivity (%) at false positives per image"]
-    header = f"{'slices':<7}{'images':>7}{'lesions':>8} |"
-    header += "".join(f"{p:>7}" for p in points) + " | Avg.[0.5,1,2,4]   diff."
-    lines += [header, "-" * len(header)]
-    for row in rows:
-        difference = "-" if row["group"] == "all" else f"{row['difference']:+.2f}"
-        lines.append(
-            f"{row['group']:<7}{row['images']:>7}{row['lesions']:>8} |"
-            + "".join(f"{row['sensitivity'][p]:>7.2f}" for p in points)
-            + f" | {row['average']:>15.2f} {difference:>7}"
-        )
-    return "\n".join(lines)
-
-
 def write_results(path: Path, records: Sequence[dict]) -> None:
     """Writes a result file: JSON, gzipped when the name ends in .gz.
 
     `{"format": "deeplesion-results-1", "images": [record, ...]}`; a record has `file_name`,
     `patient`, `height`, `width`, `spacing_mm`, `thickness_mm` (null if unknown), `lesions` (each
-    `bbox`, `recist`, `mask`, `diameters_mm`, `lesion_type`), `boxes` (n, 4), `scores` (n,) and,
-    optionally, `masks` (n COCO run lengths). Boxes are x1, y1, x2, y2 of 0-based pixel centres in
-    the image's own pixels.
+    `bbox`, `recist`, `mask`, `diameters_mm`, `lesion_type`), `boxes` (n, 4), `scores` (n,) and, not
+    in every file, `study`, `series`, `slice_range` and `masks` (n COCO run lengths). Boxes are x1,
+    y1, x2, y2 of 0-based pixel centres in the image's own pixels.
     """
     images = [
         {**r, "thickness_mm": r["thickness_mm"] if math.isfinite(r["thickness_mm"]) else None}
@@ -378,9 +365,19 @@ def read_results(path: Path) -> list[dict]:
     if not isinstance(content, dict) or content.get("format") != RESULT_FORMAT:
         raise ValueError(f"{path} is not a result file of tools/test.py (format {RESULT_FORMAT})")
     for record in content["images"]:
+        missing = REQUIRED - record.keys()
+        if missing:
+            raise ValueError(f"{path}: an image lacks {', '.join(sorted(missing))}")
         if record["thickness_mm"] is None:
             record["thickness_mm"] = math.nan
     return content["images"]
+
+
+def default_names(paths: Sequence[Path]) -> list[str]:
+    """What to call the runs of result files: by their folder, where all files are called alike."""
+    stems = [path.name.split(".")[0] for path in paths]
+    folders = [path.resolve().parent.name for path in paths]
+    return folders if set(stems) == {"results"} else stems
 
 
 def table_file(result_file: Path) -> Path:

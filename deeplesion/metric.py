@@ -12,7 +12,8 @@ from mmengine.logging import print_log
 
 from deeplesion.annotations import encode_mask
 from deeplesion.dataset import PIXEL_CENTRE
-from deeplesion.evaluation import format_table, froc_table, table_file, write_results, write_table
+from deeplesion.evaluation import froc_table, table_file, write_results, write_table
+from deeplesion.tables import format_table
 
 
 @METRICS.register_module()

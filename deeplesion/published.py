@@ -29,6 +29,7 @@ class Published(NamedTuple):
         difference: "diff." as printed: from the average over all slices, in points of %.
         ap50: AP at an IoU of 0.5.
         note: what to know before quoting it.
+        decimals: how many are printed.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Published(NamedTuple):
     difference: float | None = None
     ap50: float | None = None
     note: str = ""
+    decimals: int = 2
 
 
 def _rows(trained_on: str, *sources: str, rows: tuple) -> tuple[Published, ...]:
@@ -62,7 +64,15 @@ def _attention_rows(trained_on: str, *sources: str, rows: tuple) -> tuple[Publis
     """Rows of method, slices, sensitivities at 0.5, 1 and 2, and AP50."""
     return tuple(
         Published(
-            method, slices, "all", (*three, None, None, None), None, sources, trained_on, ap50=ap50
+            method,
+            slices,
+            "all",
+            (*three, None, None, None),
+            None,
+            sources,
+            trained_on,
+            ap50=ap50,
+            decimals=1,
         )
         for method, slices, *three, ap50 in rows
     )

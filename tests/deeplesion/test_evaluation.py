@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from deeplesion.evaluation import (
-    format_table,
     froc_table,
     read_results,
     table_file,
     write_results,
     write_table,
 )
+from deeplesion.tables import format_table
 
 
 def record(thickness, hit, name="a/001.png", false_positives=0):

@@ -1,0 +1,93 @@
+"""Evaluate result files of tools/test.py: tables with intervals, figures and a report.
+
+python tools/evaluate.py work_dirs/a3d_7slice/results.json.gz work_dirs/acs_7slice/results.json.gz
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from deeplesion.columns import add_columns
+from deeplesion.evaluation import Run, compare, default_names, evaluate, read_results
+from deeplesion.files import write_whole
+from deeplesion.published import PUBLISHED
+from deeplesion.report import write_figures, write_report
+from deeplesion.tables import all_tables, to_text, write_tables
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Print and write FROC tables with 95 % intervals, breakdowns, AP50 and the"
+        " errors of diameters; of several results, which must be of the same images, also the"
+        " paired differences from the first. The result files are all it needs.",
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="results.json.gz")
+    parser.add_argument("--names", nargs="+", help="what to call the results (default: by folder)")
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="COLUMN", help="break down by these columns, too"
+    )
+    parser.add_argument(
+        "--table", type=Path, metavar="CSV", help="file with these columns, such as DL_info.csv"
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="with the tables of the papers, so marked"
+    )
+    parser.add_argument(
+        "--pixel-offset", type=int, choices=[0, 1], default=1,
+        help="added to the widths of boxes: 1 as in the published tables (default), 0 modern",
+    )  # fmt: skip
+    parser.add_argument("--iou-threshold", type=float, default=0.5, help="of a hit (default 0.5)")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (default: evaluation/ beside the first result)"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="Images_png, for the pictures of the report"
+    )
+    options = parser.parse_args()
+    try:
+        run(options)
+    except (OSError, ValueError) as error:
+        sys.exit(f"evaluate: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
+    names = options.names or default_names(options.results)
+    if len(names) != len(options.results) or len(set(names)) < len(names):
+        raise ValueError(
+            f"--names must give each of the {len(options.results)} results a name of its own, got "
+            f"{' '.join(names)}"
+        )
+    runs = []
+    for path, name in zip(options.results, names):
+        records = read_results(path)
+        if options.table:
+            records = add_columns(records, options.table, options.by)
+        runs.append(Run(name, records, options.iou_threshold, options.pixel_offset))
+
+    draws = (options.resamples, options.seed)
+    comparisons = [compare(runs[0], other, *draws) for other in runs[1:]]
+    evaluations = [
+        evaluate(each, options.by, *draws)
+        for each in tqdm(runs, desc="evaluating", unit="run", leave=False)
+    ]
+    tables = all_tables(evaluations, comparisons, options.published)
+    print("\n\n".join(map(to_text, tables)))
+
+    out = options.out or options.results[0].parent / "evaluation"
+    content = dict(evaluations=evaluations, comparisons=comparisons)
+    if options.published:
+        content["published"] = [row._asdict() for row in PUBLISHED]
+    write_whole(out / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    paths = write_tables(tables, out)
+    paths += write_figures(runs, out, *draws)
+    paths.append(write_report(runs, evaluations, out, options.images, options.published))
+    print(f"\n{out}: evaluation.json, {', '.join(path.name for path in paths)}")
+
+
+if __name__ == "__main__":
+    main()
