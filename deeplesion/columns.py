@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,15 +17,15 @@ UNKNOWN = "unknown"
 FILE_NAME_COLUMNS = ("file_name", "File_name")
 
 
-def column_groups(records: Sequence[dict], column: str) -> list[str]:
-    """One label an image by what its record says under `column`.
+def column_groups(records: Sequence[dict], column: str) -> dict[str, np.ndarray]:
+    """The groups of images by what their records say under `column`: name -> (images,) bool.
 
-    A text is its own label, and so is a number where the column has at most 8 different ones; more
-    are cut into four ranges at their quartiles. Empty, NaN or missing is 'unknown'.
+    A text is a group of its own, and so is a number where the column has at most 8 different ones;
+    more are cut into four ranges at their quartiles. Empty, NaN or missing is 'unknown', the last.
 
     Raises:
-        ValueError: no record has the column (the nearest name is given), it is not of texts or
-            numbers, or it has more than 50 different texts.
+        ValueError: no record has the column (the nearest name is given), it does not hold texts or
+            numbers, or has more than 50 different texts.
     """
     if not any(column in r for r in records):
         names = {k for r in records for k, v in r.items() if isinstance(v, str | int | float)}
@@ -33,12 +33,17 @@ def column_groups(records: Sequence[dict], column: str) -> list[str]:
     values = [_number_or_text(r.get(column), column) for r in records]
     known = {v for v in values if v is not None}
     if all(isinstance(v, float) for v in known):
-        return _label_numbers(values)
-    if len(known) > MAX_TEXTS:
+        label = _ranges(values) if len(known) > MAX_NUMBERS else "{:g}".format
+        names = list(dict.fromkeys(label(v) for v in sorted(known)))
+    elif len(known) > MAX_TEXTS:
         raise ValueError(
             f"column {column!r} has {len(known)} different values; at most {MAX_TEXTS} make a table"
         )
-    return [UNKNOWN if v is None else str(v) for v in values]
+    else:
+        label = str
+        names = sorted(map(str, known))
+    labels = np.array([UNKNOWN if v is None else label(v) for v in values])
+    return {name: labels == name for name in dict.fromkeys([*names, UNKNOWN])}
 
 
 def add_columns(records: Sequence[dict], path: Path, columns: Sequence[str]) -> list[dict]:
@@ -109,11 +114,10 @@ def _number_or_text(value: object, column: str) -> float | str | None:
     return None if math.isnan(number) else number
 
 
-def _label_numbers(values: Sequence[float | None]) -> list[str]:
-    known = np.array([v for v in values if v is not None])
-    if len(np.unique(known)) <= MAX_NUMBERS:
-        return [UNKNOWN if v is None else f"{v:g}" for v in values]
+def _ranges(values: Sequence[float | None]) -> Callable[[float], str]:
+    """What to call the range that a number is in: four, parted by the quartiles of all."""
+    known = [v for v in values if v is not None]
     edges = np.unique(np.quantile(known, (0.25, 0.5, 0.75), method="nearest"))
     between = [f"> {low:g} to {high:g}" for low, high in pairwise(edges)]
-    labels = [f"<= {edges[0]:g}", *between, f"> {edges[-1]:g}"]
-    return [UNKNOWN if v is None else labels[np.searchsorted(edges, v)] for v in values]
+    names = [f"<= {edges[0]:g}", *between, f"> {edges[-1]:g}"]
+    return lambda value: names[np.searchsorted(edges, value)]

@@ -195,12 +195,12 @@ def size_group(lesion: dict) -> str:
 
 
 def by_column(run: Run, column: str) -> dict[str, FROC]:
-    """The curves of each value of a key of the records, each of its own images.
+    """The curves of each group of images that a key of the records makes, each of its own images.
 
-    See `deeplesion.columns.column_groups` for how numbers are grouped and what is refused.
+    See `deeplesion.columns.column_groups`.
     """
-    labels = np.array(column_groups(run.records, column))
-    return {name: run.curve.of_images(labels == name) for name in dict.fromkeys(labels.tolist())}
+    groups = column_groups(run.records, column)
+    return {name: run.curve.of_images(chosen) for name, chosen in groups.items()}
 
 
 def compare(first: Run, second: Run, resamples: int = 1000, seed: int = 0) -> dict:
