@@ -24,6 +24,11 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RANGES = {"thin": "≤ 2 mm", "thick": "> 2 mm"}
 CURVE_FPS = np.geomspace(0.25, 32, 141)
+# What would make the same figure other bytes tomorrow, or with another matplotlib, is left out.
+FORMATS = {
+    "png": (FigureCanvasAgg, {"Software": None}),
+    "svg": (FigureCanvasSVG, {"Date": None, "Creator": None}),
+}
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 9,
@@ -60,20 +65,28 @@ def write_figures(
         the paths: froc.png, froc.svg, groups.png, groups.svg.
     """
     paths = []
+    for name, content in render_figures(runs, ("png", "svg"), resamples, seed).items():
+        paths.append(Path(out_dir) / name)
+        write_whole(paths[-1], content)
+    return paths
+
+
+def render_figures(
+    runs: Sequence[Run], kinds: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> dict[str, bytes]:
+    """The files of `write_figures` of these kinds, 'png' or 'svg': name -> content."""
+    files = {}
     with matplotlib.rc_context(STYLE):
         for name, draw in (("froc", froc_figure), ("groups", groups_figure)):
             figure = draw(runs, resamples, seed)
-            for kind, canvas, metadata in (
-                ("png", FigureCanvasAgg, {"Software": None}),
-                ("svg", FigureCanvasSVG, {"Date": None}),
-            ):
+            for kind in kinds:
+                canvas, metadata = FORMATS[kind]
                 content = io.BytesIO()
                 canvas(figure).print_figure(
                     content, format=kind, dpi=300, metadata=metadata, bbox_inches="tight"
                 )
-                paths.append(Path(out_dir) / f"{name}.{kind}")
-                write_whole(paths[-1], content.getvalue())
-    return paths
+                files[f"{name}.{kind}"] = content.getvalue()
+    return files
 
 
 def froc_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
