@@ -119,7 +119,14 @@ def test_unknown_things_are_named_so_and_json_holds_all():
 
 
 @pytest.mark.parametrize(
-    "box", [HERE, [0.0, 0.0, 3.0, 3.0], [190.0, 5.0, 199.0, 9.0], [10.0, 10.0, 190.0, 180.0]]
+    "box",
+    [
+        HERE,
+        [0.0, 0.0, 3.0, 3.0],
+        [190.0, 5.0, 199.0, 9.0],
+        [10.0, 10.0, 190.0, 180.0],
+        [90.0, 60.0, 100.0, 110.0],
+    ],
 )
 def test_view_is_a_square_in_the_slice_around_the_box(box):
     (hit,) = gallery(record([lesion(box)], [(box, 0.9)]))["findings"]
