@@ -33,15 +33,15 @@ def column_groups(records: Sequence[dict], column: str) -> dict[str, np.ndarray]
     values = [_number_or_text(r.get(column), column) for r in records]
     known = {v for v in values if v is not None}
     if all(isinstance(v, float) for v in known):
-        label = _ranges(values) if len(known) > MAX_NUMBERS else "{:g}".format
+        label = _ranges(values) if len(known) > MAX_NUMBERS else _name
         names = list(dict.fromkeys(label(v) for v in sorted(known)))
     elif len(known) > MAX_TEXTS:
         raise ValueError(
             f"column {column!r} has {len(known)} different values; at most {MAX_TEXTS} make a table"
         )
     else:
-        label = str
-        names = sorted(map(str, known))
+        label = _name
+        names = sorted(map(_name, known))
     labels = np.array([UNKNOWN if v is None else label(v) for v in values])
     return {name: labels == name for name in dict.fromkeys([*names, UNKNOWN])}
 
@@ -112,6 +112,10 @@ def _number_or_text(value: object, column: str) -> float | str | None:
     except ValueError:
         return str(value)
     return None if math.isnan(number) else number
+
+
+def _name(value: float | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _ranges(values: Sequence[float | None]) -> Callable[[float], str]:

@@ -1,0 +1,1 @@
+"""The plain baselines that speed is measured against, one module a benchmark; see measure.py."""

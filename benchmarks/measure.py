@@ -1,0 +1,127 @@
+"""Measuring side by side: two ways to the same result, alternately in one process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("numpy", "torch", "onedl-mmcv", "onedl-mmdetection", "opencv-python-headless")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Ours against a baseline that does the same.
+
+    Attributes:
+        name: of the case, with its size.
+        ours, baseline: without arguments; return what they computed.
+        check: of both results, raises AssertionError where they differ.
+    """
+
+    name: str
+    ours: Callable[[], Any]
+    baseline: Callable[[], Any]
+    check: Callable[[Any, Any], None]
+
+
+def measure(case: Case, rounds: int) -> dict:
+    """Seconds of both, `rounds` times after one warm-up; their medians and how many times faster.
+
+    Each round runs both, the second of them first in the next, and compares their results: a time
+    counts only where they agree. Garbage is collected before and not while the clock runs.
+
+    Raises:
+        AssertionError: the two disagree.
+    """
+    seconds: dict[str, list[float]] = {"ours": [], "baseline": []}
+    for number in range(rounds + 1):
+        results = {}
+        for side in ("ours", "baseline") if number % 2 else ("baseline", "ours"):
+            results[side], taken = _timed(getattr(case, side))
+            if number > 0:
+                seconds[side].append(taken)
+        case.check(results["ours"], results["baseline"])
+    medians = {side: statistics.median(times) for side, times in seconds.items()}
+    return dict(
+        name=case.name,
+        seconds=seconds,
+        median=medians,
+        ratio=medians["baseline"] / medians["ours"],
+    )
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        result = function()
+        return result, time.perf_counter() - start
+    finally:
+        gc.enable()
+
+
+def format_results(results: Sequence[dict]) -> str:
+    """A table of `measure`'s results: medians, the range of the rounds, and the ratio."""
+    lines = [f"{'case':<40}{'ours':>22}{'baseline':>22}{'faster':>10}"]
+    lines.append("-" * len(lines[0]))
+    for result in results:
+        cells = [
+            f"{_unit(result['median'][side])} ({_unit(min(times))}..{_unit(max(times))})"
+            for side, times in result["seconds"].items()
+        ]
+        lines.append(f"{result['name']:<40}{cells[0]:>22}{cells[1]:>22}{result['ratio']:>9.1f}x")
+    lines.append("median (fastest..slowest round), in ms")
+    return "\n".join(lines)
+
+
+def _unit(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}" if seconds < 0.1 else f"{1000 * seconds:.0f}"
+
+
+def environment() -> dict:
+    """What a time depends on: processor, threads, versions, the state of the code."""
+    root = Path(__file__).resolve().parent.parent
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except ModuleNotFoundError:
+            versions[package] = None
+    return dict(
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads={name: os.environ.get(name) for name in THREADS},
+        system=platform.platform(),
+        python=platform.python_version(),
+        packages=versions,
+        commit=_git(root, "rev-parse", "HEAD"),
+        changed_files=(_git(root, "status", "--porcelain") or "").splitlines(),
+    )
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo")
+    if lines.exists():
+        for line in lines.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        run = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None

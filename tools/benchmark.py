@@ -1,0 +1,40 @@
+"""Measure speed side by side with plain baselines: python tools/benchmark.py froc"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import environment, format_results, measure
+from deeplesion.files import write_whole
+
+BENCHMARKS = {"froc": "deeplesion.froc against a plain loop over detections and lesions"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, text in BENCHMARKS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--rounds", type=int, default=7, help="after a warm-up (default 7)")
+        command.add_argument("--out", type=Path, metavar="JSON", help="write times, environment")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+
+    cases = importlib.import_module(f"benchmarks.{options.benchmark}").cases()
+    results = [measure(case, options.rounds) for case in cases]
+    surroundings = environment()
+    print(format_results(results))
+    threads = surroundings["threads"]["OMP_NUM_THREADS"] or "as many as it likes"
+    print(f"{surroundings['processor']}, OMP_NUM_THREADS {threads}")
+    if options.out:
+        content = dict(benchmark=options.benchmark, environment=surroundings, results=results)
+        write_whole(options.out, json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
