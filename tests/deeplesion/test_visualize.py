@@ -104,24 +104,39 @@ def test_what_scores_below_the_threshold_is_left_out():
 def test_contour_and_axes_lie_on_the_lesion():
     """Down the middle of the box: the mask's outline like the box, where the axes cross white."""
 
-    def middle(record):
+    def middle(record, panel=0, colour=TRUTH):
         scale = PANEL / SIZE
         top, bottom = BAR + round(22 * scale), BAR + round(48 * scale)
-        column = picture_of(record)[top:bottom, round(35.5 * scale)]
-        is_truth, is_white = (np.abs(column - c).max(axis=1) < 70 for c in (TRUTH, (255,) * 3))
-        return np.flatnonzero(is_truth) / scale + 22, np.flatnonzero(is_white) / scale + 22
+        column = picture_of(record)[top:bottom, panel * PANEL + round(35.5 * scale)]
+        coloured, white = (np.abs(column - c).max(axis=1) < 70 for c in (colour, (255,) * 3))
+        return np.flatnonzero(coloured) / scale + 22, np.flatnonzero(white) / scale + 22
 
-    outline, axes = middle(record())
-    assert outline.min() == pytest.approx(25, abs=0.5) and outline.max() == pytest.approx(
-        46, abs=0.5
-    )
-    assert axes.mean() == pytest.approx(35.5, abs=0.5)
+    for panel, colour in ((0, TRUTH), (1, COLOURS["hit"])):
+        outline, axes = middle(record(), panel, colour)
+        assert outline.min() == pytest.approx(25, abs=0.5)
+        assert outline.max() == pytest.approx(46, abs=0.5)
+        assert axes.mean() == pytest.approx(35.5, abs=0.5)
     nothing = record()
     nothing["lesions"][0] |= dict(mask=None, recist=None, diameters_mm=None)
     del nothing["masks"]
     assert [len(found) for found in middle(nothing)] == [0, 0]
     picture = picture_of(nothing)
     assert drawn(picture, BOX, TRUTH, 0) and drawn(picture, BOX, COLOURS["hit"], 1)
+
+
+def test_diameters_are_written_beside_the_boxes():
+    """The text is longer with a mask than without, and says missed where no detection hits."""
+
+    def written(record, panel):
+        y = BAR + round(20.5 * PANEL / SIZE) - 17
+        strip = picture_of(record)[y : y + 14, panel * PANEL : (panel + 1) * PANEL]
+        return (np.abs(strip - 128).max(axis=(0, 2)) > 60).sum()
+
+    found = record()
+    bare = {key: value for key, value in found.items() if key != "masks"}
+    assert written(found, 1) > written(bare, 1) + 20 > 20
+    missed = found | dict(boxes=[], scores=[], masks=[])
+    assert written(missed, 0) > written(found, 0) + 20 > 20
 
 
 @pytest.mark.parametrize("shape", [(100, 128), (128, 100), (512, 512), (768, 1024)])
