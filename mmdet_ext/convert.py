@@ -208,7 +208,10 @@ def slices_to_volumes(
 
 def volumes_to_slices(operator: nn.Module, args: tuple, output: Tensor) -> Tensor:
     """Forward hook: (B, C, D, H, W) -> (B*D, C, H, W)."""
-    return fold(output)
+    images = fold(output)
+    # Checkpointing's first pass records no gradients, and a view made in it may not be changed in
+    # place afterwards, as the network may do with what a convolution gave it.
+    return images if torch.is_grad_enabled() else images.detach()
 
 
 def batch_and_depth(volume: Any) -> tuple[int, int]:
@@ -299,7 +302,8 @@ def operator_for(conv: nn.Conv2d, config: dict, weight: Tensor) -> nn.Module:
     if operator.weight.shape != conv.weight.shape:
         operator.load_weight2d(weight)
         operator.weight.requires_grad_(conv.weight.requires_grad)
-    return operator.train(conv.training)
+    operator.train(conv.training)
+    return operator
 
 
 def is_plain(operator: nn.Module) -> bool:
@@ -325,7 +329,8 @@ def take_over(operator: nn.Module, conv: nn.Conv2d, memo: dict[int, Any]) -> Non
     if operator.weight.shape != conv.weight.shape:
         memo.setdefault(id(conv.weight), operator.weight)
     for key, value in vars(conv).items():
-        if key in ("_parameters", "_buffers", "_modules"):
-            vars(operator)[key].update(copy.deepcopy(value, memo))
-        elif key not in vars(operator):
-            vars(operator)[key] = copy.deepcopy(value, memo)
+        value = copy.deepcopy(value, memo)
+        if key not in vars(operator):
+            vars(operator)[key] = value
+        elif isinstance(value, (dict, set)):  # of parameters, buffers, hooks on loading ...
+            vars(operator)[key] |= value
