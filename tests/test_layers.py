@@ -26,12 +26,21 @@ FRAMEWORK = {"mmengine", "mmcv", "mmdet"}
             (f"deeplesion.{name}", FRAMEWORK | {"torch"})
             for name in ("annotations", "slices", "recist", "phantom", "froc", "prepare")
         ),
-        ("deeplesion.evaluation", FRAMEWORK | {"torch"}),
-        ("deeplesion.visualize", FRAMEWORK | {"torch"}),
+        *(
+            (f"deeplesion.{name}", FRAMEWORK | {"torch"})
+            for name in ("evaluation", "columns", "average_precision", "tables", "published")
+        ),
+        *(
+            (f"deeplesion.{name}", FRAMEWORK | {"torch"})
+            for name in ("visualize", "report", "diameters")
+        ),
         ("mmdet_ext.ops", FRAMEWORK),
         # The core installs with torch and numpy alone.
         ("deeplesion.froc", FRAMEWORK | {"torch", "pandas", "cv2", "skimage", "matplotlib"}),
-        ("mmdet_ext.ops", FRAMEWORK | {"pandas", "cv2", "skimage", "matplotlib"}),
+        *(
+            (f"mmdet_ext.{name}", FRAMEWORK | {"pandas", "cv2", "skimage", "matplotlib"})
+            for name in ("ops", "convert")
+        ),
     ],
 )
 def test_module_imports_with_the_layers_above_blocked(module, blocked):
