@@ -28,8 +28,7 @@ def column_groups(records: Sequence[dict], column: str) -> dict[str, np.ndarray]
             numbers, or has more than 50 different texts.
     """
     if not any(column in r for r in records):
-        names = {k for r in records for k, v in r.items() if isinstance(v, str | int | float)}
-        raise unknown_column(column, names)
+        raise unknown_column(column, _groupable(records))
     values = [_number_or_text(r.get(column), column) for r in records]
     known = {v for v in values if v is not None}
     if all(isinstance(v, float) for v in known):
@@ -73,7 +72,7 @@ def add_columns(records: Sequence[dict], path: Path, columns: Sequence[str]) -> 
     wanted = [name for name in columns if name not in own]
     for name in wanted:
         if name not in header:
-            raise unknown_column(name, {*header, *own} - {None})
+            raise unknown_column(name, {*filter(None, header), *_groupable(records)})
 
     cells: dict[str, tuple] = {}
     for row in rows:
@@ -98,8 +97,13 @@ def unknown_column(column: str, names: set[str]) -> ValueError:
     """The error for a column that is not there."""
     near = difflib.get_close_matches(column.lower(), {n.lower(): n for n in names}, n=1, cutoff=0.4)
     nearest = next((n for n in sorted(names) if near and n.lower() == near[0]), None)
-    hint = f"; did you mean {nearest!r}?" if nearest else ""
-    return ValueError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}")
+    hint = f"; did you mean {nearest!r}?" if nearest else "."
+    return ValueError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}.")
+
+
+def _groupable(records: Sequence[dict]) -> set[str]:
+    """The keys that hold a text or a number."""
+    return {k for r in records for k, v in r.items() if isinstance(v, str | int | float)}
 
 
 def _number_or_text(value: object, column: str) -> float | str | None:

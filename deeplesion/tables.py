@@ -110,10 +110,8 @@ def froc_table_of(name: str, title: str, runs: Sequence[tuple[str, Sequence[dict
             ends = row.get("interval", {})
             numbers = [Number(row["sensitivity"][p], *ends.get(p, ())) for p in POINTS]
             numbers.append(Number(row["average"], *ends.get("average", ())))
-            if row["group"] == "all":
-                numbers.append(Number(None))
-            else:
-                numbers.append(Number(row["difference"], *ends.get("difference", ()), sign=True))
+            difference = Number(row["difference"], *ends.get("difference", ()), sign=True)
+            numbers.append(Number(None) if row["group"] == "all" else difference)
             counts = (row["group"], row["images"], row["lesions"])
             rows.append(Row((*([model] if named else []), *counts), tuple(numbers)))
     intervals = any("interval" in row for _, groups in runs for row in groups)

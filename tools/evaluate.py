@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
     write_whole(out / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     paths = write_tables(tables, out)
     paths += write_figures(runs, out, *draws)
-    paths.append(write_report(runs, evaluations, out, options.images, options.published))
-    print(f"\n{out}: evaluation.json, {', '.join(path.name for path in paths)}")
+    report = write_report(runs, evaluations, out, options.images, options.published, comparisons)
+    print(f"\n{out}: evaluation.json, {', '.join(path.name for path in [*paths, report])}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplesion.froc import box_iou, froc
+from deeplesion.froc import BLOCK, _falling, box_iou, froc
 
 NOTHING = np.zeros((0, 5))
 LESION = [10.0, 10.0, 29.0, 29.0]
@@ -224,6 +224,31 @@ def test_bootstrap_rows_are_the_sensitivities_of_the_repeated_images():
         np.testing.assert_allclose(row, curve.sensitivity_at(at), atol=1e-12)
 
 
+def test_bootstrap_of_more_false_positives_than_a_block_is_exact_also_for_parts():
+    rng = np.random.default_rng(5)
+    detections, ground_truths = random_images(rng, 80)
+    detections = [np.repeat(boxes, 12, axis=0) for boxes in detections]
+    for boxes in detections:
+        boxes[:, 4] = rng.integers(0, 40, len(boxes))  # ties, and hits among false positives
+    patients = rng.integers(0, 25, 80)
+    chosen = rng.random(80) < 0.5
+    lesions = rng.random(160) < 0.3
+    whole = froc(detections, ground_truths)
+    assert whole.false_positives.sum() > 3 * BLOCK
+    at = (0, 0.3, 1, 4, 8, 24, 100)
+    for curve in (whole, whole.of_images(chosen), whole.of_images(chosen).of_lesions(lesions)):
+        rows = curve.bootstrap(patients, at, number=15, seed=1)
+        for row, images in zip(rows, repeated_images(patients, 15, 1), strict=True):
+            times = np.bincount(images, minlength=80) * curve.counted
+            fps = np.cumsum(curve.false_positives * times[curve.images]) / times.sum()
+            weight = times[curve.lesion_images]
+            sensitivity = [
+                weight[curve.hit_at <= i].sum() / weight.sum() for i in range(len(fps))
+            ]  # fmt: skip
+            expected = [loop_sensitivity_at(fps, sensitivity, f) for f in at]
+            np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
+
+
 def test_bootstrap_spread_is_the_binomial_one():
     # One lesion an image, hit in 70 % of 400, nothing else: resampled sensitivity is a proportion.
     found = np.arange(400) < 280
@@ -248,6 +273,49 @@ def test_bootstrap_repeats_with_the_seed_and_a_draw_without_a_lesion_is_nan():
 def test_wrong_groups_are_refused():
     with pytest.raises(ValueError, match="each of the 1 images"):
         froc([GOOD], [[LESION]]).bootstrap(["a", "b"])
+
+
+def test_curve_of_some_images_is_the_curve_of_these_alone():
+    detections, ground_truths = random_images(np.random.default_rng(2), 12)
+    ground_truths[3] = np.zeros((0, 4))
+    chosen = np.arange(12) % 3 == 0
+    part = froc(detections, ground_truths).of_images(chosen)
+    alone = froc(*([x for x, c in zip(xs, chosen) if c] for xs in (detections, ground_truths)))
+    assert (part.num_images, part.num_lesions) == (alone.num_images, alone.num_lesions) == (4, 6)
+    at = (0, 0.2, 0.5, 1, 2, 4)
+    np.testing.assert_array_equal(part.sensitivity_at(at), alone.sensitivity_at(at))
+    assert part.score == alone.score
+
+
+def test_curve_of_some_lesions_keeps_the_false_positives_of_all_images():
+    detections, ground_truths = random_images(np.random.default_rng(2), 12)
+    curve = froc(detections, ground_truths)
+    chosen = np.arange(24) % 4 == 1
+    part = curve.of_lesions(chosen)
+    assert (part.num_images, part.num_lesions) == (12, 6)
+    np.testing.assert_array_equal(part.fps_per_image, curve.fps_per_image)
+    expected = [np.mean(curve.hit_at[chosen] <= i) for i in range(len(curve.thresholds))]
+    np.testing.assert_allclose(part.sensitivity, expected)
+    # What finds a lesion that is left out does not become a false positive.
+    other = curve.of_lesions(~chosen)
+    together = (6 * part.sensitivity + 18 * other.sensitivity) / 24
+    np.testing.assert_allclose(together, curve.sensitivity)
+
+
+def test_parts_are_chosen_by_one_bool_each():
+    curve = froc([GOOD, GOOD], [[LESION], [LESION]])
+    with pytest.raises(ValueError, match="2 images, got bool of shape"):
+        curve.of_images(np.array([True]))
+    with pytest.raises(ValueError, match="2 lesions, got int64"):
+        curve.of_lesions(np.array([0, 1]))
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 5000])
+def test_falling_scores_keep_ties_in_place(number):
+    scores = np.random.default_rng(0).integers(0, 50, number) / 7
+    order, ordered = _falling(scores)
+    np.testing.assert_array_equal(order, np.argsort(-scores, kind="stable"))
+    np.testing.assert_array_equal(ordered, scores[order])
 
 
 def test_box_iou_of_whole_numbers():

@@ -1,0 +1,107 @@
+"""tools/evaluate.py as a user types it."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from deeplesion.evaluation import evaluate, write_results
+
+
+@pytest.fixture(scope="module")
+def results(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    for run, name in zip(runs, ("good", "poor")):
+        write_results(folder / name / "results.json.gz", run.records)
+    return folder
+
+
+def command(repository, *arguments, expect=0):
+    run = subprocess.run(
+        [sys.executable, "tools/evaluate.py", *map(str, arguments)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == expect, run.stdout[-3000:] + run.stderr[-3000:]
+    return run.stdout if expect == 0 else run.stderr
+
+
+@pytest.fixture(scope="module")
+def evaluated(results, repository, phantom):
+    """Two runs with everything switched on, and what was printed."""
+    output = command(
+        repository, results / "good/results.json.gz", results / "poor/results.json.gz",
+        "--by", "Patient_gender", "--table", phantom / "DL_info.csv", "--published",
+        "--images", phantom / "Images_png", "--resamples", 150, "--seed", 3,
+    )  # fmt: skip
+    return results / "good" / "evaluation", output
+
+
+def test_everything_is_written_beside_the_first_result(evaluated, results):
+    out, output = evaluated
+    expected = {
+        "evaluation.json", "evaluation.csv", "table.md", "table.tex", "report.html",
+        *(f"{name}.{kind}" for name in ("froc", "groups") for kind in ("png", "svg")),
+    }  # fmt: skip
+    assert {p.name for p in out.iterdir()} == expected
+    assert all(name in output for name in expected)
+    assert not (results / "poor" / "evaluation").exists()
+
+
+def test_the_numbers_are_those_of_the_library(evaluated, runs):
+    content = json.loads((evaluated[0] / "evaluation.json").read_text())
+    assert [e["name"] for e in content["evaluations"]] == ["good", "poor"]
+    expected = evaluate(runs[1], resamples=150, seed=3)
+    found = content["evaluations"][1]
+    assert found["breakdowns"].pop("Patient_gender")
+    assert found == {**expected, "name": "poor"}
+    (comparison,) = content["comparisons"]
+    assert (comparison["first"], comparison["second"]) == ("good", "poor")
+    assert comparison["rows"][0]["average"][0] < 0
+    assert len(content["published"]) > 50
+    rows = list(csv.DictReader((evaluated[0] / "evaluation.csv").open()))
+    assert {r["table"] for r in rows} >= {"slices", "lesion type", "Patient_gender", "AP50"}
+
+
+def test_the_terminal_shows_every_table(evaluated):
+    output = evaluated[1]
+    for title in ("All, thin", "poor minus good", "PUBLISHED", "By lesion type", "By lesion diam",
+                  "By Patient_gender", "AP50", "Diameters"):  # fmt: skip
+        assert title in output, title
+
+
+def test_without_published_there_are_none_and_files_name_themselves(results, repository, tmp_path):
+    output = command(
+        repository, results / "good/results.json.gz", "--names", "A & B", "--out", tmp_path / "x",
+        "--resamples", 100, "--pixel-offset", 0, "--iou-threshold", 0.6,
+    )  # fmt: skip
+    assert "PUBLISHED" not in output and "paired" not in output
+    content = json.loads((tmp_path / "x" / "evaluation.json").read_text())
+    assert "published" not in content and content["evaluations"][0]["name"] == "A & B"
+    settings = dict(iou_threshold=0.6, pixel_offset=0, resamples=100, seed=0)
+    assert content["evaluations"][0]["settings"] == settings
+    assert r"A \& B" in (tmp_path / "x" / "table.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["missing.json.gz"], "missing.json.gz"),
+        (["{good}", "{good}"], "--names must give each of the 2 results a name of its own"),
+        (["{good}", "--names", "a", "b"], "each of the 1 results"),
+        (["{good}", "--by", "patien"], "did you mean 'patient'?"),
+        (["{good}", "--by", "Patient_gendre", "--table", "{csv}"], "mean 'Patient_gender'?"),
+        (["{good}", "--resamples", "5"], "at least 100"),
+        (["{good}", "--iou-threshold", "1.5"], "iou_threshold must be in (0, 1]"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments, message, results, repository, phantom, tmp_path):
+    names = dict(good=results / "good/results.json.gz", csv=phantom / "DL_info.csv")
+    arguments = [a.format(**names) for a in arguments]
+    error = command(repository, *arguments, "--out", tmp_path / "out", expect=1)
+    assert error.strip().splitlines()[-1].startswith("evaluate: ") and message in error
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,80 @@
+"""The benchmarks measure what they say; no time is asserted."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import froc
+from benchmarks.measure import Case, environment, format_results, measure
+
+
+def test_baseline_and_ours_agree_on_ties_several_lesions_and_nothing_found():
+    detections, ground_truths = froc.synthetic(60, 20)
+    detections[3], ground_truths[4] = np.zeros((0, 5)), np.zeros((0, 4))
+    assert len({len(g) for g in ground_truths}) == 3
+    for offset in (0, 1):
+        expected = froc.plain_froc(detections, ground_truths, 0.5, offset)
+        found = froc.points(froc.froc(detections, ground_truths, 0.5, offset))
+        np.testing.assert_array_equal(found, expected)
+    assert expected[1][-1] > 0.9 and expected[0][-1] > 10
+
+
+def test_both_run_in_turn_and_the_warm_up_does_not_count():
+    calls = []
+
+    def side(name):
+        return lambda: calls.append(name) or 1
+
+    result = measure(Case("x", side("ours"), side("baseline"), np.testing.assert_equal), rounds=3)
+    assert calls == ["baseline", "ours", "ours", "baseline"] * 2
+    assert {side: len(times) for side, times in result["seconds"].items()} == dict(
+        ours=3, baseline=3
+    )
+    median = result["median"]
+    assert result["ratio"] == median["baseline"] / median["ours"]
+    assert median["ours"] == sorted(result["seconds"]["ours"])[1]
+
+
+def test_results_that_differ_are_no_measurement():
+    results = iter([1, 1, 1, 1, 1, 2])
+    case = Case("x", lambda: next(results), lambda: next(results), np.testing.assert_equal)
+    with pytest.raises(AssertionError):
+        measure(case, rounds=3)
+
+
+def test_table_shows_medians_and_ratio():
+    result = dict(
+        name="x",
+        seconds=dict(ours=[0.02, 0.03, 0.01], baseline=[2.0, 1.0, 1.5]),
+        median=dict(ours=0.02, baseline=1.5),
+        ratio=75.0,
+    )
+    line = format_results([result]).splitlines()[2]
+    assert line.split() == ["x", "20.0", "(10.0..30.0)", "1500", "(1000..2000)", "75.0x"]
+
+
+def test_environment_says_what_a_time_depends_on(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = environment()
+    assert found["threads"]["OMP_NUM_THREADS"] == "3" and found["cores"] >= 1
+    assert found["packages"]["numpy"] == np.__version__ and found["processor"]
+    json.dumps(found)
+
+
+def test_command_prints_and_writes(repository, tmp_path):
+    arguments = ["froc", "--rounds", "1", "--out", tmp_path / "x.json"]
+    run = subprocess.run(
+        [sys.executable, "tools/benchmark.py", *arguments],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "4817 images x 50 boxes" in run.stdout
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["benchmark"] == "froc" and content["results"][0]["ratio"] > 0
+    assert "commit" in content["environment"]
