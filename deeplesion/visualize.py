@@ -174,10 +174,11 @@ class Panel:
     def draw(self, box: Sequence, mask: dict | None, recist: Iterable, colour: tuple, text: str):
         """Box, contour of the mask (COCO run lengths) and RECIST axes, where they are known."""
         if mask:
-            large = cv2.resize(
-                coco_mask.decode(mask), self.image.shape[1::-1], interpolation=cv2.INTER_NEAREST
-            )
-            outlines = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+            # Half-way between the pixels in and out, as the diameters are measured.
+            large = cv2.resize(255 * coco_mask.decode(mask), self.image.shape[1::-1])
+            outlines = cv2.findContours(
+                (large > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+            )[0]
             cv2.drawContours(self.image, outlines, -1, colour, 1, cv2.LINE_AA)
         if recist is not None:
             for start, end in self.points(recist).reshape(2, 2, 2).tolist():
