@@ -86,6 +86,13 @@ def test_masks_equal_the_definition():
     assert ap50(records)["segm"] == pytest.approx(loop_ap(records, masks_overlap))
 
 
+def test_widths_are_without_the_pixel_of_the_old_tables():
+    record = dict(height=64, width=64, scores=[0.5], lesions=[dict(bbox=[0.0, 0, 9, 9])])
+    # IoU 0.51 and 0.49; with a pixel more both would be above 0.5.
+    assert ap50([{**record, "boxes": [[0.0, 0, 9, 4.6]]}])["bbox"] == pytest.approx(100)
+    assert ap50([{**record, "boxes": [[0.0, 0, 9, 4.4]]}])["bbox"] == 0
+
+
 def test_only_the_best_hundred_of_an_image_count():
     (record, *_) = (r for r in random_records(masks=False) if r["lesions"])
     record["boxes"] = [[50.0, 50, 60, 60]] * 100 + [record["lesions"][0]["bbox"]]

@@ -30,10 +30,12 @@ from deeplesion.evaluation import (
 )
 from deeplesion.froc import TABLE_FPS, froc
 
+LESION = [10.0, 10, 30, 30]
+
 
 def record(thickness, hit, name="a/001.png", false_positives=0):
     """One lesion; found with score 0.9 or not, after so many false positives of score 0.95."""
-    boxes = [[60.0, 60, 70, 70]] * false_positives + ([[10.0, 10, 30, 30]] if hit else [])
+    boxes = [[60.0, 60, 70, 70]] * false_positives + ([LESION] if hit else [])
     return dict(
         file_name=name,
         patient=1,
@@ -41,7 +43,7 @@ def record(thickness, hit, name="a/001.png", false_positives=0):
         width=96,
         spacing_mm=0.8,
         thickness_mm=thickness,
-        lesions=[dict(bbox=[10.0, 10, 30, 30], mask=None, recist=None, diameters_mm=None)],
+        lesions=[dict(bbox=LESION, mask=None, recist=None, diameters_mm=None)],
         boxes=boxes,
         scores=[0.95] * false_positives + [0.9] * hit,
     )
@@ -150,6 +152,12 @@ def test_match_tells_what_froc_counts(boxes, lesions, data, offset):
     ranks = [len(boxes) if i is None else place[i] for i in hit_by]
     np.testing.assert_array_equal(ranks, curve.hit_at)
     assert [v == "hit" for v in verdicts] == [i in hit_by for i in range(len(boxes))]
+
+
+def test_of_many_equal_scores_the_first_row_hits():
+    image = dict(boxes=[LESION] * 200, scores=[0.5, 0.6] * 100, lesions=[dict(bbox=LESION)])
+    verdicts, hit_by = match(image)
+    assert hit_by == [1] and verdicts == ["repeat", "hit"] + ["repeat"] * 198
 
 
 def test_match_of_an_image_without_lesions():

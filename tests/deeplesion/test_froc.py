@@ -249,6 +249,16 @@ def test_bootstrap_of_more_false_positives_than_a_block_is_exact_also_for_parts(
             np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
 
 
+def test_draws_of_a_single_patient_are_the_curve_itself_to_the_last_bit():
+    """At 0.29, say, 29 false positives on 100 images are allowed, though 0.29 * 100 < 29."""
+    detections, ground_truths = random_images(np.random.default_rng(0), 100)
+    curve = froc(detections, ground_truths)
+    at = np.arange(300) / 100
+    (row,) = curve.bootstrap(100 * ["a"], at, number=1)
+    np.testing.assert_array_equal(row, curve.sensitivity_at(at))
+    assert len(set(row)) > 30
+
+
 def test_bootstrap_spread_is_the_binomial_one():
     # One lesion an image, hit in 70 % of 400, nothing else: resampled sensitivity is a proportion.
     found = np.arange(400) < 280
