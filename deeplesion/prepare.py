@@ -3,12 +3,8 @@ a report of all that is not as it should be. The work behind `tools/prepare_data
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import warnings
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +20,7 @@ from deeplesion import recist
 from deeplesion.annotations import SPLITS, encode_mask, read_dl_info, to_coco
 from deeplesion.evaluation import THIN_MM
 from deeplesion.files import write_whole
+from deeplesion.processes import available_cores, in_processes
 from deeplesion.slices import SliceFolder, plan_stack, slice_name
 
 # Key slices without noisy lesions, as the papers count them.
@@ -117,7 +114,7 @@ def prepare(
     is bad, RuntimeError if a process was killed.
     """
     root = Path(root)
-    workers = _available_cores() if workers is None else workers
+    workers = available_cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     csv = _existing_table(root, csv)
@@ -141,7 +138,7 @@ def prepare(
         pending = [_task(key_slices[name]) for name in there if name not in results]
         work = partial(_draw_masks, SliceFolder(root / "Images_png"))
         progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
-        with progress, closing(_in_processes(work, pending, workers)) as drawn:
+        with progress, closing(in_processes(work, pending, workers)) as drawn:
             for result in drawn:
                 results[result["file_name"]] = result
                 if "masks" in result:  # a broken one may be repaired until the next call
@@ -220,43 +217,6 @@ def _draw_masks(folder: SliceFolder, task: dict) -> dict:
         return {"file_name": name, "problem": _WRONG_SIZE, "detail": detail}
     masks = [recist.mask_from_recist(hu, bbox, ends) for bbox, ends in task["lesions"]]
     return {"file_name": name, "masks": [encode_mask(mask) for mask in masks]}
-
-
-def _in_processes(work: partial, tasks: list, workers: int):
-    """Yield work(task) in the order of the tasks; when left early, drop the tasks not yet begun."""
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from map(work, tasks)
-        return
-    # Spawned, not forked: OpenCV's threads do not survive a fork.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        yield from executor.map(work, tasks, chunksize=4)
-    except BrokenExecutor:
-        raise RuntimeError(
-            "a worker process was killed, perhaps for want of memory. Run again with fewer"
-            " --workers; the finished key slices are kept"
-        ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-    # Ctrl-C reaches every process of the terminal: only the parent is to act on it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that was killed cannot say so: without this its workers would wait for ever.
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _available_cores() -> int:
-    # The cores this process may use, which a job scheduler may have made fewer.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _problems(key_slices: dict, results: dict) -> pd.DataFrame:
