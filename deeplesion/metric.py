@@ -38,7 +38,9 @@ class FROCMetric(BaseMetric):
         iou_threshold: float = 0.5,
         pixel_offset: int = 1,
         result_file: str | None = None,
-        collect_device: str = "cpu",
+        # Through the processes' own connection, on the CPU too. mmengine's 'cpu' goes through files
+        # in the current folder, which it leaves behind and which nodes need not share.
+        collect_device: str = "gpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)

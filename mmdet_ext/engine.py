@@ -12,6 +12,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmdet_ext.distributed import join_processes, settle_learning_rate
+
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
   --amp                                           half precision (GPU)
@@ -38,13 +40,7 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
 
 def build_runner(config: Config) -> Runner:
     """mmengine's runner, of several processes also on a machine without a GPU."""
-    if config.get("launcher") == "pytorch" and not torch.cuda.is_available():
-        # Left to itself mmengine gives each process a GPU, here and around the model; gloo is the
-        # backend with CPU collectives.
-        torch.distributed.init_process_group("gloo")
-        config.model_wrapper_cfg = dict(
-            type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
-        )
+    join_processes(config)
     return Runner.from_cfg(config)
 
 
@@ -53,6 +49,7 @@ def train(
     resume: str | None = None,
     amp: bool = False,
     compile_static: bool = False,
+    auto_scale_lr: bool = False,
 ) -> None:
     """Trains as `config` says.
 
@@ -60,6 +57,7 @@ def train(
         resume: None, 'auto' (the work directory's last checkpoint, if any) or a checkpoint's path.
         amp: mixed precision.
         compile_static: torch.compile the part of static shape, backbone and neck.
+        auto_scale_lr: scale the learning rate with the total batch (`settle_learning_rate`).
     """
     if resume == "auto":
         config.resume, config.load_from = True, None
@@ -68,7 +66,10 @@ def train(
     if amp:
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     with actionable_errors():
+        join_processes(config)
+        batch, level = settle_learning_rate(config, auto_scale_lr)
         runner = build_runner(config)
+        runner.logger.log(level, batch)
         if compile_static:
             model = getattr(runner.model, "module", runner.model)
             model.backbone.compile()

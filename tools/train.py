@@ -22,6 +22,11 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument("--compile", action="store_true", help="torch.compile backbone and neck")
     parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by total batch / auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the config"
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
@@ -33,7 +38,7 @@ def main() -> None:
 
     config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
-    train(config, options.resume, options.amp, options.compile)
+    train(config, options.resume, options.amp, options.compile, options.auto_scale_lr)
 
 
 if __name__ == "__main__":

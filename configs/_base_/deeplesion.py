@@ -18,7 +18,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,  # in all; with N GPUs give each 8 / N
+    batch_size=8,  # of each process: with N GPUs 8 / N keeps the recipe's total
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="EpochSampler", shuffle=True),

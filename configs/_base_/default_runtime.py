@@ -7,6 +7,7 @@ custom_imports = dict(
         "deeplesion.transforms",
         "mmdet_ext.densenet",
         "mmdet_ext.detector",
+        "mmdet_ext.distributed",
         "mmdet_ext.losses",
         "mmdet_ext.neck",
     ],
@@ -26,13 +27,17 @@ default_hooks = dict(
         rule="greater",
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    # Of several processes with plain BatchNorm each has its own running statistics.
+    sync_buffers=dict(type="SyncBuffersHook"),
 )
 
 env_cfg = dict(
     cudnn_benchmark=True,  # every batch has the same shape
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-    dist_cfg=dict(backend="nccl"),
+    dist_cfg=dict(backend="nccl"),  # without a GPU it is gloo
 )
+# Several processes; on GPUs BatchNorm is synchronised.
+model_wrapper_cfg = dict(type="DataParallelDetector", sync_bn=True)
 
 visualizer = dict(
     type="DetLocalVisualizer",

@@ -33,6 +33,7 @@ augment = dict(type="RandomAffineResize", size=image_size, prob=0.3)
 resize = dict(type="RandomAffineResize", size=image_size, prob=0, flip_prob=0)
 train_pipeline = [*_base_.train_pipeline[:2], augment, dict(type="PackCTInputs")]
 test_pipeline = [_base_.load_slices, resize, dict(type="PackCTInputs")]
+auto_scale_lr = dict(base_batch_size=4)
 train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
