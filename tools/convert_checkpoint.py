@@ -1,0 +1,42 @@
+"""Convert a released AlignShift, TSM, A3D or 2.5D checkpoint (mmdet 1.x) to one of this repository:
+python tools/convert_checkpoint.py released.pth converted.pth"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmdet_ext.legacy_checkpoint import convert_file
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs/legacy"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="IN", help="released checkpoint")
+    parser.add_argument("target", type=Path, metavar="OUT", help="file to write")
+    parser.add_argument(
+        "--part",
+        choices=["all", "backbone"],
+        default="all",
+        help="backbone: backbone and neck alone, from a file that need not hold more",
+    )
+    options = parser.parse_args()
+    try:
+        found, count = convert_file(options.source, options.target, CONFIGS, options.part)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"convert_checkpoint: {error}")
+    print(f"{options.source}: {found.description}")
+    print(f"{options.target}: {count} tensors")
+    for name in found.configs:
+        config = f"configs/legacy/{name}.py"
+        if options.part == "all":
+            print(f"python tools/test.py {config} {options.target}")
+        else:
+            print(
+                f"python tools/train.py {config} --cfg-options load_from={options.target} "
+                "model.backbone.init_cfg=None"
+            )
+
+
+if __name__ == "__main__":
+    main()
