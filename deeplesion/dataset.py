@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATA_SAMPLERS, DATASETS
 from mmengine.dataset import DefaultSampler
+from mmengine.logging import print_log
+
+from deeplesion.random_states import seeded
 
 # Files count pixel centres, mmdet pixel edges. Added here, taken off in metric.py.
 PIXEL_CENTRE = 0.5
@@ -38,8 +42,11 @@ class EpochSampler(DefaultSampler):
     draw it, and it differs between epochs, in each of which mmengine seeds its workers alike.
     """
 
+    # How many of this process' samples are left out: an epoch resumed in its middle goes on here.
+    start = 0
+
     def __iter__(self) -> Iterator[SampleKey]:
-        for index in super().__iter__():
+        for index in itertools.islice(super().__iter__(), self.start, None):
             yield SampleKey(self.seed, self.epoch, index)
 
 
@@ -51,12 +58,20 @@ class DeepLesionDataset(CocoDataset):
     `file_thickness_mm`, `slice_range`, `spacing_mm`, `patient`, `study`, `series` and `lesions`:
     the annotations as the file has them (pixel-centre coordinates), for evaluation.
 
+    Args:
+        cache: folder, maybe below `data_root`, that `tools/prepare_data.py --cache` wrote; where it
+            is there, slices are read from it instead of from their PNGs.
+
     Raises:
         FileNotFoundError: the annotation file is missing, with how to get or make the data.
         ValueError: it has no images, or a box without extent.
     """
 
     METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
+
+    def __init__(self, *args, cache: str | None = None, **kwargs) -> None:
+        self.cache = cache
+        super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         if not Path(self.ann_file).is_file():
@@ -67,7 +82,14 @@ class DeepLesionDataset(CocoDataset):
                 f"{self.ann_file} holds no key slices. A partial download may have none of this "
                 "split: tools/prepare_data.py says which splits it found."
             )
+        print_log(f"{self.ann_file}: slices come from {self.cache or 'PNGs'}", "current")
         return samples
+
+    def _join_prefix(self) -> None:
+        super()._join_prefix()
+        if self.cache:
+            folder = Path(self.data_root or "", self.cache)
+            self.cache = str(folder) if folder.is_dir() else None
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         image, annotations = raw_data_info["raw_img_info"], raw_data_info["raw_ann_info"]
@@ -77,6 +99,7 @@ class DeepLesionDataset(CocoDataset):
         return dict(
             img_id=image["id"],
             img_prefix=prefix,
+            cache_prefix=self.cache,
             file_name=image["file_name"],
             img_path=str(Path(prefix) / image["file_name"]),
             height=image["height"],
@@ -123,4 +146,7 @@ class DeepLesionDataset(CocoDataset):
         if sample["lesions"] and all(lesion["recist"] for lesion in sample["lesions"]):
             recist = np.array([lesion["recist"] for lesion in sample["lesions"]], np.float64)
             sample["gt_recist"] = recist.reshape(-1, 4, 2) + PIXEL_CENTRE
-        return self.pipeline(sample)
+        if key is None:
+            return self.pipeline(sample)
+        with seeded(key):  # for transforms that draw from the global generators, as mmdet's do
+            return self.pipeline(sample)

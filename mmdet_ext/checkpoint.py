@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -76,6 +77,15 @@ def check_whole(path: Path) -> None:
         raise DamagedCheckpoint(DAMAGED.format(path=path, reason=error)) from error
     if bad is not None:
         raise DamagedCheckpoint(DAMAGED.format(path=path, reason=f"{bad} in it is altered"))
+
+
+def download(url: str) -> Path:
+    """Fetches a file into torch's cache, unless it is there, and returns its path."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path))
+    return path
 
 
 def save_checkpoint_file(checkpoint: dict, path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from mmdet_ext.distributed import join_processes, settle_learning_rate
+from mmdet_ext.resume import ResumableRunner
+from mmdet_ext.run_record import write_run_record
 
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
@@ -38,10 +39,12 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     return config
 
 
-def build_runner(config: Config) -> Runner:
-    """mmengine's runner, of several processes also on a machine without a GPU."""
+def build_runner(config: Config) -> ResumableRunner:
+    """The runner, of several processes also on a machine without a GPU; records the run."""
     join_processes(config)
-    return Runner.from_cfg(config)
+    runner = ResumableRunner.from_cfg(config)
+    write_run_record(runner)
+    return runner
 
 
 def train(
@@ -85,11 +88,14 @@ def test(config: Config, checkpoint: str, result_file: str | None = None) -> str
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory.
     """
-    config.load_from = find_checkpoint(checkpoint)
+    checkpoint = find_checkpoint(checkpoint)
     result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
     config.test_evaluator.result_file = result_file
     with actionable_errors():
-        build_runner(config).test()
+        runner = build_runner(config)
+        # mmengine would test what does not fit with random weights, and warn.
+        runner.load_checkpoint(checkpoint, strict=True)
+        runner.test()
     return result_file
 
 

@@ -10,6 +10,7 @@ custom_imports = dict(
         "mmdet_ext.distributed",
         "mmdet_ext.losses",
         "mmdet_ext.neck",
+        "mmdet_ext.resume",
     ],
     allow_failed_imports=False,
 )
@@ -20,7 +21,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     # The model is chosen on val, by the mean sensitivity at 0.5, 1, 2 and 4 false positives.
     checkpoint=dict(
-        type="CheckpointHook",
+        type="ResumableCheckpointHook",
         interval=1,
         max_keep_ckpts=2,
         save_best="FROC/average",

@@ -8,7 +8,7 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=500),
     dict(type="MultiStepLR", by_epoch=True, milestones=[9, 16], gamma=0.1, end=20),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=20, val_interval=1)
+train_cfg = dict(type="ResumableTrainLoop", max_epochs=20, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -1,0 +1,358 @@
+"""Interruption without a trace: training resumed from a checkpoint goes on bit for bit as if it
+had never stopped, from the end of an epoch or from the middle of one.
+
+The runner saves and restores, the loop knows its place, the hook says when and keeps files.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import time
+from pathlib import Path
+
+import mmengine
+import torch
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    all_reduce_params,
+    get_rank,
+    is_main_process,
+)
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS, LOOPS
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
+
+from deeplesion.files import write_whole
+from deeplesion.random_states import kept_random_states, random_states, set_random_states
+from mmdet_ext.checkpoint import (
+    LAST_CHECKPOINT,
+    download,
+    last_checkpoint,
+    load_checkpoint_file,
+    save_checkpoint_file,
+)
+
+NOT_WHOLE = (
+    "{path} holds no {missing}: training cannot be resumed from it. Resume from an epoch_*.pth or "
+    "iter_*.pth of this version; to start anew from its weights: --cfg-options load_from={path}"
+)
+NO_SAMPLER = (
+    "ResumableTrainLoop needs train_dataloader.sampler.type='EpochSampler' and no batch_sampler, "
+    "so that an interrupted epoch can go on where it was; got {sampler}"
+)
+
+
+class ResumableRunner(Runner):
+    """mmengine's runner with exact resume. Its checkpoints are plain data, loaded as data only."""
+
+    def load_or_resume(self) -> None:
+        """Weights (`load_from`), or all of a run (`resume`); a damaged last checkpoint is named
+        and the one before it used."""
+        if self._resume and self._load_from is None and not self._has_loaded:
+            path, damaged = last_checkpoint(Path(self.work_dir))
+            for message in damaged:
+                self.logger.warning(message)
+            if path is None:
+                self.logger.info(f"{self.work_dir} holds no checkpoint: training starts anew")
+                self._resume = False
+            else:
+                self._load_from = str(path)
+        super().load_or_resume()
+
+    def save_checkpoint(self, path: Path, resumable: bool = True) -> None:
+        """Writes the weights and, if `resumable`, all that training depends on.
+
+        Every process must call it. A checkpoint holds, as plain data:
+            state_dict: the weights. meta: epoch, iter, config, seed, versions, classes.
+            optimizer, param_schedulers, message_hub (what was logged, best score).
+            gradients: those of an accumulation that is not complete.
+            training: see `ResumableTrainLoop.state_dict`.
+        """
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if self.distributed:
+            # Only the main process' are saved; with SyncBatchNorm they are equal anyway.
+            all_reduce_params(model.buffers(), op="mean")
+        training = self.train_loop.state_dict()
+        checkpoint = dict(
+            meta=dict(
+                epoch=training["epoch"],
+                iter=training["iter"],
+                cfg=self.cfg.pretty_text,
+                seed=self.seed,
+                experiment_name=self.experiment_name,
+                time=time.strftime("%Y%m%d_%H%M%S"),
+                mmengine_version=mmengine.__version__,
+                dataset_meta=getattr(self.train_dataloader.dataset, "metainfo", {}),
+            ),
+            state_dict=model.state_dict(),
+        )
+        if resumable:
+            hub = self.message_hub.state_dict()
+            hub["log_scalars"] = {
+                name: dict(zip(("values", "counts"), buffer.data), max_length=buffer.max_length)
+                for name, buffer in hub["log_scalars"].items()
+            }
+            checkpoint.update(
+                training=training,
+                message_hub=hub,
+                optimizer=self.optim_wrapper.state_dict(),
+                # A scheduler's methods may be among its attributes; they are no state.
+                param_schedulers=[
+                    {k: v for k, v in scheduler.state_dict().items() if not callable(v)}
+                    for scheduler in self.param_schedulers or []
+                ],
+                gradients=self._gradients(model),
+            )
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        if is_main_process():
+            save_checkpoint_file(checkpoint, path)
+
+    def _gradients(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Gradients wait for further batches only if they are accumulated; the mean of processes,
+        which is what the optimizer will see of them."""
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        if self.distributed:
+            gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+            for gradient in gradients.values():
+                all_reduce(gradient, op="mean")
+        return gradients
+
+    def resume(self, filename: str, **_) -> None:
+        """Restores all of a run. mmengine's own would run the config text in a checkpoint.
+
+        Raises ValueError if the file holds weights alone.
+        """
+        checkpoint = self.load_checkpoint(filename, strict=True)
+        parts = ("training", "message_hub", "optimizer", "param_schedulers", "gradients")
+        missing = [part for part in parts if part not in checkpoint]
+        if missing:
+            raise ValueError(NOT_WHOLE.format(path=filename, missing=", ".join(missing)))
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {
+            name: HistoryBuffer(
+                part["values"].numpy(), part["counts"].numpy(), max_length=part["max_length"]
+            )
+            for name, part in hub["log_scalars"].items()
+        }
+        self.message_hub.load_state_dict(hub)
+        self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        schedulers = self.param_schedulers or []
+        for scheduler, state in zip(schedulers, checkpoint["param_schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        for name, parameter in model.named_parameters():
+            if name in checkpoint["gradients"]:
+                parameter.grad = checkpoint["gradients"][name].to(parameter)
+        for message in self.train_loop.load_state_dict(checkpoint["training"]):
+            self.logger.warning(f"{message}: training goes on, but not bit for bit as before")
+        self.logger.info(
+            f"resumed {filename}: epoch {self.epoch}, iteration {self.iter}, "
+            f"batch {self.train_loop.batch} of the epoch"
+        )
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(EpochBasedTrainLoop):
+    """mmengine's loop over epochs that can start in the middle of one, and whose random states
+    neither validation nor the start of workers moves.
+
+    Takes what `EpochBasedTrainLoop` takes.
+    """
+
+    batch = 0  # batches of this epoch that have been trained on
+    validation_pending = False  # an epoch is over, and its validation not begun
+    _states: dict | None = None  # the random states that training goes on from
+
+    def run(self) -> torch.nn.Module:
+        self.runner.call_hook("before_train")
+        if self._states is not None:
+            set_random_states(self._states)
+            self._states = None
+        if self.validation_pending and self._validates_after(self._epoch):
+            self._validate()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            if self._validates_after(self._epoch):
+                self._validate()
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        self.validation_pending = False
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        sampler = self.dataloader.sampler
+        if not hasattr(sampler, "start") or not self.dataloader.batch_size:
+            raise ValueError(NO_SAMPLER.format(sampler=type(sampler).__name__))
+        sampler.set_epoch(self._epoch)
+        sampler.start = self.batch * self.dataloader.batch_size
+        with kept_random_states():  # an iterator draws the seed of its workers
+            batches = iter(self.dataloader)
+        for index, data in enumerate(batches, self.batch):
+            self.batch = index + 1
+            self.run_iter(index, data)
+        self.batch = 0
+        self.validation_pending = True
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def _validates_after(self, epoch: int) -> bool:
+        """Whether validation follows when `epoch` epochs are over."""
+        step = bisect.bisect(self.dynamic_milestones, epoch + 1)
+        self.val_interval = self.dynamic_intervals[step - 1]
+        return (
+            self.runner.val_loop is not None
+            and epoch >= self.val_begin
+            and (epoch % self.val_interval == 0 or epoch == self._max_epochs)
+        )
+
+    def _validate(self) -> None:
+        self.validation_pending = False
+        self._states = random_states()
+        self.runner.val_loop.run()
+        set_random_states(self._states)
+        self._states = None
+
+    def state_dict(self) -> dict:
+        """Where training is. Every process must call it.
+
+        epoch, iter: how many are over. batch: of the epoch that has begun. validation_pending.
+        seed, num_samples, total_batch: of the sampler, the data set and all processes.
+        random_states: of each process.
+        """
+        # mmengine counts an iteration or epoch after the hooks that may save.
+        inside = self.batch > 0
+        return dict(
+            epoch=self._epoch + (self.validation_pending and not inside),
+            iter=self._iter + inside,
+            batch=self.batch,
+            validation_pending=self.validation_pending,
+            seed=self.dataloader.sampler.seed,
+            num_samples=len(self.dataloader.dataset),
+            total_batch=self._total_batch,
+            random_states=all_gather_object(self._states or random_states()),
+        )
+
+    @property
+    def _total_batch(self) -> int:
+        return self.dataloader.batch_size * self.runner.world_size
+
+    def load_state_dict(self, state: dict) -> list[str]:
+        """Takes up what `state_dict` returned; returns why, if so, training will differ."""
+        self._epoch, self._iter, self.batch = state["epoch"], state["iter"], state["batch"]
+        self.validation_pending = state["validation_pending"]
+        now = dict(
+            num_samples=len(self.dataloader.dataset),
+            total_batch=self._total_batch,
+            processes=self.runner.world_size,
+        )
+        before = {**state, "processes": len(state["random_states"])}
+        self.dataloader.sampler.seed = state["seed"]
+        # Of an epoch that has begun the same number of samples is left out.
+        self.batch = self.batch * state["total_batch"] // self._total_batch
+        if now["processes"] == before["processes"]:
+            self._states = state["random_states"][get_rank()]
+        return [f"{k} was {before[k]}, is {v}" for k, v in now.items() if v != before[k]]
+
+
+@HOOKS.register_module()
+class ResumableCheckpointHook(Hook):
+    """Saves checkpoints. An old one goes only when the new one is whole on disk.
+
+    Args:
+        interval: epochs, or iterations if not `by_epoch`, between checkpoints; the last one is
+            always saved. epoch_{n}.pth or iter_{n}.pth in the work directory.
+        max_keep_ckpts: how many of these are kept; -1: all.
+        save_best: a metric; the weights that were best by it are kept as
+            best_{metric}_epoch_{n}.pth (or iter).
+        rule: 'greater' or 'less' is better.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(
+        self,
+        interval: int = 1,
+        by_epoch: bool = True,
+        max_keep_ckpts: int = 2,
+        save_best: str | None = None,
+        rule: str = "greater",
+    ) -> None:
+        if rule not in ("greater", "less"):
+            raise ValueError(f"rule must be 'greater' or 'less', got {rule!r}")
+        self.interval, self.by_epoch, self.max_keep = interval, by_epoch, max_keep_ckpts
+        self.save_best, self.sign = save_best, 1 if rule == "greater" else -1
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        if not self.by_epoch and (
+            self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)
+        ):
+            self._save(runner, f"iter_{runner.iter + 1}.pth")
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.by_epoch and (
+            self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)
+        ):
+            self._save(runner, f"epoch_{runner.epoch + 1}.pth")
+
+    def _save(self, runner: Runner, name: str) -> None:
+        hub, folder = runner.message_hub, Path(runner.work_dir)
+        names = [n for n in hub.get_info("checkpoints", []) if n != name] + [name]
+        kept = names[-self.max_keep :] if self.max_keep > 0 else names
+        hub.update_info("checkpoints", kept)
+        runner.logger.info(f"saving {folder / name}")
+        runner.save_checkpoint(folder / name)
+        if is_main_process():
+            write_whole(folder / LAST_CHECKPOINT, str(folder / name))
+            for old in names[: -len(kept)]:
+                (folder / old).unlink(missing_ok=True)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if self.save_best is None:
+            return
+        if self.save_best not in metrics:
+            raise KeyError(f"save_best={self.save_best!r} is none of {sorted(metrics)}")
+        hub, folder = runner.message_hub, Path(runner.work_dir)
+        score = float(metrics[self.save_best])
+        if not score * self.sign > hub.get_info("best_score", -math.inf * self.sign) * self.sign:
+            return
+        step = f"epoch_{runner.epoch}.pth" if self.by_epoch else f"iter_{runner.iter}.pth"
+        name, previous = f"best_{self.save_best}_{step}".replace("/", "_"), hub.get_info("best")
+        runner.save_checkpoint(folder / name, resumable=False)
+        hub.update_info("best_score", score)
+        hub.update_info("best", name)
+        runner.logger.info(f"best {self.save_best} so far, {score:.4f}: {folder / name}")
+        if step in hub.get_info("checkpoints", []):
+            self._save(runner, step)  # it is to know of the best, and that validation is done
+        if is_main_process() and previous not in (None, name):
+            (folder / previous).unlink(missing_ok=True)
+
+
+def load_from_file(filename: str, map_location=None) -> dict:
+    return load_checkpoint_file(filename, map_location or "cpu")
+
+
+def load_from_http(filename: str, map_location=None) -> dict:
+    return load_checkpoint_file(download(filename), map_location or "cpu")
+
+
+def load_from_elsewhere(filename: str, map_location=None) -> dict:
+    raise ValueError(f"{filename}: checkpoints are loaded from a file or an http(s) address")
+
+
+# Every door of mmengine (load_from, resume, init_cfg of any module, test) goes through these; its
+# own fall back to unsafe loading.
+CheckpointLoader.register_scheme("", load_from_file, force=True)
+CheckpointLoader.register_scheme(["http://", "https://"], load_from_http, force=True)
+CheckpointLoader.register_scheme(
+    [
+        *("modelzoo://", "torchvision://", "open-mmlab://", "openmmlab://", "mmcls://", "pavi://"),
+        *(r"(\S+\:)?s3://", r"(\S+\:)?petrel://"),
+    ],
+    load_from_elsewhere,
+    force=True,
+)
