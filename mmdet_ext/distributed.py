@@ -1,5 +1,5 @@
-"""Several processes: joining them, on GPUs or the CPU; what becomes of BatchNorm, and of the learning
-rate when the total batch is another one."""
+"""Several processes: joining them, on GPUs or the CPU; what becomes of BatchNorm, and of the
+learning rate when the total batch is another one."""
 
 from __future__ import annotations
 
@@ -74,8 +74,9 @@ def join_processes(config: Config) -> None:
     missing = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if missing:
         raise SystemExit(
-            f"--launcher {launcher} lacks the variables {', '.join(sorted(missing))}, which torchrun "
-            "sets: start with scripts/dist_train.sh or dist_test.sh. One process needs no launcher"
+            f"--launcher {launcher} lacks the variables {', '.join(sorted(missing))}, which "
+            "torchrun sets: start with scripts/dist_train.sh or scripts/dist_test.sh. One process "
+            "needs no launcher"
         )
     options = dict(config.get("env_cfg", {}).get("dist_cfg", {}))
     backend = options.pop("backend", "nccl")
