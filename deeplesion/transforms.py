@@ -16,6 +16,7 @@ from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 
+from deeplesion.slice_cache import CachedSliceFolder
 from deeplesion.slices import SliceFolder, load_slices
 
 # DeepLesion draws a box around the RECIST end points with this margin on every side.
@@ -47,7 +48,8 @@ class LoadCTSlices(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Adds `img`, `img_shape`, `ori_shape` and the stack's `thickness_mm`, maybe infinite."""
-        folder = SliceFolder(results["img_prefix"])
+        prefix, cache = results["img_prefix"], results.get("cache_prefix")
+        folder = CachedSliceFolder(prefix, cache) if cache else SliceFolder(prefix)
         slices, thickness_mm = load_slices(
             folder,
             results["file_name"],

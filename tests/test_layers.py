@@ -32,7 +32,7 @@ FRAMEWORK = {"mmengine", "mmcv", "mmdet"}
         ),
         *(
             (f"deeplesion.{name}", FRAMEWORK | {"torch"})
-            for name in ("visualize", "report", "diameters")
+            for name in ("visualize", "report", "diameters", "slice_cache")
         ),
         ("mmdet_ext.ops", FRAMEWORK),
         # The core installs with torch and numpy alone.

@@ -27,6 +27,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file="annotations/train.json",
         data_prefix=dict(img="Images_png"),
+        cache="slice_cache",  # read instead of the PNGs if prepare_data.py --cache made it
         pipeline=train_pipeline,
     ),
 )
