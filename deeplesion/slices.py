@@ -8,6 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from deeplesion.errors import DataError, MissingDataError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 POLICIES = ("keep_thick", "normalize")
 INTERPOLATIONS = ("exact", "released")
 
@@ -28,28 +31,32 @@ class SliceFolder:
     def read(self, file_name: str) -> np.ndarray:
         """Read one slice, (H, W) int16 Hounsfield units (the stored value minus 32768).
 
-        Raises FileNotFoundError if there is no such file and ValueError if it is truncated,
-        damaged, or anything but a 16-bit grey image.
+        Raises DataError if it is truncated, damaged, or anything but a 16-bit grey PNG, and
+        MissingDataError if there is no such file.
         """
         path = self.path(file_name)
         try:
             encoded = np.fromfile(path, np.uint8)
         except FileNotFoundError:
-            raise FileNotFoundError(
+            raise MissingDataError(
                 f"slice not found: {path}. Expected a DeepLesion slice there: check the data"
                 " folder, and that every archive of the download was unpacked into it"
             ) from None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+        if encoded.size and encoded[:8].tobytes() != PNG_SIGNATURE:
+            raise DataError(f"{path} is not a PNG. Unpack or download it again")
         try:
             image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
         except cv2.error:  # an empty file, or a header that promises the impossible
             image = None
         if image is None:
-            raise ValueError(
+            raise DataError(
                 f"cannot read {path}: the PNG is truncated or damaged ({encoded.size} bytes)."
                 " Unpack or download it again"
             )
         if image.dtype != np.uint16 or image.ndim != 2:
-            raise ValueError(
+            raise DataError(
                 f"{path} is {image.dtype} of shape {image.shape}; expected a 16-bit grey PNG"
                 " (value - 32768 = Hounsfield units), as NIH distributes DeepLesion"
             )
@@ -90,7 +97,7 @@ def plan_stack(
     _check_options(num_slices, policy, target_mm, interpolation)
     low, high = int(slice_range[0]), int(slice_range[1])
     if not low <= key_slice <= high:
-        raise ValueError(f"key slice {key_slice} is outside its slice range {low}..{high}")
+        raise DataError(f"key slice {key_slice} is outside its slice range {low}..{high}")
 
     if thickness_mm is None or not math.isfinite(thickness_mm) or thickness_mm <= 0:
         return [(key_slice, key_slice, 0.0)] * num_slices, math.inf
@@ -145,12 +152,12 @@ def load_slices(
         to the nearest integer (halves to even); and the stack's thickness in mm.
 
     Every file is read once, and only files with a say in the result. Raises ValueError on an option
-    out of its range, and FileNotFoundError or ValueError, with the names of the file and of the key
-    slice, if one of the slices is missing, unreadable, or of another size than the key slice.
+    out of its range, and DataError (of a missing file MissingDataError), with the names of the file
+    and of the key slice, if one of the slices is unreadable or of another size than the key slice.
     """
     name = re.fullmatch(r"(.+)/(\d+)\.png", file_name)
     if name is None:
-        raise ValueError(f"file_name must be like '000001_01_01/109.png', got {file_name!r}")
+        raise DataError(f"file_name must be like '000001_01_01/109.png', got {file_name!r}")
     series, key_slice = name[1], int(name[2])
     try:
         positions, stack_mm = plan_stack(
@@ -161,12 +168,12 @@ def load_slices(
             if index not in images:
                 images[index] = folder.read(slice_name(series, index))
                 if images[index].shape != images[key_slice].shape:
-                    raise ValueError(
+                    raise DataError(
                         f"{folder.path(slice_name(series, index))} is of shape"
                         f" {images[index].shape}, its key slice of {images[key_slice].shape};"
                         " slices of one volume must be of one size"
                     )
-    except (FileNotFoundError, ValueError) as error:
+    except DataError as error:
         raise type(error)(f"{error} (while loading the stack around {file_name})") from None
 
     # cv2.merge interleaves about twice as fast as numpy.stack; of one slice it drops the last axis.

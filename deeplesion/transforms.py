@@ -16,8 +16,9 @@ from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 
+from deeplesion.errors import DataError
 from deeplesion.slice_cache import CachedSliceFolder
-from deeplesion.slices import SliceFolder, load_slices
+from deeplesion.slices import SliceFolder, load_slices, plan_stack
 
 # DeepLesion draws a box around the RECIST end points with this margin on every side.
 RECIST_MARGIN = 5.0
@@ -45,6 +46,8 @@ class LoadCTSlices(BaseTransform):
         self.options = dict(
             num_slices=num_slices, policy=policy, target_mm=target_mm, interpolation=interpolation
         )
+        # Refuses a bad option now, not at the first sample.
+        plan_stack(0, None, (0, 0), **self.options)
 
     def transform(self, results: dict) -> dict:
         """Adds `img`, `img_shape`, `ori_shape` and the stack's `thickness_mm`, maybe infinite."""
@@ -59,7 +62,7 @@ class LoadCTSlices(BaseTransform):
         )
         expected = (results["height"], results["width"])
         if slices.shape[:2] != expected:
-            raise ValueError(
+            raise DataError(
                 f"{results['img_path']}: the image is {slices.shape[:2]} (height, width), its "
                 f"annotation says {expected}. Run tools/prepare_data.py again on this data."
             )

@@ -1,0 +1,14 @@
+"""Errors in the data, told from errors in the code: a command prints their message and ends."""
+
+
+class DataError(ValueError):
+    """A file of the data is not what it must be. The message names it and says what to do."""
+
+
+class MissingDataError(DataError, FileNotFoundError):
+    """A file of the data is not there."""
+
+
+def message_of(error: DataError) -> str:
+    """The message alone, also of an error that a DataLoader's worker passed on with its traceback."""
+    return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
