@@ -10,5 +10,5 @@ class MissingDataError(DataError, FileNotFoundError):
 
 
 def message_of(error: DataError) -> str:
-    """The message alone, also of an error that a DataLoader's worker passed on with its traceback."""
+    """The message alone, also where a DataLoader's worker passed it on within its traceback."""
     return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

@@ -20,6 +20,7 @@ from types import ModuleType
 import numpy as np
 from tqdm import tqdm
 
+from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import write_whole
 from deeplesion.processes import available_cores, in_processes
 from deeplesion.slices import POLICIES, SliceFolder, plan_stack, slice_name
@@ -55,7 +56,7 @@ class CachedSliceFolder(SliceFolder):
     def read(self, file_name: str) -> np.ndarray:
         """Read one slice, (H, W) int16 Hounsfield units, as `SliceFolder.read` does.
 
-        Raises FileNotFoundError if the PNG or its copy is not there, and ValueError if the copy is
+        Raises MissingDataError if the PNG or its copy is not there, and DataError if the copy is
         damaged or the PNG is no longer the one it was made of.
         """
         path = self.copy(file_name)
@@ -66,7 +67,7 @@ class CachedSliceFolder(SliceFolder):
         try:
             frame = path.read_bytes()
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is not in the slice cache. {_ADVICE}") from None
+            raise MissingDataError(f"{path} is not in the slice cache. {_ADVICE}") from None
         try:
             array = _blosc2().ndarray_from_cframe(frame)
             stamp, checksum = array.schunk.vlmeta["png"], array.schunk.vlmeta["crc32"]
@@ -75,9 +76,9 @@ class CachedSliceFolder(SliceFolder):
         except Exception:  # damaged bytes lead Blosc2 into errors of any kind
             damaged = True
         if damaged:
-            raise ValueError(f"{path} is damaged. {_ADVICE}")
+            raise DataError(f"{path} is damaged. {_ADVICE}")
         if stamp != png:
-            raise ValueError(
+            raise DataError(
                 f"{path} was made of another image than {self.path(file_name)} is now. {_ADVICE}"
             )
         return hu

@@ -44,7 +44,7 @@ class SliceFolder:
             ) from None
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
-        if encoded.size and encoded[:8].tobytes() != PNG_SIGNATURE:
+        if not PNG_SIGNATURE.startswith(encoded[: len(PNG_SIGNATURE)].tobytes()):
             raise DataError(f"{path} is not a PNG. Unpack or download it again")
         try:
             image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
