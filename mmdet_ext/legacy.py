@@ -3,15 +3,17 @@
 mmdet 1.x counts a box's last pixel in: its box (x1, y1, x2, y2) is x2 - x1 + 1 wide. Written by the
 edges of its pixels, (x1, y1, x2 + 1, y2 + 1), the same box has today's width, and its box coder,
 IoU, NMS, RoIAlign and pasting of masks become today's. What stays of the old geometry is here
-(anchors on whole pixels, where a lesion's box lies) and in configs/_base_/legacy_3slice.py;
-docs/converting.md has the list.
+(anchors and masks on whole pixels, where a lesion's box lies) and in
+configs/_base_/legacy_3slice.py; docs/converting.md has the list.
 """
 
 from __future__ import annotations
 
-from mmdet.models.task_modules import LegacyAnchorGenerator
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder, LegacyAnchorGenerator
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import SampleList
+from mmdet.structures.mask import mask_target
 from torch import Tensor
 
 from mmdet_ext.detector import KeySliceMaskRCNN
@@ -35,6 +37,57 @@ class WholePixelAnchorGenerator(LegacyAnchorGenerator):
         """(num_base_anchors, 4) anchors of the first cell."""
         anchors = super().gen_single_level_base_anchors(*args, **kwargs)
         return anchors + anchors.new_tensor([0, 0, 1, 1])
+
+
+@TASK_UTILS.register_module()
+class WholePixelBoxCoder(DeltaXYWHBBoxCoder):
+    """DeltaXYWHBBoxCoder, which by edges is the coder of mmdet 1.x, with the clipping of that: of a
+    box outside the image the pixels at its border are left, not nothing."""
+
+    def decode(
+        self, bboxes: Tensor, pred_bboxes: Tensor, max_shape: tuple[int, int] | None = None
+    ) -> Tensor:
+        """(n, 4), (n, 4 k) and (height, width) -> (n, 4 k) boxes by their edges."""
+        boxes = super().decode(bboxes, pred_bboxes)
+        if max_shape is None:
+            return boxes
+        first = boxes.new_tensor([[0, 0], [1, 1]])
+        last = first + first.new_tensor([max_shape[1], max_shape[0]]) - 1
+        return boxes.reshape(-1, 2, 2).clamp(first, last).reshape(boxes.shape)
+
+
+@MODELS.register_module()
+class WholePixelMaskHead(FCNMaskHead):
+    """FCNMaskHead whose masks fill the whole pixels of their boxes, as mmdet 1.x cut and pasted
+    them: a box's edges are rounded down before its mask is."""
+
+    def get_targets(
+        self, sampling_results: list, batch_gt_instances: list, rcnn_train_cfg: dict
+    ) -> Tensor:
+        return mask_target(
+            [sampled.pos_priors.floor() for sampled in sampling_results],
+            [sampled.pos_assigned_gt_inds for sampled in sampling_results],
+            [instances.masks for instances in batch_gt_instances],
+            rcnn_train_cfg,
+        )
+
+    def _predict_by_feat_single(
+        self,
+        mask_preds: Tensor,
+        bboxes: Tensor,
+        labels: Tensor,
+        img_meta: dict,
+        rcnn_test_cfg: dict,
+        rescale: bool = False,
+        activate_map: bool = False,
+    ) -> Tensor:
+        if rescale:
+            # In place as mmdet does it: these boxes are the result.
+            bboxes /= bboxes.new_tensor(img_meta["scale_factor"]).repeat(2)
+            img_meta = {**img_meta, "scale_factor": (1.0, 1.0)}
+        return super()._predict_by_feat_single(
+            mask_preds, bboxes.floor(), labels, img_meta, rcnn_test_cfg, rescale, activate_map
+        )
 
 
 @MODELS.register_module()

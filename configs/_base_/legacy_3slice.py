@@ -7,11 +7,18 @@ custom_imports = dict(imports=[*_base_.custom_imports.imports, "mmdet_ext.legacy
 old_roi_layer = dict(aligned=False)  # samples half a feature cell right of and below today's
 model = dict(
     type="LegacyKeySliceMaskRCNN",
-    rpn_head=dict(anchor_generator=dict(type="WholePixelAnchorGenerator")),
+    rpn_head=dict(
+        anchor_generator=dict(type="WholePixelAnchorGenerator"),
+        bbox_coder=dict(type="WholePixelBoxCoder"),
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(roi_layer=old_roi_layer),
+        bbox_head=dict(bbox_coder=dict(type="WholePixelBoxCoder")),
         mask_roi_extractor=dict(roi_layer=old_roi_layer),
+        mask_head=dict(type="WholePixelMaskHead"),
     ),
+    # Anchors lie on whole pixels; one that ends with the image's last pixel is inside.
+    train_cfg=dict(rpn=dict(allowed_border=0.5)),
 )
 
 load_slices = dict(_base_.load_slices, interpolation="released")
