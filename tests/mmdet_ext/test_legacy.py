@@ -157,7 +157,8 @@ def detector(repository):
 
 
 def sample(size=SIZE):
-    meta = dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0))
+    shapes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape"), (size, size))
+    meta = dict(shapes, scale_factor=(1.0, 1.0))
     return DetDataSample(metainfo=meta)
 
 
