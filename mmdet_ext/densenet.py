@@ -19,6 +19,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdet_ext.checkpoint import download, load_checkpoint_file
 from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
 
 STEMS = ("middle", "sum", "tile")
@@ -279,11 +280,9 @@ def fetch_weights(source: str) -> dict[str, Tensor]:
                 "densenet121-a639ec97.pth, or train without it: "
                 "--cfg-options model.backbone.init_cfg=None"
             )
-        return torch.load(source, map_location="cpu", weights_only=True)
+        return load_checkpoint_file(source)
     try:
-        return torch.hub.load_state_dict_from_url(
-            source, map_location="cpu", weights_only=True, check_hash=True
-        )
+        file = download(source)
     except (URLError, OSError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / source.rsplit("/", 1)[-1]
         raise ConnectionError(
@@ -292,3 +291,4 @@ def fetch_weights(source: str) -> dict[str, Tensor]:
             "its path). To train without pretrained weights: "
             "--cfg-options model.backbone.init_cfg=None"
         ) from None
+    return load_checkpoint_file(file)
