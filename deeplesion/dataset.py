@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATA_SAMPLERS, DATASETS
 from mmengine.dataset import DefaultSampler
 from mmengine.logging import print_log
 
+from deeplesion.annotation_file import read_annotations
+from deeplesion.errors import DataError, MissingDataError
 from deeplesion.random_states import seeded
 
 # Files count pixel centres, mmdet pixel edges. Added here, taken off in metric.py.
 PIXEL_CENTRE = 0.5
+# So many bad samples one after another are no accident.
+MOST_REPLACED = 10
 
 NO_DATA = (
     "{path} does not exist. Point DEEPLESION_ROOT at DeepLesion and run `python "
@@ -61,27 +67,35 @@ class DeepLesionDataset(CocoDataset):
     Args:
         cache: folder, maybe below `data_root`, that `tools/prepare_data.py --cache` wrote; where it
             is there, slices are read from it instead of from their PNGs.
+        on_bad_slice: what a slice that is missing, damaged or of the wrong size does in training:
+            'stop' ends the run; 'skip' logs the sample once and replaces it by another.
 
     Raises:
-        FileNotFoundError: the annotation file is missing, with how to get or make the data.
-        ValueError: it has no images, or a box without extent.
+        MissingDataError: the annotation file is missing, with how to get or make the data.
+        DataError: it is not as `read_annotations` wants it, or, of training, has no lesions.
+        ValueError: an `on_bad_slice` that is neither, or 'skip' in testing.
     """
 
     METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
 
-    def __init__(self, *args, cache: str | None = None, **kwargs) -> None:
+    def __init__(
+        self, *args, cache: str | None = None, on_bad_slice: str = "stop", **kwargs
+    ) -> None:
+        if on_bad_slice not in ("stop", "skip"):
+            raise ValueError(f"on_bad_slice must be 'stop' or 'skip', got {on_bad_slice!r}")
+        if on_bad_slice == "skip" and kwargs.get("test_mode"):
+            raise ValueError("on_bad_slice='skip' is for training: a test is of all its images")
         self.cache = cache
+        self.on_bad_slice = on_bad_slice
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         if not Path(self.ann_file).is_file():
-            raise FileNotFoundError(NO_DATA.format(path=self.ann_file))
+            raise MissingDataError(NO_DATA.format(path=self.ann_file))
+        read_annotations(self.ann_file, need_lesions=not self.test_mode)
         samples = super().load_data_list()
-        if not samples:
-            raise ValueError(
-                f"{self.ann_file} holds no key slices. A partial download may have none of this "
-                "split: tools/prepare_data.py says which splits it found."
-            )
+        # Which were logged as bad; workers share it.
+        self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
         print_log(f"{self.ann_file}: slices come from {self.cache or 'PNGs'}", "current")
         return samples
 
@@ -95,7 +109,7 @@ class DeepLesionDataset(CocoDataset):
         image, annotations = raw_data_info["raw_img_info"], raw_data_info["raw_ann_info"]
         prefix = self.data_prefix["img"]
         thickness = image["thickness_mm"]
-        lesions = [self._lesion(image, annotation) for annotation in annotations]
+        lesions = [lesion_of(annotation) for annotation in annotations]
         return dict(
             img_id=image["id"],
             img_prefix=prefix,
@@ -122,25 +136,27 @@ class DeepLesionDataset(CocoDataset):
             ],
         )
 
-    def _lesion(self, image: dict, annotation: dict) -> dict:
-        x, y, width, height = annotation["bbox"]
-        if width <= 0 or height <= 0:
-            raise ValueError(
-                f"{self.ann_file}: annotation {annotation['id']} of {image['file_name']} has a box "
-                f"without extent, bbox={annotation['bbox']}. Run tools/prepare_data.py again."
-            )
-        return dict(
-            bbox=[x, y, x + width, y + height],
-            mask=annotation["segmentation"],
-            recist=annotation.get("recist"),
-            diameters_mm=annotation.get("diameters_mm"),
-            lesion_type=annotation.get("lesion_type", -1),
-        )
-
     def prepare_data(self, idx: int | SampleKey) -> dict:
-        """Runs the pipeline on one sample; a `SampleKey` fixes its augmentation."""
+        """Runs the pipeline on one sample; a `SampleKey` fixes its augmentation.
+
+        With `on_bad_slice='skip'` a sample that cannot be read is replaced by another, which is a
+        function of `idx` too.
+        """
         key = idx if isinstance(idx, SampleKey) else None
-        sample = self.get_data_info(key.index if key else idx)
+        index = first = key.index if key else idx
+        for replaced in itertools.count(1):
+            try:
+                return self._run_pipeline(index, key)
+            except DataError as error:
+                if self.on_bad_slice == "stop":
+                    raise
+                if replaced == MOST_REPLACED:
+                    raise DataError(f"{replaced} bad samples in a row, the last: {error}") from None
+                self._report(index, error)
+            index = int(np.random.default_rng((*(key or (first,)), replaced)).integers(len(self)))
+
+    def _run_pipeline(self, index: int, key: SampleKey | None) -> dict:
+        sample = self.get_data_info(index)
         if key:
             sample["augmentation_key"] = key
         if sample["lesions"] and all(lesion["recist"] for lesion in sample["lesions"]):
@@ -150,3 +166,27 @@ class DeepLesionDataset(CocoDataset):
             return self.pipeline(sample)
         with seeded(key):  # for transforms that draw from the global generators, as mmdet's do
             return self.pipeline(sample)
+
+    def _report(self, index: int, error: DataError) -> None:
+        """Logs a bad sample the first time that one of this process' workers meets it."""
+        if self._reported[index]:
+            return
+        self._reported[index] = True
+        print_log(
+            f"{error}. Replaced in training by another sample, as on_bad_slice='skip' says: "
+            f"{int(self._reported.sum())} of {len(self)} key slices so far",
+            "current",
+            logging.ERROR,  # what processes other than the first show
+        )
+
+
+def lesion_of(annotation: dict) -> dict:
+    """What evaluation needs of a lesion, from an annotation of the file, in its coordinates."""
+    x, y, width, height = annotation["bbox"]
+    return dict(
+        bbox=[x, y, x + width, y + height],
+        mask=annotation["segmentation"],
+        recist=annotation.get("recist"),
+        diameters_mm=annotation.get("diameters_mm"),
+        lesion_type=annotation.get("lesion_type", -1),
+    )

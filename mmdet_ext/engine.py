@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from deeplesion.errors import DataError, message_of
 from mmdet_ext.distributed import join_processes, settle_learning_rate
 from mmdet_ext.resume import ResumableRunner
 from mmdet_ext.run_record import write_run_record
@@ -123,9 +124,13 @@ def existing_file(path: str) -> str:
 
 @contextlib.contextmanager
 def actionable_errors() -> Iterator[None]:
-    """Says what to do when memory runs out."""
+    """Says what is wrong with the data, or what to do when memory runs out, without a traceback."""
     try:
         yield
+    except DataError as error:
+        raise SystemExit(message_of(error)) from None
+    except FloatingPointError as error:  # FiniteLossHook's
+        raise SystemExit(str(error)) from None
     except torch.cuda.OutOfMemoryError as error:
         raise SystemExit(OUT_OF_MEMORY.format(device="the GPU", error=error)) from None
     except RuntimeError as error:

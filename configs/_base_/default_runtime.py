@@ -8,6 +8,7 @@ custom_imports = dict(
         "mmdet_ext.densenet",
         "mmdet_ext.detector",
         "mmdet_ext.distributed",
+        "mmdet_ext.finite_loss",
         "mmdet_ext.losses",
         "mmdet_ext.neck",
         "mmdet_ext.resume",
@@ -30,6 +31,7 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     # Of several processes with plain BatchNorm each has its own running statistics.
     sync_buffers=dict(type="SyncBuffersHook"),
+    finite_loss=dict(type="FiniteLossHook"),
 )
 
 env_cfg = dict(

@@ -95,12 +95,3 @@ def test_empty_split_is_an_error(phantom, tmp_path):
     (tmp_path / "annotations/train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"train.json holds no key slices"):
         dataset(tmp_path)
-
-
-def test_box_without_extent_is_named(phantom, tmp_path):
-    content = json.loads((phantom / "annotations/train.json").read_text())
-    content["annotations"][0]["bbox"][2] = 0
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations/train.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="box without extent"):
-        dataset(tmp_path)

@@ -1,0 +1,179 @@
+"""The annotation files of tools/prepare_data.py, read and checked before anything is made of them:
+one message for all that is wrong, instead of a crash or a wrong lesson in some later epoch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from deeplesion.errors import DataError, MissingDataError
+from deeplesion.run_lengths import mask_areas
+
+MOST_LISTED = 20
+LESION_TYPES = (-1, 1, 2, 3, 4, 5, 6, 7, 8)
+_EDGE = 0.5 + 1e-4  # an image reaches half a pixel beyond its pixels' centres; files are rounded
+
+
+def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
+    """Reads and checks an annotation file; `deeplesion.annotations.to_coco` says what it holds.
+
+    Args:
+        path: such as annotations/train.json.
+        need_lesions: refuse a file without lesions, of which nothing can be learnt.
+
+    Raises:
+        MissingDataError: there is no such file.
+        DataError: it is not such a file, is empty, or some of its images or annotations are bad:
+            a field missing or of a wrong kind, an id or file name twice, an annotation of no image
+            or of another category than lesion, a box that is not finite, without extent or outside
+            its image, a mask that is empty or of another size than its image. Names the file and
+            the first 20.
+    """
+    path = Path(path)
+    content = read_json(path, "an annotation file of tools/prepare_data.py")
+    parts = ("images", "annotations", "categories")
+    for part in parts:
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise DataError(f"{path}: expected a COCO file with lists of {', '.join(parts)}")
+    images, annotations, categories = (content[part] for part in parts)
+    if len(categories) != 1 or categories[0].get("name") != "lesion":
+        raise DataError(f"{path}: expected one category, 'lesion', got {_short(categories)}")
+    if not _is_whole(categories[0].get("id")):
+        raise DataError(f"{path}: category 'lesion' has no whole number as its id")
+    if not images:
+        raise DataError(
+            f"{path} holds no key slices. A partial download may have none of this split: "
+            "tools/prepare_data.py says which splits it found."
+        )
+    if need_lesions and not annotations:
+        raise DataError(f"{path} holds no lesions: there is nothing to learn from it")
+
+    problems = _image_problems(images)
+    if not problems:  # without sound images nothing can be said about what is in them
+        problems = _annotation_problems(annotations, images, categories[0]["id"])
+    if problems:
+        more = len(problems) - MOST_LISTED
+        listed = problems[:MOST_LISTED] + ([f"and {more} more"] if more > 0 else [])
+        raise DataError(
+            "\n  ".join([f"{path}: {len(problems)} problem{'s'[: len(problems) > 1]}", *listed])
+            + "\nRun tools/prepare_data.py again, or correct the file."
+        )
+    return content
+
+
+def read_json(path: Path, expected: str) -> object:
+    """What a JSON file holds. Raises DataError, naming the file, if it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingDataError(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not {expected}: {error}") from None
+
+
+def is_numbers(value: object, count: int) -> bool:
+    """Whether it is a list of `count` finite numbers of a size that measurements have."""
+    return isinstance(value, list) and len(value) == count and all(map(is_number, value))
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number of a size that measurements have."""
+    # Comparing says no to NaN and infinity, and works with integers too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+
+
+def _is_whole(value: object, low: int = -(10**15), high: int = 10**15) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _image_problems(images: list[dict]) -> list[str]:
+    problems, ids, names = [], set(), set()
+    for i, image in enumerate(images):
+        name = image.get("file_name")
+        where = f"image {i + 1} ({_short(name)})"
+
+        def check(field: str, good: bool, expected: str, image=image, where=where) -> None:
+            if not good:
+                found = _short(image[field]) if field in image else "nothing"
+                problems.append(f"{where}: {field}: expected {expected}, got {found}")
+
+        key = re.fullmatch(r".+/([0-9]{1,6})\.png", name) if isinstance(name, str) else None
+        key_slice = int(key[1]) if key and name.isprintable() else None
+        check("file_name", key_slice is not None, "a name like '000001_01_01/109.png'")
+        for field in ("id", "patient", "study", "series"):
+            check(field, _is_whole(image.get(field)), "a whole number")
+        for field in ("height", "width"):
+            check(field, _is_whole(image.get(field), 1, 65_535), "a number of pixels")
+        spacing, thickness = image.get("spacing_mm"), image.get("thickness_mm", "nothing")
+        check("spacing_mm", is_number(spacing) and spacing > 0, "a positive number")
+        check("thickness_mm", thickness is None or is_number(thickness), "a number or null")
+        ends = image.get("slice_range")
+        whole = isinstance(ends, list) and len(ends) == 2 and all(_is_whole(end) for end in ends)
+        inside = whole and (key_slice is None or ends[0] <= key_slice <= ends[1])
+        check("slice_range", inside, "two numbers with the key slice in between")
+
+        for field, value, seen in (("id", image.get("id"), ids), ("file_name", name, names)):
+            if isinstance(value, int | str):
+                check(field, value not in seen, "one that no other image has")
+                seen.add(value)
+    return problems
+
+
+def _annotation_problems(annotations: list[dict], images: list[dict], category: int) -> list[str]:
+    problems, ids, image_of = [], set(), {image["id"]: image for image in images}
+    masks, pixels, places = [], [], []
+    for i, annotation in enumerate(annotations):
+        number, image_id = annotation.get("id"), annotation.get("image_id")
+        image = image_of.get(image_id) if _is_whole(image_id) else None
+        where = f"annotation {i + 1} (id {_short(number)}"
+        where += f" of {image['file_name']})" if image else ")"
+
+        def check(field: str, good: bool, expected: str, annotation=annotation, where=where):
+            if not good:
+                found = _short(annotation[field]) if field in annotation else "nothing"
+                problems.append(f"{where}: {field}: expected {expected}, got {found}")
+
+        check("id", _is_whole(number) and number not in ids, "a whole number, each but once")
+        if _is_whole(number):
+            ids.add(number)
+        check("image_id", image is not None, "the id of one of the images")
+        check("category_id", annotation.get("category_id") == category, f"{category}, lesion")
+        recist, diameters = annotation.get("recist"), annotation.get("diameters_mm")
+        check("recist", recist is None or is_numbers(recist, 8), "8 numbers or null")
+        check("diameters_mm", diameters is None or is_numbers(diameters, 2), "2 numbers or null")
+        kind = annotation.get("lesion_type", -1)
+        check("lesion_type", _is_whole(kind) and kind in LESION_TYPES, f"one of {LESION_TYPES}")
+        if image is None:
+            continue
+        box, size = annotation.get("bbox"), [image["height"], image["width"]]
+        if not is_numbers(box, 4):
+            check("bbox", False, "x, y, width, height, finite numbers")
+        elif min(box[2:]) <= 0:
+            check("bbox", False, "x, y, width, height, the last two above 0")
+        else:
+            x, y, width, height = box
+            inside = min(x, y) >= -_EDGE
+            inside &= x + width <= size[1] - 1 + _EDGE and y + height <= size[0] - 1 + _EDGE
+            check("bbox", inside, f"a box within the image, {size} (height, width)")
+        mask = annotation.get("segmentation")
+        same = isinstance(mask, dict) and mask.get("size") == size
+        check("segmentation", same, f"run lengths of the image's size, {size} (height, width)")
+        if same:
+            masks.append(mask.get("counts"))
+            pixels.append(size[0] * size[1])
+            places.append(where)
+    for where, area in zip(places, mask_areas(masks, pixels).tolist()):
+        if area < 0:
+            problems.append(
+                f"{where}: segmentation: the run lengths are not those of such an image"
+            )
+        elif area == 0:
+            problems.append(f"{where}: segmentation: the mask is empty")
+    return problems
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
