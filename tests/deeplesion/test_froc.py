@@ -1,45 +1,15 @@
-"""FROC against a plain loop written from the benchmark's definition, and its edge cases."""
+"""FROC against the plain loop of benchmarks/froc.py, and its edge cases."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.froc import iou, plain_froc
 from deeplesion.froc import BLOCK, _falling, box_iou, froc
 
 NOTHING = np.zeros((0, 5))
 LESION = [10.0, 10.0, 29.0, 29.0]
-
-
-def loop_iou(a, b, offset):
-    width = min(a[2], b[2]) - max(a[0], b[0]) + offset
-    height = min(a[3], b[3]) - max(a[1], b[1]) + offset
-    if width <= 0 or height <= 0:
-        return 0.0
-    area_a = (a[2] - a[0] + offset) * (a[3] - a[1] + offset)
-    area_b = (b[2] - b[0] + offset) * (b[3] - b[1] + offset)
-    return width * height / (area_a + area_b - width * height)
-
-
-def loop_froc(detections, ground_truths, iou_threshold=0.5, offset=1):
-    """The definition, one detection after the other; returns (fps per image, sensitivity)."""
-    flat = [(row[4], i, row) for i, rows in enumerate(detections) for row in rows]
-    flat.sort(key=lambda entry: -entry[0])  # Python's sort is stable
-    hit = [[False] * len(rows) for rows in ground_truths]
-    hits = misses = 0
-    fps, sensitivity = [], []
-    for _, i, row in flat:
-        reached = [
-            j for j, g in enumerate(ground_truths[i]) if loop_iou(row, g, offset) >= iou_threshold
-        ]
-        if not reached:
-            misses += 1
-        for j in reached:
-            hits += not hit[i][j]
-            hit[i][j] = True
-        fps.append(misses / len(detections))
-        sensitivity.append(hits / sum(len(rows) for rows in ground_truths))
-    return fps, sensitivity
 
 
 def loop_sensitivity_at(fps, sensitivity, f):
@@ -76,7 +46,7 @@ def test_equals_the_plain_loop(images, iou_threshold, offset):
 
     curve = froc(detections, ground_truths, iou_threshold, offset)
 
-    fps, sensitivity = loop_froc(detections, ground_truths, iou_threshold, offset)
+    fps, sensitivity = plain_froc(detections, ground_truths, iou_threshold, offset)
     np.testing.assert_array_equal(curve.fps_per_image, fps)
     np.testing.assert_array_equal(curve.sensitivity, sensitivity)
     at = (0, 0.1, 0.5, 1, 2, 4, 8, 16)
@@ -106,7 +76,7 @@ def test_equals_the_plain_loop_at_the_size_of_the_benchmark():
 
     curve = froc(detections, ground_truths)
 
-    fps, sensitivity = loop_froc(detections, ground_truths)
+    fps, sensitivity = plain_froc(detections, ground_truths)
     np.testing.assert_array_equal(curve.fps_per_image, fps)
     np.testing.assert_array_equal(curve.sensitivity, sensitivity)
 
@@ -116,9 +86,9 @@ def test_box_iou_pairs_and_broadcasts():
     corner = rng.uniform(0, 20, (2, 50, 2))
     a, b = np.concatenate([corner, corner + rng.uniform(0, 20, corner.shape)], axis=2)
     for offset in (0, 1):
-        expected = [loop_iou(p, q, offset) for p, q in zip(a, b, strict=True)]
+        expected = [iou(p, q, offset) for p, q in zip(a, b, strict=True)]
         np.testing.assert_allclose(box_iou(a, b, offset), expected)
-        expected = [loop_iou(a[0], q, offset) for q in b]
+        expected = [iou(a[0], q, offset) for q in b]
         np.testing.assert_allclose(box_iou(a[0], b, offset), expected)
 
 
