@@ -89,14 +89,11 @@ def test(config: Config, checkpoint: str, result_file: str | None = None) -> str
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory.
     """
-    checkpoint = find_checkpoint(checkpoint)
+    config.load_from = find_checkpoint(checkpoint)
     result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
     config.test_evaluator.result_file = result_file
     with actionable_errors():
-        runner = build_runner(config)
-        # mmengine would test what does not fit with random weights, and warn.
-        runner.load_checkpoint(checkpoint, strict=True)
-        runner.test()
+        build_runner(config).test()
     return result_file
 
 

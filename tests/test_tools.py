@@ -102,14 +102,14 @@ def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp
 
 def test_resuming_continues_after_the_last_epoch(trained, repository, phantom, tmp_path):
     work_dir, _ = trained
-    last = torch.load(work_dir / "epoch_2.pth", weights_only=False)
+    last = torch.load(work_dir / "epoch_2.pth", weights_only=True)
     options = ["--cfg-options", "train_cfg.max_epochs=3", "train_dataloader.batch_size=4"]
     output = command(
         repository, "tools/train.py", DEMO, "--work-dir", tmp_path, "--resume",
         work_dir / "epoch_2.pth", *options, root=phantom,
     )  # fmt: skip
     assert "Epoch(train) [3]" in output and "Epoch(train) [2]" not in output
-    resumed = torch.load(tmp_path / "epoch_3.pth", weights_only=False)
+    resumed = torch.load(tmp_path / "epoch_3.pth", weights_only=True)
     assert resumed["meta"]["iter"] > last["meta"]["iter"]
 
 

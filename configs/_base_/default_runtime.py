@@ -5,6 +5,7 @@ custom_imports = dict(
         "deeplesion.dataset",
         "deeplesion.metric",
         "deeplesion.transforms",
+        "mmdet_ext.checkpoint_hook",
         "mmdet_ext.densenet",
         "mmdet_ext.detector",
         "mmdet_ext.distributed",
