@@ -62,16 +62,19 @@ class CachedSliceFolder(SliceFolder):
         path = self.copy(file_name)
         try:
             png = _png_stamp(self.path(file_name))
-        except FileNotFoundError:
+        except OSError:
             return super().read(file_name)  # raises, and says what to do
         try:
             frame = path.read_bytes()
         except FileNotFoundError:
             raise MissingDataError(f"{path} is not in the slice cache. {_ADVICE}") from None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}. {_ADVICE}") from None
         try:
             array = _blosc2().ndarray_from_cframe(frame)
             stamp, checksum = array.schunk.vlmeta["png"], array.schunk.vlmeta["crc32"]
-            hu = array[...]
+            hu = np.empty(array.shape, array.dtype)
+            array.schunk.decompress_chunk(0, hu)  # the only one
             damaged = zlib.crc32(hu) != checksum
         except Exception:  # damaged bytes lead Blosc2 into errors of any kind
             damaged = True
@@ -86,10 +89,10 @@ class CachedSliceFolder(SliceFolder):
     def write(self, file_name: str) -> bool:
         """Put a slice into the cache; False if it is there, current and whole.
 
-        Raises FileNotFoundError or ValueError if the PNG is missing or cannot be read.
+        Raises DataError if the PNG is missing or cannot be read.
         """
         hu = None
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(DataError):
             hu = self.read(file_name)
         if hu is not None:
             return False
@@ -200,7 +203,7 @@ def _write(folder: CachedSliceFolder, file_name: str) -> bool | str:
     """Whether the slice was written, or what is wrong with it."""
     try:
         return folder.write(file_name)
-    except (FileNotFoundError, ValueError) as error:
+    except DataError as error:
         return str(error)
 
 

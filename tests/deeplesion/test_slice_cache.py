@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplesion import slice_cache
+from deeplesion import slice_cache, slices
+from deeplesion.errors import DataError, MissingDataError
 from deeplesion.slice_cache import CachedSliceFolder, fill_cache
 from deeplesion.slices import INTERPOLATIONS, POLICIES, SliceFolder, load_slices
 
@@ -140,7 +141,7 @@ def test_samples_are_those_of_the_pngs(cached, monkeypatch):
 
     keys = [SampleKey(0, 1, index) for index in range(len(dataset(cached)))]
     expected = [dataset(cached)[key] for key in keys]
-    monkeypatch.setattr(cv2, "imdecode", no_png)
+    monkeypatch.setattr(slices, "_decode_png", no_png)
     found = [dataset(cached, cache="slice_cache")[key] for key in keys]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a["inputs"], b["inputs"])
@@ -151,7 +152,7 @@ def test_samples_are_those_of_the_pngs(cached, monkeypatch):
 def test_pngs_are_read_where_no_cache_is(phantom, monkeypatch):
     data = dataset(phantom, cache="slice_cache")
     assert data[0]["inputs"].shape == (1, 7, 128, 128)
-    monkeypatch.setattr(cv2, "imdecode", no_png)
+    monkeypatch.setattr(slices, "_decode_png", no_png)
     with pytest.raises(AssertionError, match="PNG was decoded"):
         data[0]
 
@@ -173,9 +174,9 @@ def test_training_reads_the_cache_and_testing_the_pngs(repository, cached, monke
 
 def test_slice_that_is_not_there_is_named_with_the_way_out(one):
     write_png(one.root, np.zeros((4, 4))).rename(one.root / "000001_01_01/008.png")
-    with pytest.raises(FileNotFoundError, match=r"008\.b2nd is not in the slice cache.*--cache"):
+    with pytest.raises(MissingDataError, match=r"008\.b2nd is not in the slice cache.*--cache"):
         one.read("000001_01_01/008.png")
-    with pytest.raises(FileNotFoundError, match=r"slice not found: .*007\.png"):
+    with pytest.raises(MissingDataError, match=r"slice not found: .*007\.png"):
         one.read(NAME)
 
 
@@ -191,7 +192,7 @@ def test_another_png_of_the_name_is_noticed(one, compression):
         write_png(one.root, hu, compression)
         if compression == 0:
             assert one.path(NAME).stat().st_size == size
-        with pytest.raises(ValueError, match=r"007\.b2nd was made of another image.*--cache"):
+        with pytest.raises(DataError, match=r"007\.b2nd was made of another image.*--cache"):
             one.read(NAME)
     assert one.write(NAME)
     np.testing.assert_array_equal(one.read(NAME), hu)
@@ -221,7 +222,7 @@ def test_damage_is_named_and_never_read_as_an_image(tmp_path_factory, data):
     folder.copy(NAME).write_bytes(content)
     try:
         np.testing.assert_array_equal(folder.read(NAME), hu)  # a byte that has no say
-    except ValueError as error:
+    except DataError as error:
         assert "007.b2nd" in str(error) and "--cache" in str(error)
         assert folder.write(NAME)
         np.testing.assert_array_equal(folder.read(NAME), hu)
@@ -234,7 +235,7 @@ def test_wrong_values_under_a_right_frame_are_noticed(one):
     assert array.schunk.vlmeta["crc32"] == zlib.crc32(one.read(NAME))
     array.schunk.vlmeta["crc32"] ^= 1
     one.copy(NAME).write_bytes(array.to_cframe())
-    with pytest.raises(ValueError, match=r"007\.b2nd is damaged"):
+    with pytest.raises(DataError, match=r"007\.b2nd is damaged"):
         one.read(NAME)
 
 

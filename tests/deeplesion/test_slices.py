@@ -2,6 +2,8 @@
 
 import math
 import pickle
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeplesion import slices
 from deeplesion.slices import INTERPOLATIONS, POLICIES, SliceFolder, load_slices, window_hu
 
 SERIES = "000001_01_01"
@@ -90,6 +93,49 @@ def test_anything_but_16_bit_grey_is_refused(tmp_path, image):
     cv2.imwrite(str(tmp_path / "a.png"), image)
     with pytest.raises(ValueError, match=r"a\.png.*16-bit grey"):
         SliceFolder(tmp_path).read("a.png")
+
+
+# The two decoders
+
+
+@pytest.fixture(params=["kornia-rs", "OpenCV alone"])
+def decoder(request, monkeypatch):
+    if request.param == "kornia-rs":
+        pytest.importorskip("kornia_rs")
+    else:
+        monkeypatch.setattr(slices, "kornia_rs", None)
+
+
+@pytest.mark.parametrize("row_filter", ["NONE", "SUB", "UP", "AVG", "PAETH"])
+@pytest.mark.parametrize("noise", [1, 300])
+def test_every_filter_of_the_format(tmp_path, decoder, row_filter, noise):
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-noise, noise, (40, 57)).cumsum(1).clip(-32768, 32767)
+    options = [cv2.IMWRITE_PNG_FILTER, getattr(cv2, f"IMWRITE_PNG_FILTER_{row_filter}")]
+    assert cv2.imwrite(str(tmp_path / "a.png"), (hu + 32768).astype(np.uint16), options)
+    read = SliceFolder(tmp_path).read("a.png")
+    np.testing.assert_array_equal(read, hu)
+    assert read.flags.c_contiguous and read.flags.writeable
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint16)])
+def test_both_refuse_other_images(tmp_path, decoder, image):
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    with pytest.raises(ValueError, match=r"a\.png.*16-bit grey"):
+        SliceFolder(tmp_path).read("a.png")
+
+
+def test_both_refuse_damage_and_a_header_that_promises_too_much(tmp_path, decoder):
+    path = write_png(tmp_path, 1, np.random.default_rng(0).integers(0, 999, (64, 64)))
+    good = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", 2**31 - 1, 2**31 - 1) + good[24:29]
+    huge = good[:12] + header + struct.pack(">I", zlib.crc32(header)) + good[33:]
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 4
+    for content in (good[:-60], huge, bytes(flipped), good[:24], good[:26]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"001\.png: the PNG is truncated or damaged"):
+            SliceFolder(tmp_path).read(f"{SERIES}/001.png")
 
 
 # Windowing
