@@ -3,10 +3,12 @@ learning rate when the total batch is another one."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import torch
@@ -15,11 +17,15 @@ from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 from torch import distributed, nn
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 PLAIN_BATCH_NORM = (
     "BatchNorm is not synchronised: torch's SyncBatchNorm has no CPU path. Each process normalises "
     "by its own images; running statistics are averaged after every epoch."
 )
+
+# Seconds that a process which lost another leaves the launcher to end it.
+PATIENCE = 10
 
 
 @MODEL_WRAPPERS.register_module()
@@ -90,6 +96,27 @@ def join_processes(config: Config) -> None:
     else:
         backend = "gloo"
     distributed.init_process_group(backend, **options)
+
+
+def launched(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorates a command: of several processes the one that failed has the last word.
+
+    torchrun ends with the error of the process that failed first, if it is told. The others, which
+    merely lost that one, wait to be ended instead of covering its message with their own.
+    """
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except (Exception, SystemExit) as error:
+            if isinstance(error, distributed.DistError) or "/gloo/" in str(error):
+                time.sleep(PATIENCE)
+            elif not isinstance(error, SystemExit) or error.code:
+                ErrorHandler().record_exception(error)
+            raise
+
+    return run
 
 
 def slurm_variables(slurm: Mapping[str, str]) -> dict[str, str]:

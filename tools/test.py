@@ -9,9 +9,11 @@ from mmengine.dist import is_main_process
 
 from deeplesion.evaluation import Run, read_results, table_file
 from deeplesion.visualize import draw_results
+from mmdet_ext.distributed import launched
 from mmdet_ext.engine import load_config, test
 
 
+@launched
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="experiment file the checkpoint was trained with")

@@ -5,9 +5,11 @@ import os
 
 from mmengine.config import DictAction
 
+from mmdet_ext.distributed import launched
 from mmdet_ext.engine import load_config, train
 
 
+@launched
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="experiment file, e.g. configs/alignshift_7slice.py")
