@@ -12,6 +12,8 @@ import torch
 from mmengine.config import Config
 
 from deeplesion.errors import DataError, message_of
+from mmdet_ext.config_check import ConfigError, check_config
+from mmdet_ext.config_overrides import apply_overrides
 from mmdet_ext.distributed import join_processes, settle_learning_rate
 from mmdet_ext.resume import ResumableRunner
 from mmdet_ext.run_record import write_run_record
@@ -28,13 +30,14 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     """Reads a config file, applies `--cfg-options`, and settles the work directory.
 
     `work_dir`: the argument, else what the config says, else work_dirs/<name of the config>.
-    Raises FileNotFoundError naming the config if there is none.
+    Raises FileNotFoundError naming the config if there is none, ConfigError for names in it or in
+    the overrides that nothing reads.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no config file {path}; the experiments are in configs/")
     config = Config.fromfile(path)
-    if overrides:
-        config.merge_from_dict(overrides)
+    apply_overrides(config, overrides or {})
+    check_config(config)
     if work_dir or config.get("work_dir") is None:
         config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)
     return config
@@ -121,9 +124,12 @@ def existing_file(path: str) -> str:
 
 @contextlib.contextmanager
 def actionable_errors() -> Iterator[None]:
-    """Says what is wrong with the data, or what to do when memory runs out, without a traceback."""
+    """Says what is wrong with the config or the data, or what to do when memory runs out, without a
+    traceback."""
     try:
         yield
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
     except DataError as error:
         raise SystemExit(message_of(error)) from None
     except FloatingPointError as error:  # FiniteLossHook's
