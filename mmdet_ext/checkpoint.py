@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 
+from deeplesion.errors import DataError
 from deeplesion.files import write_whole
 
 LAST_CHECKPOINT = "last_checkpoint"  # the file that names a run's last checkpoint, as in mmengine
@@ -30,7 +31,11 @@ DAMAGED = "{path} is damaged ({reason}). Take another copy of it, or an earlier 
 UNREADABLE = "{path} is damaged, or no checkpoint at all: it cannot be read as data."
 
 
-class DamagedCheckpoint(ValueError):
+class CheckpointError(DataError):
+    """A checkpoint that cannot be used, and why."""
+
+
+class DamagedCheckpoint(CheckpointError):
     """A checkpoint file that is cut off or altered."""
 
 
@@ -40,8 +45,8 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict:
     Raises:
         FileNotFoundError: no such file.
         DamagedCheckpoint: it is cut off or its checksums do not match (torch does not look).
-        ValueError: it holds something else than tensors, numbers, strings, lists and dicts, which
-            is named.
+        CheckpointError: it holds something else than tensors, numbers, strings, lists and dicts,
+            which is named.
     """
     path = Path(path).expanduser()
     check_whole(path)
@@ -51,10 +56,10 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict:
         # torch's text is not passed on: it explains how to switch the check off.
         called = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and called:
-            raise ValueError(REFUSED.format(path=path, what=called[1])) from None
+            raise CheckpointError(REFUSED.format(path=path, what=called[1])) from None
         raise DamagedCheckpoint(UNREADABLE.format(path=path)) from None
     if not isinstance(checkpoint, dict):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} holds a {type(checkpoint).__name__}; a checkpoint is a dict of weights, or "
             "one with the key 'state_dict'"
         )
@@ -82,14 +87,20 @@ def check_whole(path: Path) -> None:
 def download(url: str) -> Path:
     """Fetches a file into torch's cache, unless it is there, and returns its path.
 
-    A name like densenet121-a639ec97.pth is held against the SHA-256 that it carries. Raises what
-    urllib raises.
+    A name like densenet121-a639ec97.pth is held against the SHA-256 that it carries.
+
+    Raises:
+        CheckpointError: another file came.
+        OSError: none came.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([a-f0-9]{8,})\.", path.name)
-        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+        try:
+            torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+        except RuntimeError as error:
+            raise CheckpointError(f"{url}: {error}") from None
     return path
 
 

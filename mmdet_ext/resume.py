@@ -27,6 +27,7 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
 
 from deeplesion.random_states import kept_random_states, random_states, set_random_states
 from mmdet_ext.checkpoint import (
+    CheckpointError,
     download,
     last_checkpoint,
     load_checkpoint_file,
@@ -70,13 +71,13 @@ class ResumableRunner(Runner):
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = False, **options
     ) -> dict:
-        """Loads weights. Raises RuntimeError if, in testing or resuming, they do not fit."""
+        """Loads weights. Raises CheckpointError if, in testing or resuming, they do not fit."""
         try:
             return super().load_checkpoint(
                 filename, map_location, strict or self._strict, **options
             )
         except RuntimeError as error:
-            raise RuntimeError(f"{filename}: {error}") from error
+            raise CheckpointError(f"{filename} does not fit the config: {error}") from error
 
     def save_checkpoint(self, path: Path, resumable: bool = True) -> None:
         """Writes the weights and, if `resumable`, all that training depends on.
@@ -139,13 +140,13 @@ class ResumableRunner(Runner):
     def resume(self, filename: str, **_) -> None:
         """Restores all of a run. mmengine's own would run the config text in a checkpoint.
 
-        Raises ValueError if the file holds weights alone.
+        Raises CheckpointError if the file holds weights alone.
         """
         checkpoint = self.load_checkpoint(filename, strict=True)
         parts = ("training", "message_hub", "optimizer", "param_schedulers", "gradients")
         missing = [part for part in parts if part not in checkpoint]
         if missing:
-            raise ValueError(NOT_WHOLE.format(path=filename, missing=", ".join(missing)))
+            raise CheckpointError(NOT_WHOLE.format(path=filename, missing=", ".join(missing)))
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {
             name: HistoryBuffer(
@@ -168,6 +169,8 @@ class ResumableRunner(Runner):
             f"resumed {filename}: epoch {self.epoch}, iteration {self.iter}, "
             f"batch {self.train_loop.batch} of the epoch"
         )
+        if self.epoch >= self.max_epochs:
+            self.logger.warning(f"all of train_cfg.max_epochs={self.max_epochs} epochs are done")
 
 
 @LOOPS.register_module()
@@ -285,7 +288,7 @@ def load_from_http(filename: str, map_location=None) -> dict:
 
 
 def load_from_elsewhere(filename: str, map_location=None) -> dict:
-    raise ValueError(f"{filename}: checkpoints are loaded from a file or an http(s) address")
+    raise CheckpointError(f"{filename}: checkpoints are loaded from a file or an http(s) address")
 
 
 # Every door of mmengine (load_from, resume, init_cfg of any module, test) goes through these; its

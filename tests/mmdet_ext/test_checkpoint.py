@@ -21,6 +21,7 @@ from torch import nn
 import mmdet_ext.resume
 from deeplesion import files
 from mmdet_ext.checkpoint import (
+    CheckpointError,
     DamagedCheckpoint,
     last_checkpoint,
     load_checkpoint_file,
@@ -82,7 +83,9 @@ def test_new_and_old_formats_load(tmp_path, zipped):
 def test_what_is_no_data_is_named_and_refused(tmp_path, thing, name, zipped):
     file = tmp_path / "a.pth"
     torch.save({**CONTENT, "x": thing}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=f"a.pth is refused: .*call {name}.*state_dict") as error:
+    with pytest.raises(
+        CheckpointError, match=f"a.pth is refused: .*call {name}.*state_dict"
+    ) as error:
         load_checkpoint_file(file)
     assert "weights_only" not in str(error.value), "nobody is told how to load it all the same"
 
@@ -94,7 +97,7 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(DamagedCheckpoint, match=r"a\.pth is damaged"):
             load_checkpoint_file(file)
     torch.save([1, 2], file)
-    with pytest.raises(ValueError, match=r"a\.pth holds a list"):
+    with pytest.raises(CheckpointError, match=r"a\.pth holds a list"):
         load_checkpoint_file(file)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file .*none\.pth"):
         load_checkpoint_file(tmp_path / "none.pth")
@@ -342,14 +345,14 @@ def through_a_download(config, evil):
 def test_code_is_refused_at_every_door(door, evil, repository, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     config = configuration(repository, phantom, tmp_path / "work", custom_hooks=[])
-    with pytest.raises(ValueError, match=r"epoch_1\.pth is refused: .*mkdir"):
+    with pytest.raises(SystemExit, match=r"epoch_1\.pth is refused: .*mkdir"):
         door(config, evil)
 
 
 def test_every_loader_of_mmengine_is_replaced():
     for prefix, loader in CheckpointLoader._schemes.items():
         assert loader.__module__ == mmdet_ext.resume.__name__, prefix
-    with pytest.raises(ValueError, match="from a file or an http"):
+    with pytest.raises(CheckpointError, match="from a file or an http"):
         CheckpointLoader.load_checkpoint("torchvision://resnet18")
 
 
@@ -360,7 +363,7 @@ def test_config_text_in_a_checkpoint_is_not_run(repository, phantom, tmp_path):
     content = {"state_dict": runner.model.state_dict(), "meta": {"config": text, "cfg": text}}
     content["meta"].update(epoch=1, iter=1)
     torch.save({**content, "optimizer": {}, "message_hub": {}}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"a\.pth holds no training, param_schedulers, gradients"):
+    with pytest.raises(SystemExit, match=r"a\.pth holds no training, param_schedulers, gradients"):
         train(config, resume=str(tmp_path / "a.pth"))
     assert not (tmp_path / "ran").exists()
 
@@ -369,11 +372,11 @@ def test_weights_alone_do_not_resume_and_must_fit(repository, phantom, tmp_path)
     config = configuration(repository, phantom, tmp_path / "work")
     weights = build_runner(config).model.state_dict()
     torch.save(weights, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"cannot be resumed.*load_from=.*weights\.pth"):
+    with pytest.raises(SystemExit, match=r"cannot be resumed.*load_from=.*weights\.pth"):
         train(config, resume=str(tmp_path / "weights.pth"))
     weights.popitem()
     torch.save(weights, tmp_path / "weights.pth")
-    with pytest.raises(RuntimeError, match=r"weights\.pth: .*match[\s\S]*missing keys"):
+    with pytest.raises(SystemExit, match=r"weights\.pth does not fit the config: [\s\S]*missing"):
         run_test(config, str(tmp_path / "weights.pth"))
 
 
@@ -385,7 +388,7 @@ def test_download_is_held_against_the_hash_in_its_name(tmp_path, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        with pytest.raises(RuntimeError, match="invalid hash value"):
+        with pytest.raises(CheckpointError, match="invalid hash value"):
             fetch_weights(f"{address}/weights-01234567.pth")
         assert same(fetch_weights(f"{address}/weights.pth"))
         server.shutdown()

@@ -154,3 +154,14 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
     assert re.search(r"WARNING - .*epoch_2.pth is damaged", log(work_dir))
     assert f"resumed {work_dir}/epoch_1.pth" in log(work_dir)
     assert_same_training(straight / "epoch_3.pth", work_dir / "epoch_3.pth")
+
+
+def test_another_batch_size_goes_on_at_the_same_sample_and_says_so(
+    straight_by_iteration, repository, phantom, tmp_path
+):
+    work_dir = interrupted(straight_by_iteration, tmp_path / "run", "iter_4.pth")
+    options = {"train_dataloader.batch_size": 1, "train_cfg.max_epochs": 2}
+    run(repository, phantom, work_dir, "auto", **options)
+    assert "total_batch was 3, is 1: training goes on, but not bit for bit" in log(work_dir)
+    # Four batches of three, then the second epoch's other five samples of eight.
+    assert load_checkpoint_file(work_dir / "epoch_2.pth")["meta"]["iter"] == 4 + 5
