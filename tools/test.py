@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from deeplesion.evaluation import Run, read_results, table_file
 from deeplesion.visualize import draw_results
 from mmdet_ext.distributed import launched
-from mmdet_ext.engine import load_config, test
+from mmdet_ext.engine import actionable_errors, load_config, test
 
 
 @launched
@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     options = parser.parse_args()
 
-    config = load_config(options.config, options.cfg_options, options.work_dir)
+    with actionable_errors():
+        config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
     result_file = test(config, options.checkpoint, options.out)
     if is_main_process():

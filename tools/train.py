@@ -6,7 +6,7 @@ import os
 from mmengine.config import DictAction
 
 from mmdet_ext.distributed import launched
-from mmdet_ext.engine import load_config, train
+from mmdet_ext.engine import actionable_errors, load_config, train
 
 
 @launched
@@ -38,7 +38,8 @@ def main() -> None:
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
 
-    config = load_config(options.config, options.cfg_options, options.work_dir)
+    with actionable_errors():
+        config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
     train(config, options.resume, options.amp, options.compile, options.auto_scale_lr)
 
