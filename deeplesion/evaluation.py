@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from deeplesion.average_precision import ap50
 from deeplesion.columns import column_groups
 from deeplesion.files import write_whole
 from deeplesion.froc import FROC, SCORE_FPS, TABLE_FPS, box_iou, froc
+from deeplesion.result_check import check_records
 
 THIN_MM = 2.0
 LESION_TYPES = {
@@ -40,10 +42,6 @@ QUANTILES = (0.025, 0.975)  # the ends of a 95 % interval
 MIN_RESAMPLES = 100  # fewer say nothing about a 2.5 % quantile
 
 RESULT_FORMAT = "deeplesion-results-1"
-REQUIRED = {
-    "file_name", "patient", "height", "width", "spacing_mm", "thickness_mm", "lesions", "boxes",
-    "scores",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,14 +358,12 @@ def read_results(path: Path) -> list[dict]:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
         content = json.loads(data)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
         raise ValueError(f"{path} is not a result file of tools/test.py: {error}") from None
     if not isinstance(content, dict) or content.get("format") != RESULT_FORMAT:
         raise ValueError(f"{path} is not a result file of tools/test.py (format {RESULT_FORMAT})")
+    check_records(path, content.get("images"))
     for record in content["images"]:
-        missing = REQUIRED - record.keys()
-        if missing:
-            raise ValueError(f"{path}: an image lacks {', '.join(sorted(missing))}")
         if record["thickness_mm"] is None:
             record["thickness_mm"] = math.nan
     return content["images"]

@@ -1,0 +1,96 @@
+"""What a result file must hold so that everything which reads one can rely on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from deeplesion.annotation_file import is_number, is_numbers
+from deeplesion.run_lengths import mask_areas
+
+REQUIRED = {
+    "file_name", "patient", "height", "width", "spacing_mm", "thickness_mm", "lesions", "boxes",
+    "scores",
+}  # fmt: skip
+
+
+def check_records(path: Path, records: object) -> None:
+    """Raises ValueError with the file, the image and the field that is not as `write_results` says.
+
+    Args:
+        path: for the message.
+        records: `images` of a result file, thickness still None where it is unknown.
+    """
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path}: 'images' is not a list of images")
+    masks, pixels, owners = [], [], []
+    for i, record in enumerate(records):
+        missing = REQUIRED - record.keys()
+        if missing:
+            raise ValueError(f"{path}: an image lacks {', '.join(sorted(missing))}")
+        name = record["file_name"]
+        where = f"{path}: image {i + 1} ({str(name)[:80]})"
+        wrong = _wrong_field(record)
+        if wrong:
+            raise ValueError(f"{where}: {wrong}")
+        found = [lesion.get("mask") for lesion in record["lesions"]] + record.get("masks", [])
+        found = [mask for mask in found if mask is not None]
+        size = [record["height"], record["width"]]
+        if not all(isinstance(mask, dict) and mask.get("size") == size for mask in found):
+            raise ValueError(f"{where}: masks must be run lengths of the image's size, {size}")
+        masks += [mask.get("counts") for mask in found]
+        pixels += [size[0] * size[1]] * len(found)
+        owners += [where] * len(found)
+    bad = np.flatnonzero(mask_areas(masks, pixels) < 0)
+    if len(bad):
+        raise ValueError(f"{owners[bad[0]]}: the run lengths of a mask are not those of its image")
+
+
+def _wrong_field(record: dict) -> str | None:
+    """What is wrong with an image apart from its masks."""
+    sides = (record["height"], record["width"])
+    if not isinstance(record["file_name"], str):
+        return "file_name must be a text"
+    if not isinstance(record["patient"], int | str):
+        return "patient must be a number or a text"
+    if not all(isinstance(side, int) and 0 < side < 2**16 for side in sides):
+        return "height and width must be numbers of pixels"
+    if not (is_number(record["spacing_mm"]) and record["spacing_mm"] > 0):
+        return "spacing_mm must be a positive number"
+    if not (record["thickness_mm"] is None or is_number(record["thickness_mm"])):
+        return "thickness_mm must be a number or null"
+    if "slice_range" in record and not is_numbers(record["slice_range"], 2):
+        return "slice_range must be two numbers"
+    if not (_is_array(record["boxes"], 4) and _is_array(record["scores"])):
+        return "boxes must be lists of x1, y1, x2, y2 and scores numbers"
+    if len(record["boxes"]) != len(record["scores"]):
+        return f"{len(record['boxes'])} boxes, but {len(record['scores'])} scores"
+    if not isinstance(masks := record.get("masks", []), list):
+        return "masks must be a list"
+    if "masks" in record and len(masks) != len(record["boxes"]):
+        return f"{len(record['boxes'])} boxes, but {len(masks)} masks"
+    lesions = record["lesions"]
+    if not isinstance(lesions, list) or not all(isinstance(lesion, dict) for lesion in lesions):
+        return "lesions must be a list of lesions"
+    for lesion in lesions:
+        if not is_numbers(lesion.get("bbox"), 4):
+            return "bbox of a lesion must be x1, y1, x2, y2"
+        for field, count in (("recist", 8), ("diameters_mm", 2)):
+            if lesion.get(field) is not None and not is_numbers(lesion[field], count):
+                return f"{field} of a lesion must be {count} numbers or null"
+        if not isinstance(lesion.get("lesion_type", -1), int):
+            return "lesion_type must be a whole number"
+    return None
+
+
+def _is_array(values: object, columns: int | None = None) -> bool:
+    """Whether a list holds finite numbers, or lists of so many of them."""
+    if not isinstance(values, list):
+        return False
+    try:
+        array = np.array(values)
+    except ValueError:  # lists of different lengths
+        return False
+    shape = (len(values),) if columns is None or not values else (len(values), columns)
+    return array.shape == shape and array.dtype.kind in "if" and bool(np.isfinite(array).all())
