@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import froc
+from benchmarks import froc, loader, prepare
 from benchmarks.measure import Case, environment, format_results, measure
 
 
@@ -20,6 +22,50 @@ def test_baseline_and_ours_agree_on_ties_several_lesions_and_nothing_found():
         found = froc.points(froc.froc(detections, ground_truths, 0.5, offset))
         np.testing.assert_array_equal(found, expected)
     assert expected[1][-1] > 0.9 and expected[0][-1] > 10
+
+
+@pytest.fixture
+def own_threads():
+    """Leaves the numbers of threads as they were."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    yield
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+
+
+def test_loader_ours_are_the_stepwise_samples(cached_phantom, own_threads):
+    cases = loader.cases(cached_phantom, size=128)
+    assert [case.name.partition(", ")[2] for case in cases] == [
+        f"{policy}, from {source}"
+        for policy in ("keep_thick", "normalize")
+        for source in ("PNG", "slice cache")
+    ]
+    plain = cases[0].baseline()
+    assert len(plain) >= 5 and not np.array_equal(plain[0][1], plain[1][1])
+    for case in cases:
+        case.check(case.ours(), case.baseline())
+
+
+@pytest.mark.parametrize("shift", [(0, 1, 0), (0, 0, 1), (1, 0, 0)])
+def test_loader_check_notices_a_pixel_and_a_slice(cached_phantom, own_threads, shift):
+    case = loader.cases(cached_phantom, size=128)[0]
+    ours, plain = case.ours(), case.baseline()
+    moved = [(image.roll(shift, (1, 2, 3)), masks) for image, masks in plain]
+    with pytest.raises(AssertionError):
+        case.check(ours, moved)
+    moved = [(image, np.roll(masks, shift, (0, 1, 2))) for image, masks in plain]
+    if shift[0] == 0:
+        with pytest.raises(AssertionError):
+            case.check(ours, moved)
+
+
+def test_prepare_masks_on_the_whole_slice_are_much_alike(phantom, own_threads):
+    for case in prepare.cases(phantom):
+        ours, plain = case.ours(), case.baseline()
+        case.check(ours, plain)
+        assert any((a != b).any() for a, b in zip(ours, plain))
+        with pytest.raises(AssertionError):
+            case.check(ours, [~mask for mask in plain])
 
 
 def test_both_run_in_turn_and_the_warm_up_does_not_count():

@@ -11,7 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import environment, format_results, measure
 from deeplesion.files import write_whole
 
-BENCHMARKS = {"froc": "deeplesion.froc against a plain loop over detections and lesions"}
+BENCHMARKS = {
+    "loader": "a training sample from disk to tensor against one step after another",
+    "prepare": "GrabCut on a lesion's surroundings against GrabCut on the whole slice",
+    "froc": "deeplesion.froc against a plain loop over detections and lesions",
+}
 
 
 def main() -> None:

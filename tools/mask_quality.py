@@ -10,6 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.prepare import published_grabcut
 from deeplesion.annotations import read_dl_info
 from deeplesion.recist import ellipse_from_recist, mask_from_recist, quadrilateral_from_recist
 from deeplesion.slices import SliceFolder
@@ -21,20 +24,6 @@ SHAPES = {
     "irregular": ("irregular",),
     "spiculated": ("spiculated",),
 }
-
-
-def published_grabcut(hu: np.ndarray, bbox: np.ndarray, recist: np.ndarray) -> np.ndarray:
-    """The recipe as it stands in the paper, on the whole slice and the network's window."""
-    grey = np.clip((hu + 1024.0) * (255 / 3074), 0, 255).astype(np.uint8)
-    x1, y1, x2, y2 = np.round(bbox).astype(int)
-    labels = np.full(hu.shape, cv2.GC_BGD, np.uint8)
-    labels[max(y1, 0) : y2 + 1, max(x1, 0) : x2 + 1] = cv2.GC_PR_FGD
-    labels[quadrilateral_from_recist(recist, hu.shape)] = cv2.GC_FGD
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.setRNGSeed(0)
-    image = np.repeat(grey[:, :, None], 3, axis=2)
-    cv2.grabCut(image, labels, None, *models, 3, cv2.GC_INIT_WITH_MASK)
-    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
 METHODS = {

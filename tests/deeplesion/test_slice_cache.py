@@ -29,16 +29,6 @@ def data(phantom, tmp_path):
     return root
 
 
-@pytest.fixture(scope="module")
-def cached(phantom, tmp_path_factory):
-    """A phantom with a cache, for reading only."""
-    root = tmp_path_factory.mktemp("cached") / "DeepLesion"
-    shutil.copytree(phantom, root)
-    report = fill_cache(root, 7, workers=1)
-    assert report.exit_code == 0 and report.written == report.slices > 20
-    return root
-
-
 def write_png(root, hu, compression=1):
     path = root / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +68,7 @@ def test_cached_is_the_png_bit_for_bit(tmp_path, shape):
     np.testing.assert_array_equal(read, hu)
 
 
-def test_it_holds_the_slices_that_training_touches_and_no_other(cached):
+def test_it_holds_the_slices_that_training_touches_and_no_other(cached_phantom):
     """Against what load_slices reads under every option."""
     reads = set()
 
@@ -87,7 +77,7 @@ def test_it_holds_the_slices_that_training_touches_and_no_other(cached):
             reads.add(file_name)
             return np.zeros((1, 1), np.int16)
 
-    images = json.loads((cached / "annotations/train.json").read_text())["images"]
+    images = json.loads((cached_phantom / "annotations/train.json").read_text())["images"]
     thickness = {image["thickness_mm"] for image in images}
     assert min(thickness) < 2 < max(thickness)
     for image in images:
@@ -98,8 +88,10 @@ def test_it_holds_the_slices_that_training_touches_and_no_other(cached):
                         Recorder("png"), image["file_name"], image["thickness_mm"],
                         image["slice_range"], d, policy, interpolation=interpolation,
                     )  # fmt: skip
-    assert entries(cached) == reads
-    assert reads < {f"{p.parent.name}/{p.name}" for p in (cached / "Images_png").rglob("*.png")}
+    assert entries(cached_phantom) == reads
+    assert reads < {
+        f"{p.parent.name}/{p.name}" for p in (cached_phantom / "Images_png").rglob("*.png")
+    }
 
 
 def test_any_program_can_read_it(one):
@@ -136,13 +128,13 @@ def no_png(*_):
     raise AssertionError("a PNG was decoded")
 
 
-def test_samples_are_those_of_the_pngs(cached, monkeypatch):
+def test_samples_are_those_of_the_pngs(cached_phantom, monkeypatch):
     from deeplesion.dataset import SampleKey
 
-    keys = [SampleKey(0, 1, index) for index in range(len(dataset(cached)))]
-    expected = [dataset(cached)[key] for key in keys]
+    keys = [SampleKey(0, 1, index) for index in range(len(dataset(cached_phantom)))]
+    expected = [dataset(cached_phantom)[key] for key in keys]
     monkeypatch.setattr(slices, "_decode_png", no_png)
-    found = [dataset(cached, cache="slice_cache")[key] for key in keys]
+    found = [dataset(cached_phantom, cache="slice_cache")[key] for key in keys]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a["inputs"], b["inputs"])
         masks = [x["data_samples"].gt_instances.masks.masks for x in (a, b)]
@@ -157,16 +149,16 @@ def test_pngs_are_read_where_no_cache_is(phantom, monkeypatch):
         data[0]
 
 
-def test_training_reads_the_cache_and_testing_the_pngs(repository, cached, monkeypatch):
+def test_training_reads_the_cache_and_testing_the_pngs(repository, cached_phantom, monkeypatch):
     from mmengine.config import Config
 
-    monkeypatch.setenv("DEEPLESION_ROOT", str(cached))
+    monkeypatch.setenv("DEEPLESION_ROOT", str(cached_phantom))
     config = Config.fromfile(repository / "configs/alignshift_7slice.py")
     caches = {}
     for split in ("train", "val", "test"):
         cache = config[f"{split}_dataloader"].dataset.get("cache")
-        caches[split] = dataset(cached, cache=cache).cache
-    assert caches == dict(train=str(cached / "slice_cache"), val=None, test=None)
+        caches[split] = dataset(cached_phantom, cache=cache).cache
+    assert caches == dict(train=str(cached_phantom / "slice_cache"), val=None, test=None)
 
 
 # Errors
@@ -248,8 +240,8 @@ def test_without_blosc2_the_error_says_what_to_install(monkeypatch):
 # Filling
 
 
-def test_again_nothing_is_written_and_deeper_stacks_are_added(cached, data):
-    shutil.copytree(cached / "slice_cache", data / "slice_cache")
+def test_again_nothing_is_written_and_deeper_stacks_are_added(cached_phantom, data):
+    shutil.copytree(cached_phantom / "slice_cache", data / "slice_cache")
     before = entries(data)
     report = fill_cache(data, 7, workers=1)
     assert (report.written, report.slices) == (0, len(before))
