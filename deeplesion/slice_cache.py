@@ -7,7 +7,6 @@ array, (H, W) int16 Hounsfield units, about as large as the PNG: `blosc2.open(pa
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import zlib
@@ -20,6 +19,7 @@ from types import ModuleType
 import numpy as np
 from tqdm import tqdm
 
+from deeplesion.annotation_file import read_annotations
 from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import write_whole
 from deeplesion.processes import available_cores, in_processes
@@ -31,17 +31,18 @@ CACHE_NAME = "slice_cache"
 _PNG_END = 32
 
 
+_FROM_PNGS = "Or train from PNGs: --cfg-options train_dataloader.dataset.cache=None"
 _ADVICE = (
     "Run tools/prepare_data.py with --cache: it writes what is missing, old or damaged (for stacks"
-    " of D > 7 slices --cache D). Or train from PNGs: train_dataloader.dataset.cache=None"
+    f" of D > 7 slices --cache D). {_FROM_PNGS}"
 )
 
 
 class CachedSliceFolder(SliceFolder):
     """A SliceFolder that reads every slice from its copy in a cache, checked against the PNG.
 
-    Holds nothing but two paths, so it can be copied to worker processes. Raises ModuleNotFoundError
-    if blosc2 is not installed.
+    Holds nothing but two paths, so it can be copied to worker processes. Raises DataError if blosc2,
+    which reads it, is not installed.
     """
 
     def __init__(self, root: str | Path, cache: str | Path):
@@ -150,14 +151,15 @@ def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) ->
     What is there is checked against the PNG and kept; interrupted, the next call continues.
 
     With more than one worker (default: all cores) processes are spawned: call it from under
-    `if __name__ == "__main__"`. Raises ModuleNotFoundError without blosc2, OSError if the disk has
-    not the room, ValueError on an even `num_slices`, RuntimeError if a process was killed.
+    `if __name__ == "__main__"`. Raises DataError without blosc2 or a train.json of `prepare`,
+    OSError if the disk has not the room, ValueError on an even `num_slices`, RuntimeError if a process was
+    killed.
     """
     root = Path(root)
     workers = available_cores() if workers is None else workers
     folder = CachedSliceFolder(root / "Images_png", root / CACHE_NAME)
-    content = json.loads((root / "annotations" / "train.json").read_text())
-    names = sorted({name for image in content["images"] for name in _touched(image, num_slices)})
+    images = read_annotations(root / "annotations" / "train.json")["images"]
+    names = sorted({name for image in images for name in _touched(image, num_slices)})
     _check_room(root, folder, names)
     written, problems = 0, []
     progress = tqdm(total=len(names), unit=" slices")
@@ -220,10 +222,7 @@ def _blosc2() -> ModuleType:
     try:
         import blosc2
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the slice cache needs blosc2: pip install blosc2, or train from PNGs:"
-            " train_dataloader.dataset.cache=None"
-        ) from None
+        raise DataError(f"the slice cache needs blosc2: pip install blosc2. {_FROM_PNGS}") from None
     # The processes that load data are the parallelism.
     blosc2.set_nthreads(1)
     return blosc2

@@ -49,7 +49,7 @@ def main() -> int:
             cache = fill_cache(args.root, args.cache, workers=args.workers)
             print(cache)
             exit_code |= cache.exit_code
-    except (OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

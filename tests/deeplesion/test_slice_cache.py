@@ -233,7 +233,7 @@ def test_wrong_values_under_a_right_frame_are_noticed(one):
 
 def test_without_blosc2_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "blosc2", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install blosc2.*cache=None"):
+    with pytest.raises(DataError, match=r"pip install blosc2.*cache=None"):
         CachedSliceFolder("png", "cache")
 
 
