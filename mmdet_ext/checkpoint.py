@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 
-from deeplesion.errors import DataError
+from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import write_whole
 
 LAST_CHECKPOINT = "last_checkpoint"  # the file that names a run's last checkpoint, as in mmengine
@@ -43,7 +43,7 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict:
     """Loads a checkpoint, new (zip) or old format, as data only: no code in it is run.
 
     Raises:
-        FileNotFoundError: no such file.
+        MissingDataError: no such file.
         DamagedCheckpoint: it is cut off or its checksums do not match (torch does not look).
         CheckpointError: it holds something else than tensors, numbers, strings, lists and dicts,
             which is named.
@@ -69,7 +69,7 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict:
 def check_whole(path: Path) -> None:
     """Raises DamagedCheckpoint if a zip's checksums do not match; old formats have none."""
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file {path}")
+        raise MissingDataError(f"no checkpoint file {path}")
     with open(path, "rb") as file:
         if file.read(2) != b"PK":
             return

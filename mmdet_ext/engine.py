@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from deeplesion.errors import DataError, message_of
+from deeplesion.errors import DataError, MissingDataError, message_of
 from mmdet_ext.config_check import ConfigError, check_config
 from mmdet_ext.config_overrides import apply_overrides
 from mmdet_ext.distributed import join_processes, settle_learning_rate
@@ -66,13 +66,12 @@ def train(
         compile_static: torch.compile the part of static shape, backbone and neck.
         auto_scale_lr: scale the learning rate with the total batch (`settle_learning_rate`).
     """
-    if resume == "auto":
-        config.resume, config.load_from = True, None
-    elif resume:
-        config.resume, config.load_from = True, existing_file(resume)
     if amp:
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     with actionable_errors():
+        if resume:
+            config.resume = True
+            config.load_from = None if resume == "auto" else existing_file(resume)
         join_processes(config)
         batch, level = settle_learning_rate(config, auto_scale_lr)
         runner = build_runner(config)
@@ -92,10 +91,10 @@ def test(config: Config, checkpoint: str, result_file: str | None = None) -> str
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory.
     """
-    config.load_from = find_checkpoint(checkpoint)
     result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
     config.test_evaluator.result_file = result_file
     with actionable_errors():
+        config.load_from = find_checkpoint(checkpoint)
         build_runner(config).test()
     return result_file
 
@@ -113,12 +112,12 @@ def find_checkpoint(path: str) -> str:
         found = [f for f in Path(path).glob(pattern) if re.search(r"\d+\.pth$", f.name)]
         if found:
             return str(max(found, key=age))
-    raise FileNotFoundError(f"{path} holds no checkpoint (best_*.pth, epoch_*.pth or iter_*.pth)")
+    raise MissingDataError(f"{path} holds no checkpoint (best_*.pth, epoch_*.pth or iter_*.pth)")
 
 
 def existing_file(path: str) -> str:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint file {path}")
+        raise MissingDataError(f"no checkpoint file {path}")
     return path
 
 
