@@ -171,6 +171,23 @@ def test_a_full_disk_leaves_the_former_file_alone(tmp_path, monkeypatch):
     assert [f.name for f in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_content_is_on_disk_before_its_name_and_the_name_before_going_on(tmp_path, monkeypatch):
+    calls = []
+
+    def fsync(descriptor):
+        calls.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def replace(source, target):
+        assert load_checkpoint_file(source), "not written when it is renamed"
+        calls.append((Path(source).name, Path(target).name))
+        os.rename(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
+    save_checkpoint_file(CONTENT, tmp_path / "a.pth")
+    assert calls == ["a.pth.part", ("a.pth.part", "a.pth"), tmp_path.name]
+
+
 def test_last_checkpoint_is_the_named_one_then_the_newest(tmp_path):
     assert last_checkpoint(tmp_path) == (None, [])
     names = ("epoch_9.pth", "epoch_10.pth", "iter_7.pth", "best_a_epoch_3.pth", "other.pth")
