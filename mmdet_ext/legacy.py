@@ -9,6 +9,7 @@ configs/_base_/legacy_3slice.py; docs/converting.md has the list.
 
 from __future__ import annotations
 
+import torch
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder, LegacyAnchorGenerator
 from mmdet.registry import MODELS, TASK_UTILS
@@ -105,13 +106,23 @@ class LegacyKeySliceMaskRCNN(KeySliceMaskRCNN):
             sample.gt_instances.bboxes = grown(sample.gt_instances.bboxes, HALF_PIXEL)
         return super().loss(batch_inputs, samples)
 
-    def predict(self, *args, **kwargs) -> SampleList:
-        samples = super().predict(*args, **kwargs)
+    def predict(
+        self,
+        batch_inputs: tuple[Tensor, Tensor],
+        batch_data_samples: SampleList,
+        rescale: bool = True,
+    ) -> SampleList:
+        samples = super().predict(batch_inputs, batch_data_samples, rescale)
         for sample in samples:
-            sample.pred_instances.bboxes = grown(sample.pred_instances.bboxes, -HALF_PIXEL)
+            found = sample.pred_instances
+            pixel = found.bboxes.new_tensor(sample.scale_factor if rescale else (1, 1)).reciprocal()
+            found.bboxes = grown(found.bboxes, -HALF_PIXEL * pixel)
         return samples
 
 
-def grown(boxes: Tensor, margin: float) -> Tensor:
-    """(n, 4) boxes larger by `margin` px on every side."""
-    return boxes + boxes.new_tensor([-margin, -margin, margin, margin])
+def grown(boxes: Tensor, margin: float | Tensor) -> Tensor:
+    """(n, 4) boxes larger by `margin` px, one number or (x, y), on every side; what would become
+    less than nothing, smaller than twice a negative margin, becomes its centre."""
+    first, last = boxes.unflatten(1, (2, 2)).unbind(1)
+    centre, half = (first + last) / 2, ((last - first) / 2 + margin).clamp(min=0)
+    return torch.cat([centre - half, centre + half], dim=1)
