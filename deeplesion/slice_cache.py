@@ -41,8 +41,8 @@ _ADVICE = (
 class CachedSliceFolder(SliceFolder):
     """A SliceFolder that reads every slice from its copy in a cache, checked against the PNG.
 
-    Holds nothing but two paths, so it can be copied to worker processes. Raises DataError if blosc2,
-    which reads it, is not installed.
+    Holds nothing but two paths, so it can be copied to worker processes. Raises DataError if
+    blosc2, which reads it, is not installed.
     """
 
     def __init__(self, root: str | Path, cache: str | Path):
@@ -152,8 +152,8 @@ def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) ->
 
     With more than one worker (default: all cores) processes are spawned: call it from under
     `if __name__ == "__main__"`. Raises DataError without blosc2 or a train.json of `prepare`,
-    OSError if the disk has not the room, ValueError on an even `num_slices`, RuntimeError if a process was
-    killed.
+    OSError if the disk has not the room, ValueError on an even `num_slices`, RuntimeError if a
+    process was killed.
     """
     root = Path(root)
     workers = available_cores() if workers is None else workers
