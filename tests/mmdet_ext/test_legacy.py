@@ -12,14 +12,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.ops import RoIAlign
 from mmdet.models.detectors import MaskRCNN
-from mmdet.models.task_modules.coders.legacy_delta_xywh_bbox_coder import legacy_bbox2delta
+from mmdet.models.task_modules.coders.legacy_delta_xywh_bbox_coder import (
+    LegacyDeltaXYWHBBoxCoder,
+    legacy_bbox2delta,
+)
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
+from deeplesion.dataset import PIXEL_CENTRE
+from deeplesion.froc import box_iou
 from deeplesion.metric import FROCMetric
 from mmdet_ext.legacy import WholePixelAnchorGenerator
 
@@ -270,6 +276,28 @@ def test_predictions_are_given_by_the_centres_of_their_pixels_whatever_the_scale
         np.testing.assert_allclose(found.numpy(), expected / scale, rtol=1e-6)
 
 
+def test_masks_are_pasted_on_the_same_pixels(detector):
+    _, model = detector
+    rng = np.random.default_rng(0)
+    corner, size = rng.uniform(-2, 60, (100, 2)), rng.uniform(5, 60, (100, 2))
+    boxes = np.concatenate([corner, corner + size], 1).clip(0, SIZE - 1).astype(np.float32)
+    x, y = np.meshgrid(*[np.linspace(-1, 1, 28, dtype=np.float32)] * 2)
+    radii, turn = rng.uniform(0.5, 0.9, (100, 2, 1, 1)), rng.uniform(0, np.pi, (100, 1, 1))
+    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    logits = 6 * (1 - np.hypot(u / radii[:, 0], v / radii[:, 1])).astype(np.float32)
+    found = model.roi_head.mask_head._predict_by_feat_single(
+        torch.tensor(logits)[:, None],
+        torch.tensor(boxes + np.float32([0, 0, 1, 1])),
+        torch.zeros(100, dtype=torch.long),
+        dict(scale_factor=(1.0, 1.0), ori_shape=(SIZE, SIZE)),
+        model.roi_head.test_cfg,
+        rescale=True,
+    )
+    probabilities = 1 / (1 + np.exp(-logits))
+    expected = [old_paste(p, box, SIZE) for p, box in zip(probabilities, boxes, strict=True)]
+    assert (found.numpy() != np.stack(expected)).sum() <= 5  # of 64 x 64 x 100, at exactly 0.5
+
+
 def test_mask_targets_are_cut_at_whole_pixels(detector):
     _, model = detector
     model = copy.deepcopy(model.roi_head.mask_head)
@@ -308,3 +336,28 @@ def test_released_options(path):
     fusion = config.model.backbone.fusion
     if kind == "alignshift":
         assert (fusion.type, fusion.n_fold, fusion.zero_padding) == ("AlignShiftConv", 8, False)
+
+
+@pytest.mark.parametrize(
+    "size, today, mmdet3", [(12, 0.57, 0.86), (20, 0.70, 0.91), (40, 0.83, 0.95)]
+)
+def test_the_figures_of_the_page(size, today, mmdet3, repository):
+    """What docs/converting.md says other geometries would cost, on a lesion found perfectly."""
+    # Today's RoIAlign looks where the old one looked for a box 2 px to the upper left ...
+    feature = torch.rand(1, 3, 40, 40)
+    box = torch.tensor([[0.0, 60, 60, 60 + size + 1, 60 + size + 1]])
+    old = RoIAlign(7, 0.25, 2, aligned=False)(feature, box)
+    new = RoIAlign(7, 0.25, 2, aligned=True)(feature, box + torch.tensor([[0, 2, 2, 2, 2]]))
+    torch.testing.assert_close(old, new)
+    # ... so the box comes out 2 px to the lower right, and as pixel edges.
+    lesion = np.array([[60, 60, 60 + size, 60 + size]], np.float64)
+    found = lesion + [2, 2, 3, 3] - PIXEL_CENTRE
+    assert box_iou(lesion, found)[0] == pytest.approx(today, abs=0.005)
+    # mmdet 3's own coder for old models: the same deltas, the box half a pixel larger all round.
+    boxes = torch.tensor(lesion).float()
+    decoded = LegacyDeltaXYWHBBoxCoder().decode(boxes, torch.zeros(1, 4)).numpy()
+    np.testing.assert_allclose(decoded, lesion + [-0.5, -0.5, 0.5, 0.5])
+    found = decoded - PIXEL_CENTRE
+    assert box_iou(lesion, found)[0] == pytest.approx(mmdet3, abs=0.005)
+    page = (repository / "docs/converting.md").read_text()
+    assert f"| {size} px | {today:.2f} | {mmdet3:.2f} |" in page
