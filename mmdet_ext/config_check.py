@@ -216,7 +216,10 @@ def _check_file(path: Path) -> list[set[str]]:
     read, a set each."""
     if path.suffix != ".py":
         return []
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError:  # mmengine's own placeholders, {{fileDirname}} and the like
+        return []
     assigned: dict[str, ast.expr] = {}
     for statement in tree.body:
         if isinstance(statement, ast.Assign):

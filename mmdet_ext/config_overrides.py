@@ -19,13 +19,20 @@ from mmdet_ext.config_check import (
 )
 from mmdet_ext.signatures import arguments
 
+# What an override would change without effect, and what to do instead.
+WITHOUT_EFFECT = {
+    "custom_imports": "read while the config file is loaded; write a config file over this one",
+    "launcher": "given by the command's own option, --launcher",
+    "test_evaluator.result_file": "given by tools/test.py's own option, --out",
+}
+
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
     """Merges `--cfg-options`, dotted paths and values, into a config.
 
     Raises ConfigError for a path that is neither there nor an argument of the class there, with the
     nearest that is; for a variable of the config file, which has been read by now; for an index
-    beyond its list; for a word in place of a number.
+    beyond its list; for a word in place of a number; for what a command sets itself.
     """
     before = config.to_dict()
     merged = dict(overrides)
@@ -54,6 +61,9 @@ def _at(config: Any, path: str) -> Any:
 
 def _check_override(config: dict, path: str, value: Any, overrides: Mapping[str, Any]) -> None:
     first, *rest = parts = path.split(".")
+    for key in (path, first):
+        if key in WITHOUT_EFFECT:
+            raise ConfigError(f"{key} is {WITHOUT_EFFECT[key]}")
     if first not in RUNNER:
         if first in config:
             raise ConfigError(_too_late(config, first, rest))

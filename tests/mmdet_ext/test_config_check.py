@@ -123,6 +123,9 @@ def test_valid_options_are_set(options):
         ("load_slices.policy=normalize", r"Set .*train_dataloader.dataset.pipeline.0.policy"),
         ("train_pipeline.2.size=9", r"Set train_dataloader.dataset.pipeline.2.size"),
         ("image_size=64", "changes nothing"),
+        ("custom_imports.imports=[mine]", "custom_imports is read while the config file is loaded"),
+        ("launcher=pytorch", "--launcher"),
+        ("test_evaluator.result_file=x", "--out"),
     ],
 )
 def test_an_option_that_nothing_reads_is_refused_with_what_was_meant(options, message):
@@ -174,6 +177,7 @@ def test_files_are_checked(tmp_path, text, message):
         " num_outs=1))",
         "custom_hooks = [dict(type='EMAHook', momentum=0.1)]",
         "train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=3)",
+        "root = '{{fileDirname}}'\nwidth = {{_base_.image_size}}",
     ],
 )
 def test_files_of_users_pass(tmp_path, text):
