@@ -1,6 +1,8 @@
 """Configs and --cfg-options: what is valid passes, what nothing would read is refused by name."""
 
 import argparse
+import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -34,11 +36,16 @@ def test_a_config_passes_as_a_run_has_dumped_it(tmp_path):
     check_config(Config.fromfile(tmp_path / "dumped.py"))
 
 
+@functools.cache
+def read(path):
+    return Config.fromfile(path)
+
+
 def override(path, *options):
     """A config with options as they are typed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    config = Config.fromfile(path)
+    config = copy.deepcopy(read(path))
     apply_overrides(config, parser.parse_args(["--cfg-options", *options]).cfg_options)
     check_config(config)
     return config
