@@ -21,7 +21,7 @@ from deeplesion.annotations import SPLITS, encode_mask, read_dl_info, to_coco
 from deeplesion.evaluation import THIN_MM
 from deeplesion.files import write_whole
 from deeplesion.processes import available_cores, in_processes
-from deeplesion.slices import SliceFolder, plan_stack, slice_name
+from deeplesion.slices import SliceFolder, files_in_reach
 
 # Key slices without noisy lesions, as the papers count them.
 PUBLISHED_KEY_SLICES = {"train": 22_478, "val": 4_791, "test": 4_817}
@@ -186,16 +186,12 @@ def _series(file_name: str) -> str:
 def _task(lesions: list) -> dict:
     """All that a worker needs to know about a key slice, from its rows of the table."""
     first = lesions[0]
-    # 'normalize' needs no other slices: it takes the same ones of thin volumes, and of thick ones
-    # it reaches less far.
-    positions, _ = plan_stack(
-        first.key_slice, first.thickness_mm, first.slice_range, NUM_SLICES, "keep_thick", THIN_MM
-    )
-    neighbours = {index for near, far, _ in positions for index in (near, far)}
     return {
         "file_name": first.file_name,
         "shape": (first.height, first.width),
-        "neighbours": [slice_name(_series(first.file_name), i) for i in sorted(neighbours)],
+        "neighbours": files_in_reach(
+            first.file_name, first.thickness_mm, first.slice_range, NUM_SLICES
+        ),
         "lesions": [(lesion.bbox, lesion.recist) for lesion in lesions],
     }
 

@@ -23,7 +23,7 @@ from deeplesion.annotation_file import read_annotations
 from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import write_whole
 from deeplesion.processes import available_cores, in_processes
-from deeplesion.slices import POLICIES, SliceFolder, plan_stack, slice_name
+from deeplesion.slices import SliceFolder, files_in_reach
 
 CACHE_NAME = "slice_cache"
 # The end of a PNG holds the checksum of its whole image (zlib's Adler-32, then the last CRC and the
@@ -159,7 +159,11 @@ def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) ->
     workers = available_cores() if workers is None else workers
     folder = CachedSliceFolder(root / "Images_png", root / CACHE_NAME)
     images = read_annotations(root / "annotations" / "train.json")["images"]
-    names = sorted({name for image in images for name in _touched(image, num_slices)})
+    names = set()
+    for image in images:
+        geometry = image["file_name"], image["thickness_mm"], image["slice_range"]
+        names.update(files_in_reach(*geometry, num_slices))
+    names = sorted(names)
     _check_room(root, folder, names)
     written, problems = 0, []
     progress = tqdm(total=len(names), unit=" slices")
@@ -171,23 +175,6 @@ def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) ->
                 written += result
             progress.update()
     return CacheReport(folder.cache, num_slices, len(names), written, tuple(problems))
-
-
-def _touched(image: dict, num_slices: int) -> set[str]:
-    """File names of the slices in any stack around a key slice, an `image` of the COCO file."""
-    series, _, file = image["file_name"].partition("/")
-    plans = [
-        plan_stack(
-            int(Path(file).stem), image["thickness_mm"], image["slice_range"], num_slices, policy
-        )
-        for policy in POLICIES
-    ]
-    return {
-        slice_name(series, index)
-        for positions, _ in plans
-        for near, far, _ in positions
-        for index in (near, far)
-    }
 
 
 def _check_room(root: Path, folder: CachedSliceFolder, names: list[str]) -> None:

@@ -161,10 +161,7 @@ def load_slices(
     out of its range, and DataError (of a missing file MissingDataError), with the names of the file
     and of the key slice, if one of the slices is unreadable or of another size than the key slice.
     """
-    name = re.fullmatch(r"(.+)/(\d+)\.png", file_name)
-    if name is None:
-        raise DataError(f"file_name must be like '000001_01_01/109.png', got {file_name!r}")
-    series, key_slice = name[1], int(name[2])
+    series, key_slice = _series_and_index(file_name)
     try:
         positions, stack_mm = plan_stack(
             key_slice, thickness_mm, slice_range, num_slices, policy, target_mm, interpolation
@@ -185,6 +182,28 @@ def load_slices(
     # cv2.merge interleaves about twice as fast as numpy.stack; of one slice it drops the last axis.
     stack = cv2.merge([_blend(images[near], images[far], w) for near, far, w in positions])
     return stack.reshape(*images[key_slice].shape, num_slices), stack_mm
+
+
+def files_in_reach(
+    file_name: str, thickness_mm: float | None, slice_range: tuple[int, int], num_slices: int
+) -> list[str]:
+    """File names of all slices that stacks of up to `num_slices` slices around a key slice touch.
+
+    Under either policy and interpolation, for resampling to 2 mm; arguments as of `load_slices`.
+    """
+    series, key_slice = _series_and_index(file_name)
+    # 'normalize' needs no other slices: it takes the same ones of thin volumes, and of thick ones
+    # it reaches less far.
+    positions, _ = plan_stack(key_slice, thickness_mm, slice_range, num_slices, "keep_thick")
+    indices = {index for near, far, _ in positions for index in (near, far)}
+    return [slice_name(series, index) for index in sorted(indices)]
+
+
+def _series_and_index(file_name: str) -> tuple[str, int]:
+    name = re.fullmatch(r"(.+)/(\d+)\.png", file_name)
+    if name is None:
+        raise DataError(f"file_name must be like '000001_01_01/109.png', got {file_name!r}")
+    return name[1], int(name[2])
 
 
 def slice_name(series: str, index: int) -> str:

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplesion import slices
-from deeplesion.slices import INTERPOLATIONS, POLICIES, SliceFolder, load_slices, window_hu
+from deeplesion.slices import (
+    INTERPOLATIONS,
+    POLICIES,
+    SliceFolder,
+    files_in_reach,
+    load_slices,
+    window_hu,
+)
 
 SERIES = "000001_01_01"
 THICKNESSES = (0.25, 0.3, 0.5, 0.59998, 0.6, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.75, 4.0, 5.0)
@@ -116,6 +123,14 @@ def test_every_filter_of_the_format(tmp_path, decoder, row_filter, noise):
     read = SliceFolder(tmp_path).read("a.png")
     np.testing.assert_array_equal(read, hu)
     assert read.flags.c_contiguous and read.flags.writeable
+
+
+def test_where_kornia_is_installed_it_decodes(tmp_path, monkeypatch):
+    pytest.importorskip("kornia_rs")
+    hu = np.arange(-600, 600).reshape(30, 40)
+    write_png(tmp_path, 1, hu)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    np.testing.assert_array_equal(SliceFolder(tmp_path).read(f"{SERIES}/001.png"), hu)
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint16)])
@@ -333,6 +348,20 @@ def test_only_files_with_a_say_are_read():
     load(folder, 50, 0.9, (0, 100), 19, target_mm=3.0)
     assert {20, 80} < set(folder.reads)
     assert not {21, 79} & set(folder.reads)
+
+
+@pytest.mark.parametrize("thickness", [*THICKNESSES, 1.7, None])
+def test_files_in_reach_are_those_that_some_stack_reads(thickness):
+    for key, slice_range in ((60, (0, 120)), (3, (2, 9))):
+        folder = MemoryFolder(random_volume(*slice_range, shape=(1, 1)))
+        for policy in POLICIES:
+            for interpolation in INTERPOLATIONS:
+                for d in (1, 3, 5, 7):
+                    load(
+                        folder, key, thickness, slice_range, d, policy, interpolation=interpolation
+                    )
+        expected = [f"{SERIES}/{index:03d}.png" for index in sorted(set(folder.reads))]
+        assert files_in_reach(f"{SERIES}/{key:03d}.png", thickness, slice_range, 7) == expected
 
 
 def test_memory_layout_is_contiguous():
