@@ -40,7 +40,7 @@ class ResumableCheckpointHook(Hook):
         if rule not in ("greater", "less"):
             raise ValueError(f"rule must be 'greater' or 'less', got {rule!r}")
         self.interval, self.by_epoch, self.max_keep = interval, by_epoch, max_keep_ckpts
-        self.save_best, self.sign = save_best, 1 if rule == "greater" else -1
+        self.save_best, self.rule = save_best, rule
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         if not self.by_epoch and (
@@ -73,7 +73,8 @@ class ResumableCheckpointHook(Hook):
             raise KeyError(f"save_best={self.save_best!r} is none of {sorted(metrics)}")
         hub, folder = runner.message_hub, Path(runner.work_dir)
         score = float(metrics[self.save_best])
-        if not score * self.sign > hub.get_info("best_score", -math.inf * self.sign) * self.sign:
+        best = hub.get_info("best_score", -math.inf if self.rule == "greater" else math.inf)
+        if not (score > best if self.rule == "greater" else score < best):  # NaN is neither
             return
         step = f"epoch_{runner.epoch}.pth" if self.by_epoch else f"iter_{runner.iter}.pth"
         name, previous = f"best_{self.save_best}_{step}".replace("/", "_"), hub.get_info("best")

@@ -253,12 +253,12 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
 
 def test_less_may_be_better_and_all_may_be_kept(tmp_path):
     hook, runner = saving(tmp_path, metric="loss", rule="less", max_keep_ckpts=-1, interval=2)
-    for epoch, score in enumerate((3.0, 1.0, 2.0, 1.5, 0.5)):
+    for epoch, score in enumerate((3.0, 1.0, 2.0, 1.5, float("nan"))):
         runner.epoch = epoch
         hook.after_train_epoch(runner)
         runner.epoch = epoch + 1
         hook.after_val_epoch(runner, {"loss": score})
-    expected = ["best_loss_epoch_5.pth", "epoch_2.pth", "epoch_4.pth", "last_checkpoint"]
+    expected = ["best_loss_epoch_2.pth", "epoch_2.pth", "epoch_4.pth", "last_checkpoint"]
     assert names(tmp_path) == expected
     with pytest.raises(ValueError, match="rule must be"):
         ResumableCheckpointHook(rule="more")
