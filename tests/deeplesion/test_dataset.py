@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader
 
 from deeplesion.dataset import PIXEL_CENTRE, DeepLesionDataset, EpochSampler, SampleKey
 
@@ -81,6 +82,36 @@ def test_two_epochs_augment_differently_and_one_repeats(phantom):
     first, again = data[key]["inputs"], data[key]["inputs"]
     assert (first == again).all()
     assert (first != data[key._replace(epoch=1)]["inputs"]).any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mmdets_transforms_draw_by_epoch_and_sample_too(phantom, workers):
+    """RandomFlip takes its numbers from numpy's global generator."""
+    pipeline = [
+        dict(type="LoadCTSlices", num_slices=1),
+        dict(type="RandomFlip", prob=0.5),
+        dict(type="PackCTInputs", meta_keys=("flip",)),
+    ]
+    data = dataset(phantom, pipeline=pipeline)
+    sampler = EpochSampler(data, shuffle=False, seed=0)
+    flips = []
+    for sampler.epoch in range(4):
+        loader = DataLoader(data, 2, sampler=sampler, num_workers=workers, collate_fn=list)
+        flips.append([sample["data_samples"].flip for batch in loader for sample in batch])
+    expected = [[data[key]["data_samples"].flip for key in sampler] for sampler.epoch in range(4)]
+    assert flips == expected
+    assert len({tuple(epoch) for epoch in flips}) == 4, "epochs are flipped alike"
+
+
+def test_a_resumed_sampler_goes_on_where_it_was(phantom):
+    data = range(7)
+    sampler = EpochSampler(data, shuffle=True, seed=3)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.start = 4
+    assert list(sampler) == whole[4:] and len(sampler) == 7
+    sampler.start = 7
+    assert list(sampler) == []
 
 
 def test_missing_annotations_say_how_to_get_data(tmp_path):
