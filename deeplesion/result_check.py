@@ -64,6 +64,8 @@ def _wrong_field(record: dict) -> str | None:
         return "slice_range must be two numbers"
     if not (_is_array(record["boxes"], 4) and _is_array(record["scores"])):
         return "boxes must be lists of x1, y1, x2, y2 and scores numbers"
+    if not _ordered(record["boxes"]):
+        return "boxes must have x1 <= x2 and y1 <= y2"
     if len(record["boxes"]) != len(record["scores"]):
         return f"{len(record['boxes'])} boxes, but {len(record['scores'])} scores"
     if not isinstance(masks := record.get("masks", []), list):
@@ -74,8 +76,8 @@ def _wrong_field(record: dict) -> str | None:
     if not isinstance(lesions, list) or not all(isinstance(lesion, dict) for lesion in lesions):
         return "lesions must be a list of lesions"
     for lesion in lesions:
-        if not is_numbers(lesion.get("bbox"), 4):
-            return "bbox of a lesion must be x1, y1, x2, y2"
+        if not (is_numbers(lesion.get("bbox"), 4) and _ordered([lesion["bbox"]])):
+            return "bbox of a lesion must be x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"
         for field, count in (("recist", 8), ("diameters_mm", 2)):
             if lesion.get(field) is not None and not is_numbers(lesion[field], count):
                 return f"{field} of a lesion must be {count} numbers or null"
@@ -94,3 +96,7 @@ def _is_array(values: object, columns: int | None = None) -> bool:
         return False
     shape = (len(values),) if columns is None or not values else (len(values), columns)
     return array.shape == shape and array.dtype.kind in "if" and bool(np.isfinite(array).all())
+
+
+def _ordered(boxes: list) -> bool:
+    return all(x1 <= x2 and y1 <= y2 for x1, y1, x2, y2 in boxes)
