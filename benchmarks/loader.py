@@ -3,7 +3,9 @@ against the straightforward way, one step and one slice after another."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +30,7 @@ from deeplesion.slices import plan_stack, slice_name, window_hu
 ROOT = Path(__file__).resolve().parent.parent
 POLICIES = {"keep_thick": "alignshift_7slice", "normalize": "a3d_7slice"}
 NUM_SLICES, SAMPLES = 7, 8
-# RandomAffineResize's defaults.
+# RandomAffineResize's defaults, drawn in its order.
 PROB, SHIFT, SCALE, ROTATION, FLIP_PROB = 0.8, 0.04, 0.2, 15.0, 0.5
 
 
@@ -80,17 +82,13 @@ def check(ours: list[dict], plain: list[tuple[Tensor, np.ndarray]]) -> None:
 
 
 def _phantom(size: int) -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="phantom")
-    root = Path(folder.name) / "DeepLesion"
+    folder = tempfile.mkdtemp(prefix="phantom")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    root = Path(folder) / "DeepLesion"
     make_phantom(root, patients=6, size=size)
     prepare(root, workers=1)
     fill_cache(root, NUM_SLICES, workers=1)
-    _KEPT.append(folder)
     return root
-
-
-# Phantoms live as long as the process.
-_KEPT: list[tempfile.TemporaryDirectory] = []
 
 
 def _training_set(root: Path) -> tuple[list[dict], dict[int, list[dict]]]:
