@@ -1,6 +1,7 @@
 """DeepLesionDataset, its sampler and the pixel-centre convention."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
 from deeplesion.dataset import PIXEL_CENTRE, DeepLesionDataset, EpochSampler, SampleKey
+from deeplesion.errors import DataError
+from deeplesion.transforms import LoadCTSlices
+from mmdet_ext.engine import actionable_errors
 
 PIPELINE = [
     dict(type="LoadCTSlices", num_slices=3),
@@ -126,3 +130,94 @@ def test_empty_split_is_an_error(phantom, tmp_path):
     (tmp_path / "annotations/train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"train.json holds no key slices"):
         dataset(tmp_path)
+
+
+def test_annotations_are_checked_at_load(phantom, tmp_path):
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations/train.json"
+    path.write_text(json.dumps({**content, "annotations": []}))
+    assert len(dataset(tmp_path, test_mode=True)) == len(content["images"])
+    with pytest.raises(DataError, match=r"train.json holds no lesions"):
+        dataset(tmp_path)
+    content["annotations"][0]["bbox"][2] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"annotation 1 .*bbox"):
+        dataset(tmp_path, test_mode=True)
+
+
+# Slices that cannot be read
+
+
+@pytest.fixture
+def damaged(phantom, tmp_path):
+    """A copy of the phantom in which the first key slice of the training split is cut short."""
+    root = tmp_path / "DeepLesion"
+    shutil.copytree(phantom, root)
+    name = json.loads((root / "annotations/train.json").read_text())["images"][0]["file_name"]
+    path = root / "Images_png" / name
+    path.write_bytes(path.read_bytes()[:300])
+    return root, name
+
+
+def test_a_bad_slice_stops_with_file_and_key_slice_through_workers(damaged):
+    root, name = damaged
+    loader = DataLoader(dataset(root), batch_size=None, num_workers=1)
+    with pytest.raises(SystemExit) as stopped, actionable_errors():
+        list(loader)
+    message = str(stopped.value)
+    assert message.startswith(f"cannot read {root}/Images_png/{name}: the PNG is truncated")
+    assert message.endswith(f"(while loading the stack around {name})")
+
+
+def test_a_bad_slice_is_logged_once_and_replaced(damaged, monkeypatch, tmp_path):
+    root, name = damaged
+    log = tmp_path / "log"  # workers write to it
+
+    def note(message, *_):
+        if "slices come from" not in message:
+            with open(log, "a") as file:
+                file.write(f"{message}\n")
+
+    monkeypatch.setattr("deeplesion.dataset.print_log", note)
+    data = dataset(root, on_bad_slice="skip")
+    sampler = EpochSampler(data, shuffle=True, seed=5)
+    loader = DataLoader(data, batch_size=None, num_workers=2, sampler=sampler)
+    names = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        names += [sample["data_samples"].file_name for sample in loader]
+    assert name not in names and len(names) == 3 * len(data)
+    (line,) = log.read_text().splitlines()
+    assert line.startswith(f"cannot read {root}/Images_png/{name}")
+    assert "on_bad_slice='skip'" in line and line.endswith(f"1 of {len(data)} key slices so far")
+
+
+def test_what_replaces_a_bad_slice_is_a_function_of_the_key(damaged):
+    root, _ = damaged
+    data = dataset(root, on_bad_slice="skip")
+    keys = [SampleKey(seed, epoch, 0) for seed in (0, 1) for epoch in range(8)]
+    first, again = ([data[key] for key in keys] for _ in range(2))
+    for one, other in zip(first, again):
+        assert one["data_samples"].file_name == other["data_samples"].file_name
+        assert (one["inputs"] == other["inputs"]).all()
+    assert len({sample["data_samples"].file_name for sample in first}) > 2
+
+
+def test_too_many_bad_slices_are_an_error(damaged):
+    root, _ = damaged
+    shutil.rmtree(root / "Images_png")
+    with pytest.raises(DataError, match="10 bad samples in a row, the last: slice not found"):
+        dataset(root, on_bad_slice="skip")[0]
+
+
+def test_skipping_is_for_training(phantom):
+    with pytest.raises(ValueError, match="'skip' is for training"):
+        dataset(phantom, on_bad_slice="skip", test_mode=True)
+    with pytest.raises(ValueError, match="must be 'stop' or 'skip', got 'ignore'"):
+        dataset(phantom, on_bad_slice="ignore")
+
+
+def test_bad_options_of_loading_are_refused_at_once():
+    with pytest.raises(ValueError, match="num_slices must be odd"):
+        LoadCTSlices(num_slices=4)

@@ -245,7 +245,9 @@ def check_annotations(content, folder):
     if content is None:
         return
     prefix = dict(img="Images_png")
-    data = DeepLesionDataset(ann_file=str(path), data_prefix=prefix, pipeline=[], test_mode=True)
+    data = DeepLesionDataset(
+        ann_file=str(path), data_prefix=prefix, pipeline=[], test_mode=True, serialize_data=False
+    )
     assert len(data) == len(content["images"])
     lesions = [lesion for i in range(len(data)) for lesion in data.get_data_info(i)["lesions"]]
     assert len(lesions) == len(content["annotations"])
