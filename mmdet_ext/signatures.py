@@ -9,12 +9,6 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
-
-# Classes that pass their **kwargs on to something else than their parent.
-PASSED_ON = {CheckpointHook: Runner.save_checkpoint}
-
 
 @functools.cache
 def arguments(function: Any) -> dict[str, Any] | None:
@@ -34,8 +28,6 @@ def arguments(function: Any) -> dict[str, Any] | None:
         named, kwargs = _parameters(parent.__init__)
         named.pop("self", None)
         found = named | found
-        if parent in PASSED_ON:
-            return arguments(PASSED_ON[parent]) | found
         if kwargs is None:
             return found
         looked_up, passed, unknown = _uses(parent.__init__, kwargs)
