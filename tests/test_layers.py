@@ -34,6 +34,7 @@ FRAMEWORK = {"mmengine", "mmcv", "mmdet"}
             (f"deeplesion.{name}", FRAMEWORK | {"torch"})
             for name in ("visualize", "report", "diameters", "slice_cache")
         ),
+        ("deeplesion.annotation_file", FRAMEWORK | {"torch"}),
         ("mmdet_ext.ops", FRAMEWORK),
         # The core installs with torch and numpy alone.
         ("deeplesion.froc", FRAMEWORK | {"torch", "pandas", "cv2", "skimage", "matplotlib"}),
