@@ -26,11 +26,13 @@ from mmdet_ext.distributed import (
 
 DEMO = "configs/demo/alignshift_3slice.py"
 LR, DECAY = 0.02, 1e-4
-# A step of plain SGD: its change of the weights is linear in the gradients.
+# A step of plain SGD: its change of the weights is linear in the gradients. With checkpointing, as
+# in the experiments: DDP averages gradients while forward passes are computed again.
 PROBED = f"""
 _base_ = "{{demo}}"
 custom_imports = dict(imports=[*_base_.custom_imports.imports, "step_probe"])
-custom_hooks = [dict(type="StepProbe", folder="{{folder}}", end="{{end}}")]
+custom_hooks = [dict(type="StepProbe", folder="{{folder}}")]
+model = dict(backbone=dict(with_cp=True))
 train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False)
 optim_wrapper = dict(
     _delete_=True, type="OptimWrapper",
@@ -239,33 +241,28 @@ def test_another_batch_without_scaling_is_a_warning():
 
 
 @pytest.fixture(scope="module")
-def runs(repository, phantom, tmp_path_factory):
-    """Two runs of two processes, which step once; then process 1 raises, or is killed."""
-    found = {}
-    for end in ("raise", "kill"):
-        folder = tmp_path_factory.mktemp(end)
-        config = folder / "probed.py"
-        config.write_text(PROBED.format(demo=repository / DEMO, folder=folder, end=end))
-        run = script(
-            repository, "dist_train.sh", config, 2, "--work-dir", folder / "run",
-            DEEPLESION_ROOT=str(phantom), PYTHONPATH=str(repository / "tests"),
-        )  # fmt: skip
-        found[end] = SimpleNamespace(
-            folder=folder, output=run.stdout + run.stderr, code=run.returncode
-        )
-        assert sorted(path.name for path in folder.glob("*.pth")) == ["0.pth", "1.pth"], run.stderr
-    return found
+def run(repository, phantom, tmp_path_factory):
+    """A run of two processes, which step once; then process 1 raises."""
+    folder = tmp_path_factory.mktemp("run")
+    config = folder / "probed.py"
+    config.write_text(PROBED.format(demo=repository / DEMO, folder=folder))
+    found = script(
+        repository, "dist_train.sh", config, 2, "--work-dir", folder / "run",
+        DEEPLESION_ROOT=str(phantom), PYTHONPATH=str(repository / "tests"),
+    )  # fmt: skip
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["0.pth", "1.pth"], found.stderr
+    return SimpleNamespace(folder=folder, output=found.stdout + found.stderr, code=found.returncode)
 
 
 @pytest.fixture(scope="module")
-def alone(runs, repository):
+def alone(run, repository):
     """The model, and the gradients of the two halves, each computed alone."""
     sys.path.insert(0, str(repository / "tests"))
     try:
         import step_probe
     finally:
         sys.path.pop(0)
-    steps = [torch.load(runs["raise"].folder / f"{r}.pth", weights_only=False) for r in (0, 1)]
+    steps = [torch.load(run.folder / f"{r}.pth", weights_only=False) for r in (0, 1)]
     config = Config.fromfile(repository / DEMO)
     import_modules_from_strings(**config.custom_imports)
     if DefaultScope.get_current_instance() is None:
@@ -345,21 +342,42 @@ def test_images_without_lesions_leave_no_parameter_without_gradient(alone):
 # The end of a process
 
 
-def test_a_process_that_raises_ends_the_run_with_its_message(runs):
-    run = runs["raise"]
+def test_a_process_that_raises_ends_the_run_with_its_message(run):
     assert run.code != 0
     assert "process 1 has had enough" in run.output.rpartition("Root Cause")[2]
     assert "Connection closed by peer" not in run.output
 
 
-def test_a_process_that_is_killed_ends_the_run(runs):
-    run = runs["kill"]
-    assert run.code != 0
-    assert "Signal 9 (SIGKILL)" in run.output.rpartition("Root Cause")[2]
-    assert "Connection closed by peer" not in run.output
+KILLED = """
+import os, signal
+import torch
+from mmengine.config import Config
+from mmdet_ext.distributed import join_processes, launched
+
+@launched
+def main():
+    join_processes(Config(dict(launcher="pytorch")))
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.all_reduce(torch.ones(1))
+
+main()
+"""
 
 
-def test_plain_batch_norm_on_the_cpu_is_one_warning(runs):
-    for run in runs.values():
-        assert run.output.count("BatchNorm is not synchronised") == 1
-        assert "total batch 2 = 2 process(es) x 1 image(s), but learning rate" in run.output
+def test_a_process_that_is_killed_ends_the_run(tmp_path, repository):
+    # The launcher of this folder starts what is in the tools folder beside it.
+    for name in ("scripts", "tools"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "scripts/launch.sh").symlink_to(repository / "scripts/launch.sh")
+    (tmp_path / "tools/killed.py").write_text(KILLED)
+    run = script(tmp_path, "launch.sh", 2, "killed.py")
+    assert run.returncode != 0
+    assert "Signal 9 (SIGKILL)" in run.stderr.rpartition("Root Cause")[2]
+    assert "Connection closed by peer" not in run.stderr
+
+
+def test_plain_batch_norm_on_the_cpu_is_one_warning(run):
+    assert run.output.count("BatchNorm is not synchronised") == 1
+    assert "total batch 2 = 2 process(es) x 1 image(s), but learning rate" in run.output

@@ -182,7 +182,9 @@ def test_a_bad_slice_is_logged_once_and_replaced(damaged, monkeypatch, tmp_path)
     monkeypatch.setattr("deeplesion.dataset.print_log", note)
     data = dataset(root, on_bad_slice="skip")
     sampler = EpochSampler(data, shuffle=True, seed=5)
-    loader = DataLoader(data, batch_size=None, num_workers=2, sampler=sampler)
+    loader = DataLoader(
+        data, batch_size=None, num_workers=2, sampler=sampler, persistent_workers=True
+    )
     names = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
