@@ -7,6 +7,7 @@ The runner saves and restores, the loop knows its place; checkpoint_hook.py says
 from __future__ import annotations
 
 import bisect
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class ResumableRunner(Runner):
             meta=dict(
                 epoch=training["epoch"],
                 iter=training["iter"],
-                cfg=self.cfg.pretty_text,
+                cfg=self._config_text,
                 seed=self.seed,
                 experiment_name=self.experiment_name,
                 time=time.strftime("%Y%m%d_%H%M%S"),
@@ -126,6 +127,10 @@ class ResumableRunner(Runner):
         self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
         if is_main_process():
             save_checkpoint_file(checkpoint, path)
+
+    @functools.cached_property
+    def _config_text(self) -> str:
+        return self.cfg.pretty_text  # takes half a second
 
     def _gradients(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Gradients wait for further batches only if they are accumulated; the mean of processes,

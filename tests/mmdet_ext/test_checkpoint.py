@@ -403,6 +403,7 @@ def test_weights_alone_do_not_resume_and_must_fit(repository, phantom, tmp_path)
     torch.save(weights, tmp_path / "weights.pth")
     with pytest.raises(SystemExit, match=r"cannot be resumed.*load_from=.*weights\.pth"):
         train(config, resume=str(tmp_path / "weights.pth"))
+    config = configuration(repository, phantom, tmp_path / "work")
     weights.popitem()
     torch.save(weights, tmp_path / "weights.pth")
     with pytest.raises(SystemExit, match=r"weights\.pth does not fit the config: [\s\S]*missing"):
