@@ -34,8 +34,8 @@ def check_records(path: Path, records: object) -> None:
         wrong = _wrong_field(record)
         if wrong:
             raise ValueError(f"{where}: {wrong}")
-        found = [lesion.get("mask") for lesion in record["lesions"]] + record.get("masks", [])
-        found = [mask for mask in found if mask is not None]
+        drawn = [lesion["mask"] for lesion in record["lesions"] if lesion.get("mask") is not None]
+        found = drawn + record.get("masks", [])
         size = [record["height"], record["width"]]
         if not all(isinstance(mask, dict) and mask.get("size") == size for mask in found):
             raise ValueError(f"{where}: masks must be run lengths of the image's size, {size}")
