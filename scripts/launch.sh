@@ -12,10 +12,6 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
 fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=python
-    if [ -x "$root/.venv/bin/python" ]; then PYTHON=$root/.venv/bin/python; fi
-fi
 if [ "${NNODES:-1}" -gt 1 ]; then
     : "${NODE_RANK:?of several nodes, NODE_RANK says which this is: 0 to NNODES - 1}"
     : "${MASTER_ADDR:?of several nodes, MASTER_ADDR is the address of node 0}"
@@ -25,7 +21,5 @@ else
     # Port 0: any that is free, so that two runs on a machine never meet.
     meeting=(--nnodes 1 --rdzv-backend c10d --rdzv-endpoint localhost:0)
 fi
-# What torchrun sets too, but with a page of warning.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$PYTHON" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$gpus" \
+exec "$root/scripts/python.sh" -m torch.distributed.run "${meeting[@]}" --nproc-per-node "$gpus" \
     "$root/tools/$command" "$@" --launcher pytorch

@@ -10,7 +10,8 @@ usage: scripts/slurm_train.sh PARTITION JOB CONFIG [options of tools/train.py]
 
 Variables: GPUS in all (8); GPUS_PER_NODE (GPUS, at most 8); CPUS_PER_TASK (5: one for training,
 four for num_workers=4); SRUN_ARGS, more options of srun ("--time=2-0 --mem=64G"); MASTER_PORT (by
-default made of the job's number); PYTHON, the interpreter (.venv's if there is one, else python).
+default made of the job's number); PYTHON, the interpreter (.venv's if there is one, else python);
+OMP_NUM_THREADS (1).
 USAGE
     exit 2
 fi
@@ -21,15 +22,10 @@ shift 3
 [ -f "$config" ] || { echo "no config file $config" >&2; exit 2; }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [ -z "${PYTHON:-}" ]; then
-    PYTHON=python
-    if [ -x "$root/.venv/bin/python" ]; then PYTHON=$root/.venv/bin/python; fi
-fi
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 read -ra more <<<"${SRUN_ARGS:-}"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec srun --partition="$partition" --job-name="$job" \
     --ntasks="$gpus" --ntasks-per-node="$per_node" --gres="gpu:$per_node" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${more[@]+"${more[@]}"} \
-    "$PYTHON" -u "$root/tools/train.py" "$config" "$@" --launcher slurm
+    "$root/scripts/python.sh" -u "$root/tools/train.py" "$config" "$@" --launcher slurm

@@ -116,8 +116,8 @@ def test_slurm_train_asks_for_a_process_a_gpu(repository, recorder):
     assert run.stdout.splitlines() == [
         "--partition=gpu", "--job-name=my job", "--ntasks=16", "--ntasks-per-node=8",
         "--gres=gpu:8", "--cpus-per-task=7", "--kill-on-bad-exit=1", "--time=2-0", "--mem=64G",
-        sys.executable, "-u", f"{repository}/tools/train.py", f"{config}", "--amp",
-        "--launcher", "slurm",
+        f"{repository}/scripts/python.sh", "-u", f"{repository}/tools/train.py", f"{config}",
+        "--amp", "--launcher", "slurm",
     ]  # fmt: skip
     run = script(repository, "slurm_train.sh", "gpu", "job", config, PATH=path, GPUS="2")
     assert {"--ntasks=2", "--ntasks-per-node=2", "--gres=gpu:2"} <= set(run.stdout.splitlines())
@@ -370,7 +370,8 @@ def test_a_process_that_is_killed_ends_the_run(tmp_path, repository):
     # The launcher of this folder starts what is in the tools folder beside it.
     for name in ("scripts", "tools"):
         (tmp_path / name).mkdir()
-    (tmp_path / "scripts/launch.sh").symlink_to(repository / "scripts/launch.sh")
+    for name in ("launch.sh", "python.sh"):
+        (tmp_path / "scripts" / name).symlink_to(repository / "scripts" / name)
     (tmp_path / "tools/killed.py").write_text(KILLED)
     run = script(tmp_path, "launch.sh", 2, "killed.py")
     assert run.returncode != 0
