@@ -64,7 +64,7 @@ class ResumableCheckpointHook(Hook):
         if is_main_process():
             write_whole(folder / LAST_CHECKPOINT, str(folder / name))
             for old in names[: -len(kept)]:
-                (folder / old).unlink(missing_ok=True)
+                remove(folder, old)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         if self.save_best is None:
@@ -85,4 +85,9 @@ class ResumableCheckpointHook(Hook):
         if step in hub.get_info("checkpoints", []):
             self._save(runner, step)  # it is to know of the best, and that validation is done
         if is_main_process() and previous not in (None, name):
-            (folder / previous).unlink(missing_ok=True)
+            remove(folder, previous)
+
+
+def remove(folder: Path, name: str) -> None:
+    # The name comes from a checkpoint, maybe a stranger's: it is to reach no other folder.
+    (folder / Path(name).name).unlink(missing_ok=True)

@@ -136,8 +136,13 @@ class ResumableRunner(Runner):
         """Gradients wait for further batches only if they are accumulated; the mean of processes,
         which is what the optimizer will see of them."""
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        if self.distributed:
-            gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+        if self.distributed and gradients:
+            # Every process must reduce the same ones, whichever its images happened to reach.
+            gradients = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for name, p in model.named_parameters()
+                if p.requires_grad
+            }
             for gradient in gradients.values():
                 all_reduce(gradient, op="mean")
         return gradients

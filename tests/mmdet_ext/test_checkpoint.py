@@ -264,6 +264,18 @@ def test_less_may_be_better_and_all_may_be_kept(tmp_path):
         ResumableCheckpointHook(rule="more")
 
 
+def test_names_in_a_strangers_checkpoint_reach_no_other_folder(tmp_path):
+    victim = tmp_path / "epoch_0.pth"
+    victim.touch()
+    hook, runner = saving(tmp_path / "run", metric="FROC/average", max_keep_ckpts=1)
+    runner.message_hub.update_info("checkpoints", [str(victim), "../epoch_0.pth"])
+    runner.message_hub.update_info("best", str(victim))
+    runner.epoch = 1
+    hook.after_train_epoch(runner)
+    hook.after_val_epoch(runner, {"FROC/average": 1.0})
+    assert victim.exists() and len(names(tmp_path / "run")) == 3
+
+
 class Kill:
     """Kills the process at the n-th of the system calls that saving makes."""
 
