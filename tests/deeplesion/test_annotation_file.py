@@ -192,8 +192,8 @@ def test_what_is_accepted_pycocotools_decodes_to_the_same(texts):
 
 @pytest.mark.parametrize(
     "bad",
-    # Among them: no end; runs 7 and -1; 6 in more groups than any number needs.
-    ["", None, 5, b"06", "é", "\0", "0o", "o", "p", "ooooooooo0", "7/", "7O", "VPPPPPPP0"],
+    # Among them: no end; runs 0, 8 and -2; 6 in more groups than any number needs.
+    ["", None, 5, b"06", "é", "\0", "0o", "o", "p", "ooooooooo0", "7/", "08N", "VPPPPPPP0"],
 )
 def test_what_no_mask_has_is_refused_and_alone(bad):
     good = encode_mask(np.ones((2, 3), np.uint8))["counts"]
