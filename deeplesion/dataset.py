@@ -17,7 +17,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.logging import print_log
 
 from deeplesion.annotation_file import read_annotations
-from deeplesion.errors import DataError, MissingDataError
+from deeplesion.errors import CacheError, DataError, MissingDataError
 from deeplesion.random_states import seeded
 
 # Files count pixel centres, mmdet pixel edges. Added here, taken off in metric.py.
@@ -147,6 +147,8 @@ class DeepLesionDataset(CocoDataset):
         for replaced in itertools.count(1):
             try:
                 return self._run_pipeline(index, key)
+            except CacheError:
+                raise  # the data is sound: write the cache anew
             except DataError as error:
                 if self.on_bad_slice == "stop":
                     raise

@@ -9,6 +9,10 @@ class MissingDataError(DataError, FileNotFoundError):
     """A file of the data is not there."""
 
 
+class CacheError(DataError):
+    """The slice cache is not what it must be; nothing is wrong with the data that it is made of."""
+
+
 def message_of(error: DataError) -> str:
     """The message alone, also where a DataLoader's worker passed it on within its traceback."""
     return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

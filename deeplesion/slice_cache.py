@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deeplesion.annotation_file import read_annotations
-from deeplesion.errors import DataError, MissingDataError
+from deeplesion.errors import CacheError, DataError
 from deeplesion.files import write_whole
 from deeplesion.processes import available_cores, in_processes
 from deeplesion.slices import SliceFolder, files_in_reach
@@ -41,7 +41,7 @@ _ADVICE = (
 class CachedSliceFolder(SliceFolder):
     """A SliceFolder that reads every slice from its copy in a cache, checked against the PNG.
 
-    Holds nothing but two paths, so it can be copied to worker processes. Raises DataError if
+    Holds nothing but two paths, so it can be copied to worker processes. Raises CacheError if
     blosc2, which reads it, is not installed.
     """
 
@@ -57,8 +57,8 @@ class CachedSliceFolder(SliceFolder):
     def read(self, file_name: str) -> np.ndarray:
         """Read one slice, (H, W) int16 Hounsfield units, as `SliceFolder.read` does.
 
-        Raises MissingDataError if the PNG or its copy is not there, and DataError if the copy is
-        damaged or the PNG is no longer the one it was made of.
+        Raises CacheError if the copy is not there, damaged, or made of another PNG than is there
+        now, and MissingDataError if the PNG is not there.
         """
         path = self.copy(file_name)
         try:
@@ -68,9 +68,9 @@ class CachedSliceFolder(SliceFolder):
         try:
             frame = path.read_bytes()
         except FileNotFoundError:
-            raise MissingDataError(f"{path} is not in the slice cache. {_ADVICE}") from None
+            raise CacheError(f"{path} is not in the slice cache. {_ADVICE}") from None
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}. {_ADVICE}") from None
+            raise CacheError(f"cannot read {path}: {error.strerror}. {_ADVICE}") from None
         try:
             array = _blosc2().ndarray_from_cframe(frame)
             stamp, checksum = array.schunk.vlmeta["png"], array.schunk.vlmeta["crc32"]
@@ -80,9 +80,9 @@ class CachedSliceFolder(SliceFolder):
         except Exception:  # damaged bytes lead Blosc2 into errors of any kind
             damaged = True
         if damaged:
-            raise DataError(f"{path} is damaged. {_ADVICE}")
+            raise CacheError(f"{path} is damaged. {_ADVICE}")
         if stamp != png:
-            raise DataError(
+            raise CacheError(
                 f"{path} was made of another image than {self.path(file_name)} is now. {_ADVICE}"
             )
         return hu
@@ -209,7 +209,9 @@ def _blosc2() -> ModuleType:
     try:
         import blosc2
     except ModuleNotFoundError:
-        raise DataError(f"the slice cache needs blosc2: pip install blosc2. {_FROM_PNGS}") from None
+        raise CacheError(
+            f"the slice cache needs blosc2: pip install blosc2. {_FROM_PNGS}"
+        ) from None
     # The processes that load data are the parallelism.
     blosc2.set_nthreads(1)
     return blosc2

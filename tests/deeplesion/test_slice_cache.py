@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplesion import slice_cache, slices
-from deeplesion.errors import DataError, MissingDataError
+from deeplesion.errors import CacheError, MissingDataError
 from deeplesion.slice_cache import CachedSliceFolder, fill_cache
 from deeplesion.slices import INTERPOLATIONS, POLICIES, SliceFolder, load_slices
 
@@ -166,10 +166,27 @@ def test_training_reads_the_cache_and_testing_the_pngs(repository, cached_phanto
 
 def test_slice_that_is_not_there_is_named_with_the_way_out(one):
     write_png(one.root, np.zeros((4, 4))).rename(one.root / "000001_01_01/008.png")
-    with pytest.raises(MissingDataError, match=r"008\.b2nd is not in the slice cache.*--cache"):
+    with pytest.raises(CacheError, match=r"008\.b2nd is not in the slice cache.*--cache"):
         one.read("000001_01_01/008.png")
     with pytest.raises(MissingDataError, match=r"slice not found: .*007\.png"):
         one.read(NAME)
+
+
+@pytest.mark.parametrize("on_bad_slice", ["stop", "skip"])
+def test_a_cache_with_gaps_stops_training(data, on_bad_slice):
+    """Also one that would leave out bad slices: these are good."""
+    fill_cache(data, 7, workers=1)
+    training = dataset(data, cache="slice_cache", on_bad_slice=on_bad_slice)
+    name = training.get_data_info(0)["file_name"]
+    (data / "slice_cache" / name).with_suffix(".b2nd").unlink()
+    with pytest.raises(CacheError, match=f"not in the slice cache.*stack around {name}"):
+        training[0]
+    (data / "Images_png" / name).unlink()
+    if on_bad_slice == "skip":
+        assert training[0]["data_samples"].file_name != name
+    else:
+        with pytest.raises(MissingDataError, match="slice not found"):
+            training[0]
 
 
 @pytest.mark.parametrize("compression", [0, 1])
@@ -184,7 +201,7 @@ def test_another_png_of_the_name_is_noticed(one, compression):
         write_png(one.root, hu, compression)
         if compression == 0:
             assert one.path(NAME).stat().st_size == size
-        with pytest.raises(DataError, match=r"007\.b2nd was made of another image.*--cache"):
+        with pytest.raises(CacheError, match=r"007\.b2nd was made of another image.*--cache"):
             one.read(NAME)
     assert one.write(NAME)
     np.testing.assert_array_equal(one.read(NAME), hu)
@@ -214,7 +231,7 @@ def test_damage_is_named_and_never_read_as_an_image(tmp_path_factory, data):
     folder.copy(NAME).write_bytes(content)
     try:
         np.testing.assert_array_equal(folder.read(NAME), hu)  # a byte that has no say
-    except DataError as error:
+    except CacheError as error:
         assert "007.b2nd" in str(error) and "--cache" in str(error)
         assert folder.write(NAME)
         np.testing.assert_array_equal(folder.read(NAME), hu)
@@ -227,13 +244,13 @@ def test_wrong_values_under_a_right_frame_are_noticed(one):
     assert array.schunk.vlmeta["crc32"] == zlib.crc32(one.read(NAME))
     array.schunk.vlmeta["crc32"] ^= 1
     one.copy(NAME).write_bytes(array.to_cframe())
-    with pytest.raises(DataError, match=r"007\.b2nd is damaged"):
+    with pytest.raises(CacheError, match=r"007\.b2nd is damaged"):
         one.read(NAME)
 
 
 def test_without_blosc2_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "blosc2", None)
-    with pytest.raises(DataError, match=r"pip install blosc2.*cache=None"):
+    with pytest.raises(CacheError, match=r"pip install blosc2.*cache=None"):
         CachedSliceFolder("png", "cache")
 
 
