@@ -97,7 +97,9 @@ def interrupted(folder, work_dir, last):
 
 def test_resumed_at_the_end_of_an_epoch(straight, repository, phantom, tmp_path):
     work_dir = interrupted(straight, tmp_path / "run", "epoch_2.pth")
-    run(repository, phantom, work_dir, "auto", **{"train_dataloader.num_workers": 2})
+    # The checkpoint's seed counts.
+    options = {"train_dataloader.num_workers": 2, "randomness.seed": 7}
+    run(repository, phantom, work_dir, "auto", **options)
     assert_same_training(straight / "epoch_3.pth", work_dir / "epoch_3.pth")
 
 
