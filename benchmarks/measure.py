@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,19 @@ class Case:
         name: of the case, with its size.
         ours, baseline: without arguments; return what they computed.
         check: of both results, raises AssertionError where they differ.
+        memory: also measure the memory each needs.
     """
 
     name: str
     ours: Callable[[], Any]
     baseline: Callable[[], Any]
     check: Callable[[Any, Any], None]
+    memory: bool = False
 
 
 def measure(case: Case, rounds: int) -> dict:
-    """Seconds of both, `rounds` times after one warm-up; their medians and how many times faster.
+    """Seconds of both, `rounds` times after one warm-up; their medians and how many times faster;
+    of cases that ask for it the memory each needs at most, in bytes.
 
     Each round runs both, the second of them first in the next, and compares their results: a time
     counts only where they agree. Garbage is collected before and not while the clock runs.
@@ -52,12 +56,35 @@ def measure(case: Case, rounds: int) -> dict:
                 seconds[side].append(taken)
         case.check(results["ours"], results["baseline"])
     medians = {side: statistics.median(times) for side, times in seconds.items()}
-    return dict(
+    result = dict(
         name=case.name,
         seconds=seconds,
         median=medians,
         ratio=medians["baseline"] / medians["ours"],
     )
+    if case.memory:
+        del results
+        result["peak_bytes"] = {side: peak_memory(getattr(case, side)) for side in seconds}
+    return result
+
+
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Bytes of PyTorch's tensors that a call holds at most, its result included, beyond what is
+    held before it. As the allocator counts them: what malloc keeps back is not in it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        result = function()
+    del result
+    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -72,16 +99,27 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def format_results(results: Sequence[dict]) -> str:
-    """A table of `measure`'s results: medians, the range of the rounds, and the ratio."""
+    """A table of `measure`'s results: medians, the range of the rounds, and the ratio; memory and
+    ours as a part of the baseline's where it was measured."""
+    with_memory = any("peak_bytes" in result for result in results)
     lines = [f"{'case':<40}{'ours':>22}{'baseline':>22}{'faster':>10}"]
+    if with_memory:
+        lines[0] += f"{'ours MiB':>10}{'baseline':>10}{'part':>7}"
     lines.append("-" * len(lines[0]))
     for result in results:
         cells = [
             f"{_unit(result['median'][side])} ({_unit(min(times))}..{_unit(max(times))})"
             for side, times in result["seconds"].items()
         ]
-        lines.append(f"{result['name']:<40}{cells[0]:>22}{cells[1]:>22}{result['ratio']:>9.1f}x")
-    lines.append("median (fastest..slowest round), in ms")
+        line = f"{result['name']:<40}{cells[0]:>22}{cells[1]:>22}{result['ratio']:>9.2f}x"
+        ours, baseline = result.get("peak_bytes", {}).values() or (None, None)
+        if ours is not None:
+            line += f"{ours / 2**20:>10.0f}{baseline / 2**20:>10.0f}{ours / baseline:>7.2f}"
+        lines.append(line)
+    lines.append(
+        "median (fastest..slowest round), in ms"
+        + ("; memory a call holds at most, beyond what it was given" if with_memory else "")
+    )
     return "\n".join(lines)
 
 

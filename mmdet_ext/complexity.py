@@ -19,7 +19,7 @@ aten = torch.ops.aten
 NORMS = {aten.native_batch_norm, aten._native_batch_norm_legit_no_training}
 RELUS = {aten.relu, aten.relu_}
 POOLS = {aten.max_pool2d_with_indices, aten.avg_pool2d}
-PRODUCTS = {aten.mul, aten.addcmul, aten.addcmul_, aten.lerp}
+PRODUCTS = {aten.mul, aten.mul_, aten.addcmul, aten.addcmul_, aten.lerp, aten.lerp_}
 
 
 @dataclass
@@ -116,7 +116,8 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
     options = copy.deepcopy(config.model)
     options.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        model = MODELS.build(options).eval()
+        # As in training: at inference norms go into the kernels, but the papers count them.
+        model = MODELS.build(options).train()
         images, thickness = torch.empty(1, 1, slices, size, size), torch.empty(1)
         parts = {}
         parts["backbone"], maps = count(model.backbone, images, thickness)

@@ -7,7 +7,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdet_ext.checkpoint import download, load_checkpoint_file
-from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
+from mmdet_ext.ops import Affine, SliceConv, build_conv3d, fold, unfold
 
 STEMS = ("middle", "sum", "tile")
+
+# What a strip of a map may take: well below a processor's last-level cache.
+STRIP_BYTES = 4 << 20
 
 
 @contextlib.contextmanager
@@ -43,6 +46,68 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm._buffers.update(buffers)
 
 
+def affine_of(norm: nn.BatchNorm3d) -> Affine | None:
+    """(scale, shift) of a norm that uses its running statistics, None if it uses the batch's."""
+    if norm.training or norm.running_mean is None:
+        return None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+
+
+def norm_relu(norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
+    """relu(norm(x)) in memory of its own, (B, C, D, H, W)."""
+    affine = affine_of(norm)
+    if affine is None:
+        return F.relu(norm(x), inplace=True)
+    # PyTorch's BatchNorm on a CPU takes several times as long on channels-last memory.
+    scale, shift = (a.to(x.dtype).view(-1, 1, 1, 1) for a in affine)
+    return torch.addcmul(shift, x, scale).relu_()
+
+
+def conv_norm_relu(conv: SliceConv, norm: nn.BatchNorm3d, x: Tensor, *args, **kwargs) -> Tensor:
+    """relu(norm(conv(x))), the norm folded into the kernel where it uses running statistics."""
+    affine = affine_of(norm)
+    if affine is None:
+        return F.relu(norm(conv(x, *args, **kwargs)), inplace=True)
+    return conv(x, *args, affine=affine, **kwargs).relu_()
+
+
+def in_pieces(
+    module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, dim: int, length: int
+) -> Tensor:
+    """function(x) of a (B, C, D, H, W) map, at inference on a CPU computed from pieces of `length`
+    along `dim`, for functions to which the pieces are independent.
+
+    What several passes write and read stays in the processor's cache, and what lies between input
+    and output takes the memory of a piece.
+    """
+    size = x.shape[dim]
+    whole = torch.is_grad_enabled() or module.training or x.device.type != "cpu"
+    if whole or length >= size or torch.compiler.is_compiling():
+        return function(x)
+    out, done = None, 0
+    for piece in x.split(length, dim):
+        y = function(piece)
+        if out is None:
+            shape = list(y.shape)
+            shape[dim] = size * shape[dim] // length
+            out = empty_map(y, shape)
+        out.narrow(dim, done, y.shape[dim]).copy_(y)
+        done += y.shape[dim]
+    return out
+
+
+def in_strips(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`in_pieces` of an even number of rows, about `STRIP_BYTES` large."""
+    rows = STRIP_BYTES * x.shape[3] // (x.element_size() * x.numel())
+    return in_pieces(module, function, x, dim=3, length=max(2, rows // 2 * 2))
+
+
+def empty_map(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Channels-last memory of the type of `x`."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+
+
 class DenseLayer(nn.Module):
     """BN-ReLU-1x1-BN-ReLU-3x3 (DenseNet-B); adds `growth` channels to its input's."""
 
@@ -55,10 +120,11 @@ class DenseLayer(nn.Module):
         self.with_cp = with_cp
 
     def bottleneck(self, features: list[Tensor], thickness: Tensor) -> Tensor:
-        x = torch.cat(features, dim=1)
-        return self.conv1(F.relu(self.norm1(x), inplace=True), thickness)
+        x = norm_relu(self.norm1, torch.cat(features, dim=1) if len(features) > 1 else features[0])
+        return conv_norm_relu(self.conv1, self.norm2, x, thickness, inplace=True)
 
     def forward(self, features: list[Tensor], thickness: Tensor) -> Tensor:
+        """(B, C_i, D, H, W) maps that make up `channels`, and (B,) mm -> (B, growth, D, H, W)."""
         if self.with_cp and torch.is_grad_enabled():
             # The concatenation and the wide norm1 output are what fills the memory: they are
             # computed again in the backward pass.
@@ -71,7 +137,15 @@ class DenseLayer(nn.Module):
             )
         else:
             y = self.bottleneck(features, thickness)
-        return self.conv2(F.relu(self.norm2(y), inplace=True), thickness)
+        return self.conv2(y, thickness)
+
+    def without_graph(self, x: Tensor, thickness: Tensor) -> Tensor:
+        """`forward` of all input channels in one map, where autograd does not record."""
+
+        def strip(x: Tensor) -> Tensor:
+            return self.conv2.fuse_(self.bottleneck([x], thickness), thickness)
+
+        return self.conv2.convolve(in_strips(self, strip, x), None)
 
 
 class DenseBlock(nn.Module):
@@ -79,17 +153,31 @@ class DenseBlock(nn.Module):
 
     def __init__(self, num_layers: int, channels: int, growth: int, **layer) -> None:
         super().__init__()
+        self.growth = growth
         for i in range(num_layers):
             self.add_module(
                 f"denselayer{i + 1}", DenseLayer(channels + i * growth, growth, **layer)
             )
 
     def forward(self, x: Tensor, thickness: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.without_graph(x, thickness)
         features = [x]
         for layer in self.children():
             # A new list each time: checkpointing reads the one it was given again, later.
             features = [*features, layer(features, thickness)]
         return torch.cat(features, dim=1)
+
+    def without_graph(self, x: Tensor, thickness: Tensor) -> Tensor:
+        """Every layer reads what is there of the output and writes its own part: no copies."""
+        batch, channels, *size = x.shape
+        out = empty_map(x, (batch, channels + len(self._modules) * self.growth, *size))
+        out[:, :channels] = x
+        for layer in self.children():
+            y = layer.without_graph(out[:, :channels], thickness)
+            out[:, channels : channels + self.growth] = y
+            channels += self.growth
+        return out
 
 
 class Transition(nn.Module):
@@ -101,7 +189,10 @@ class Transition(nn.Module):
         self.conv = SliceConv(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(F.relu(self.norm(x), inplace=True))
+        return in_strips(self, self.whole, x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        x = self.conv(norm_relu(self.norm, x))
         return unfold(F.avg_pool2d(fold(x), 2), len(x))
 
 
@@ -176,24 +267,30 @@ class TruncatedDenseNet3D(BaseModule):
     def forward(self, images: Tensor, thickness: Tensor | None = None) -> tuple[Tensor, ...]:
         """(B, C, D, H, W) windowed HU and (B,) mm -> one map a dense block, (B, C_i, D, H_i, W_i)
         at strides 4, 8 and 16."""
+        return tuple(self.maps(images, thickness))
+
+    def maps(self, images: Tensor, thickness: Tensor | None = None) -> Iterator[Tensor]:
+        """The maps of `forward` one after the other, for a caller that keeps none of them."""
         sizes = (1, self.in_channels) if self.slices_as_channels else (self.in_channels,)
         if images.ndim != 5 or tuple(images.shape[1 : 1 + len(sizes)]) != sizes:
             expected = ", ".join(["B", *map(str, sizes), *"DHW"[len(sizes) - 1 :]])
             raise ValueError(f"expected a volume of shape ({expected}), got {tuple(images.shape)}")
         if self.slices_as_channels:
             images = images.transpose(1, 2)
-        # From here on every tensor stays in channels-last memory: depth folds by a view, and the
-        # 2D kernels run in the layout they are fastest in.
-        x = self.conv0(images).contiguous(memory_format=torch.channels_last_3d)
-        x = F.relu(self.norm0(x), inplace=True)
-        x = unfold(F.max_pool2d(fold(x), 3, stride=2, padding=1), len(x))
-        outputs = []
+        x = in_pieces(self, self.root, images, dim=2, length=1)
         for i in range(1, len(self.out_channels) + 1):
             if i > 1:
                 x = getattr(self, f"transition{i - 1}")(x)
             x = getattr(self, f"denseblock{i}")(x, thickness)
-            outputs.append(x)
-        return tuple(outputs)
+            yield x
+
+    def root(self, images: Tensor) -> Tensor:
+        """Stem and pooling: (B, C, D, H, W) -> (B, stem_channels, D, H / 4, W / 4)."""
+        # From here on every tensor stays in channels-last memory: depth folds by a view, and the
+        # 2D kernels run in the layout they are fastest in.
+        x = conv_norm_relu(self.conv0, self.norm0, images)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        return unfold(F.max_pool2d(fold(x), 3, stride=2, padding=1), len(x))
 
     def init_weights(self) -> None:
         if self.init_cfg is None or self.is_init:

@@ -24,7 +24,10 @@ class KeySliceMaskRCNN(MaskRCNN):
     def extract_feat(self, batch_inputs: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         """((B, 1, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),)."""
         images, thickness = batch_inputs
-        return self.neck(self.backbone(images, thickness))
+        if torch.is_grad_enabled():
+            return self.neck(self.backbone(images, thickness))
+        # The neck is done with each map before the backbone makes the next.
+        return self.neck(self.backbone.maps(images, thickness))
 
 
 @MODELS.register_module()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
@@ -67,26 +67,25 @@ class KeySliceFPN(BaseModule):
             nn.init.xavier_uniform_(lateral.weight)
             nn.init.zeros_(lateral.bias)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor]:
+    def forward(self, features: Iterable[Tensor]) -> tuple[Tensor]:
         """(B, C_i, D, H_i, W_i) maps, finest first -> ((B, out_channels, H_0, W_0),).
 
         Raises ValueError for maps of another depth than `num_slices`.
         """
-        for x in features:
-            if x.shape[2] != self.num_slices:
-                raise ValueError(
-                    f"KeySliceFPN was built for num_slices={self.num_slices}, the volume has "
-                    f"{x.shape[2]} slices"
-                )
-        maps = [
-            norm(lateral(reduce(x)))
-            for x, reduce, lateral, norm in zip(
-                features, self.reductions, self.laterals, self.norms, strict=True
-            )
-        ]
+        # Unlike a loop, `map` lets go of each map before it asks for the next.
+        maps = list(map(self.squeeze, features, self.reductions, self.laterals, self.norms))
         y = maps.pop()
         for finer in reversed(maps):
             y = finer + F.interpolate(y, scale_factor=2, mode="nearest")
         # mmcv's RoIAlign reads memory in NCHW order whatever the strides say: from channels-last
         # features it would pool scrambled ones, without an error.
         return (y.contiguous(),)
+
+    def squeeze(self, x: Tensor, reduce: nn.Module, lateral: nn.Module, norm: nn.Module) -> Tensor:
+        """(B, C_i, D, H_i, W_i) -> (B, out_channels, H_i, W_i)."""
+        if x.shape[2] != self.num_slices:
+            raise ValueError(
+                f"KeySliceFPN was built for num_slices={self.num_slices}, the volume has "
+                f"{x.shape[2]} slices"
+            )
+        return norm(lateral(reduce(x)))

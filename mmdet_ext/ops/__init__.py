@@ -6,13 +6,14 @@ from .alignshift import AlignShiftConv
 from .i3d import I3DConv
 from .p3d import P3DConv
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import SliceConv, conv_depth, fold, shift_depth, unfold
+from .slice_conv import Affine, SliceConv, conv_depth, fold, shift_depth, unfold
 from .tsm import TSMConv
 
 __all__ = [
     "OPERATORS",
     "A3DConv",
     "ACSConv",
+    "Affine",
     "AlignShiftConv",
     "I3DConv",
     "MeanACSConv",

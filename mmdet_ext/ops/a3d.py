@@ -49,16 +49,34 @@ class A3DConv(SliceConv):
                 f"A3DConv was built for num_slices={self.num_slices}, the volume has "
                 f"{x.shape[2]} slices"
             )
-        # Diagonal by diagonal of the D x D matrices: unlike einsum this stays in x's memory format.
-        weight = self.fusion_weight.to(x.dtype)
-        out = x * weight.diagonal()[:, :, None, None]
-        for step in range(1 - self.num_slices, self.num_slices):
-            if step == 0:
-                continue
-            start, end = max(0, step), self.num_slices + min(0, step)
-            diagonal = weight.diagonal(step)[:, :, None, None]
-            out[:, :, start:end].addcmul_(x[:, :, start - step : end - step], diagonal)
-        return out
+        return SliceMix.apply(x, self.fusion_weight.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_slices={self.num_slices}"
+
+
+class SliceMix(torch.autograd.Function):
+    """out[:, c, k] = sum_d x[:, c, d] * weight[d, k, c], slice by slice of the input.
+
+    Unlike an einsum it stays in the memory format of `x` and makes no copies, forward or in the
+    gradient of `x`, which is the same with the transposed matrices.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        # (D, C, D, 1, 1): per input slice what broadcasts over the output slices.
+        weight = weight.mT[..., None, None]
+        out = x[:, :, :1] * weight[0]
+        for d in range(1, x.shape[2]):
+            out.addcmul_(x[:, :, d : d + 1], weight[d])
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x = SliceMix.apply(gradient, weight.transpose(0, 1)) if ctx.needs_input_grad[0] else None
+        of_weight = (
+            torch.einsum("bcdhw,bckhw->dkc", x, gradient) if ctx.needs_input_grad[1] else None
+        )
+        return of_x, of_weight

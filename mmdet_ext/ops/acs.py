@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .registry import register_operator
-from .slice_conv import SliceConv, conv_depth, square_kernel
+from .slice_conv import Affine, SliceConv, conv_depth, fold_affine, square_kernel
 
 AXIAL, CORONAL, SAGITTAL = range(3)
 
@@ -74,9 +74,10 @@ class ACSConv(ThreeViewConv):
                 f"{self.in_channels} (depthwise), got {self.groups}"
             )
 
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
+    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
         if self.kernel_size == (1, 1):
-            return super().forward(x)
+            return super().convolve(x, affine)
+        weight, whole_bias = fold_affine(self.weight, self.bias, affine)
         depthwise = self.groups > 1
         if depthwise:
             # One input channel an output channel, so that both split alike.
@@ -86,9 +87,9 @@ class ACSConv(ThreeViewConv):
         for view, (start, end) in enumerate(pairwise(share)):
             if start == end:
                 continue
-            bias = None if self.bias is None else self.bias[start:end]
+            bias = None if whole_bias is None else whole_bias[start:end]
             inputs, groups = (x[:, start:end], end - start) if depthwise else (x, 1)
-            outputs.append(self.view(view, inputs, self.weight[start:end], bias, groups))
+            outputs.append(self.view(view, inputs, weight[start:end], bias, groups))
         return torch.cat(outputs, dim=1)
 
 
@@ -103,17 +104,18 @@ class MeanACSConv(ThreeViewConv):
         ValueError: a kernel that is not square.
     """
 
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
+    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
         if self.kernel_size == (1, 1):
-            return super().forward(x)
+            return super().convolve(x, affine)
+        weight, bias = fold_affine(self.weight, self.bias, affine)
         shares = self.shares()
         # The bias enters once, and a view's share goes into its kernel: convolution is linear.
         return sum(
             self.view(
                 view,
                 x,
-                self.weight * shares[view],
-                self.bias if view == AXIAL else None,
+                weight * shares[view],
+                bias if view == AXIAL else None,
                 self.groups,
             )
             for view in (AXIAL, CORONAL, SAGITTAL)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .registry import register_operator
-from .slice_conv import check_thickness, shift_depth
+from .slice_conv import check_thickness
 from .tsm import TSMConv
 
 
@@ -46,13 +45,10 @@ class AlignShiftConv(TSMConv):
         self.ref_thickness = ref_thickness
         self.zero_padding = zero_padding
 
-    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+    def shift(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
         thickness = check_thickness(thickness, len(x), type(self).__name__)
         alpha = (self.ref_thickness / thickness).clamp(max=1).to(x.dtype).view(-1, 1, 1, 1, 1)
-        up, down, rest = self.split(x)
-        above = shift_depth(up, 1, self.zero_padding)
-        below = shift_depth(down, -1, self.zero_padding)
-        return torch.cat([torch.lerp(up, above, alpha), torch.lerp(down, below, alpha), rest], 1)
+        return self.in_channels // self.n_fold, alpha, self.zero_padding
 
     def extra_repr(self) -> str:
         return (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .registry import register_operator
-from .slice_conv import SliceConv, conv_depth, square_kernel
+from .slice_conv import Affine, SliceConv, conv_depth, fold_affine, square_kernel
 
 
 @register_operator
@@ -42,5 +42,6 @@ class P3DConv(SliceConv):
         self.depth_weight.zero_()
         self.depth_weight[:, :, (taps - 1) // 2, 0, 0] = identity.to(self.depth_weight)
 
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
-        return conv_depth(super().forward(x), self.depth_weight, groups=self.groups)
+    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
+        weight, bias = fold_affine(self.depth_weight, None, affine)
+        return conv_depth(super().convolve(x, None), weight, bias, groups=self.groups)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .registry import register_operator
 
 Pair = int | tuple[int, int]
+Affine = tuple[Tensor, Tensor]
 
 
 def fold(x: Tensor) -> Tensor:
@@ -93,6 +94,17 @@ def conv_depth(
     return total.flatten(1, 2)
 
 
+def fold_affine(
+    weight: Tensor, bias: Tensor | None, affine: Affine | None
+) -> tuple[Tensor, Tensor | None]:
+    """The kernel (C', ...) and bias whose convolution has times scale plus shift in it."""
+    if affine is None:
+        return weight, bias
+    scale, shift = affine
+    weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    return weight, shift if bias is None else torch.addcmul(shift, scale, bias)
+
+
 def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tensor:
     """Returns a valid (B,) thickness in mm, which may be infinite.
 
@@ -126,8 +138,9 @@ class SliceConv(nn.Module):
 
         out[b, :, d] = conv2d(fuse(x)[b, :, d], weight) + bias
 
-    where `fuse` is the identity; operators that only rearrange slices before the convolution
-    (TSM, AlignShift, A3D) override it. Depth is kept.
+    where `fuse` is the identity. Operators that mix slices before a per-slice convolution (TSM,
+    AlignShift, A3D) override `fuse`, those whose kernel reaches along depth `convolve`. Depth is
+    kept.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -211,17 +224,38 @@ class SliceConv(nn.Module):
         """Mixes slices ahead of the convolution; (B, C, D, H, W) -> the same shape."""
         return x
 
-    def forward(self, x: Tensor, thickness: Tensor | None = None) -> Tensor:
-        """(B, C, D, H, W) and (B,) mm -> (B, C', D, H', W')."""
+    def fuse_(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        """`fuse` that may overwrite `x`, for operators that save memory traffic by it."""
+        return self.fuse(x, thickness)
+
+    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
+        """The convolution, then `affine`; (B, C, D, H, W) -> (B, C', D, H', W')."""
+        weight, bias = fold_affine(self.weight, self.bias, affine)
         return conv_depth(
-            self.fuse(x, thickness),
-            self.weight.unsqueeze(2),
-            self.bias,
-            self.stride,
-            self.sides,
-            self.dilation,
-            self.groups,
+            x, weight.unsqueeze(2), bias, self.stride, self.sides, self.dilation, self.groups
         )
+
+    def forward(
+        self,
+        x: Tensor,
+        thickness: Tensor | None = None,
+        affine: Affine | None = None,
+        inplace: bool = False,
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, C, D, H, W).
+            thickness: (B,) mm.
+            affine: (scale, shift), each (C',): the result times scale plus shift, as a norm that
+                follows the convolution has it at inference. It goes into the kernel and costs
+                nothing.
+            inplace: `x` may be overwritten, unless autograd records.
+
+        Returns:
+            (B, C', D, H', W').
+        """
+        fuse = self.fuse_ if inplace and not torch.is_grad_enabled() else self.fuse
+        return self.convolve(fuse(x, thickness), affine)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .registry import register_operator
-from .slice_conv import SliceConv, shift_depth
+from .slice_conv import SliceConv
 
 
 @register_operator
@@ -35,14 +35,78 @@ class TSMConv(SliceConv):
             raise ValueError(f"n_fold must be at least 2, got {n_fold}")
         self.n_fold = n_fold
 
-    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        up, down, rest = self.split(x)
-        return torch.cat([shift_depth(up, 1), shift_depth(down, -1), rest], dim=1)
+    def shift(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
+        """What `ChannelShift` is to do with `x`: fold, alpha and zero_padding."""
+        return self.in_channels // self.n_fold, None, True
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The channels that look at slice d+1, those that look at d-1, and the others."""
-        fold = self.in_channels // self.n_fold
-        return x.split([fold, fold, self.in_channels - 2 * fold], dim=1)
+    def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        return ChannelShift.apply(x, *self.shift(x, thickness))
+
+    def fuse_(self, x: Tensor, thickness: Tensor | None) -> Tensor:
+        fold, *how = self.shift(x, thickness)
+        return shift_channels_(x, x[:, : 2 * fold].clone(), fold, *how)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_fold={self.n_fold}"
+
+
+def shift_channels_(
+    out: Tensor,
+    x: Tensor,
+    fold: int,
+    alpha: Tensor | None,
+    zero_padding: bool,
+    transposed: bool = False,
+) -> Tensor:
+    """Mixes into the first `fold` channels of `out` those of slice d+1 of `x`, into the next
+    `fold` those of slice d-1: alpha * neighbour + (1 - alpha) * slice.
+
+    Args:
+        out: (B, C, D, H, W), overwritten; holds what `x` does.
+        x: (B, at least 2 * fold, D, H, W), memory of its own.
+        alpha: what broadcasts to `x`; None is 1.
+        zero_padding: the neighbour that a border slice lacks is 0; otherwise that slice stays.
+        transposed: the transpose of this linear map, for gradients.
+
+    Returns:
+        `out`.
+    """
+    first, last, but_first, but_last = slice(1), slice(-1, None), slice(1, None), slice(-1)
+    for start, upward in ((0, not transposed), (fold, transposed)):
+        into, of = (a[:, start : start + fold] for a in (out, x))
+        border, opposite = (last, first) if upward else (first, last)
+        moved, neighbour = (but_last, but_first) if upward else (but_first, but_last)
+        if alpha is None:
+            into[:, :, moved].copy_(of[:, :, neighbour])
+            into[:, :, border].zero_()
+            continue
+        into[:, :, moved].lerp_(of[:, :, neighbour], alpha)
+        if zero_padding or transposed:
+            into[:, :, border].mul_(1 - alpha)
+        if transposed and not zero_padding:
+            into[:, :, opposite].addcmul_(of[:, :, opposite], alpha)
+    return out
+
+
+class ChannelShift(torch.autograd.Function):
+    """`shift_channels_` on a copy. One copy forward and one backward are all it costs, and nothing
+    is kept for the backward pass; `torch.cat` of shifted parts takes several of both."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        fold: int,
+        alpha: Tensor | None,
+        zero_padding: bool,
+        transposed: bool = False,
+    ) -> Tensor:
+        ctx.save_for_backward(alpha)
+        ctx.fold, ctx.zero_padding, ctx.transposed = fold, zero_padding, transposed
+        return shift_channels_(x.clone(), x, fold, alpha, zero_padding, transposed)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple:
+        (alpha,) = ctx.saved_tensors
+        back = (ctx.fold, alpha, ctx.zero_padding, not ctx.transposed)
+        return ChannelShift.apply(gradient, *back), None, None, None, None
