@@ -17,6 +17,7 @@ try:
 except ModuleNotFoundError:
     kornia_rs = None
 
+GREY_16 = b"\x10\x00"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 POLICIES = ("keep_thick", "normalize")
 INTERPOLATIONS = ("exact", "released")
@@ -54,16 +55,17 @@ class SliceFolder:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
         if not PNG_SIGNATURE.startswith(encoded[: len(PNG_SIGNATURE)]):
             raise DataError(f"{path} is not a PNG. Unpack or download it again")
+        header = encoded[24:26]  # bits and kind of colour
+        if len(encoded) >= 26 and header != GREY_16:
+            raise DataError(
+                f"{path} is a PNG of {header[0]} bits and colour type {header[1]}; expected 16-bit"
+                " grey (value - 32768 = Hounsfield units), as NIH distributes DeepLesion"
+            )
         image = _decode_png(encoded)
-        if image is None:
+        if image is None or image.dtype != np.uint16 or image.ndim != 2:
             raise DataError(
                 f"cannot read {path}: the PNG is truncated or damaged ({len(encoded)} bytes)."
                 " Unpack or download it again"
-            )
-        if image.dtype != np.uint16 or image.ndim != 2:
-            raise DataError(
-                f"{path} is {image.dtype} of shape {image.shape}; expected a 16-bit grey PNG"
-                " (value - 32768 = Hounsfield units), as NIH distributes DeepLesion"
             )
         # Modulo 2**16 the subtraction is the wanted one, so no wider type is needed in between.
         image -= np.uint16(32768)
@@ -212,18 +214,40 @@ def slice_name(series: str, index: int) -> str:
 
 
 def _decode_png(encoded: bytes) -> np.ndarray | None:
-    """The image in a PNG, of any kind, or None if it is damaged."""
-    # kornia-rs takes six tenths of OpenCV's time, and most of loading is decoding. It is handed
-    # nothing but what it is made for; where it fails, OpenCV has the last word.
-    if kornia_rs is not None and encoded[24:26] == b"\x10\x00":  # 16 bits, grey
+    """The image in a 16-bit grey PNG, (H, W) uint16, or None if it is damaged."""
+    encoded = _image_chunks(encoded)
+    if encoded is None:
+        return None
+    # kornia-rs takes six tenths of OpenCV's time, and most of loading is decoding. Where it fails,
+    # OpenCV has the last word.
+    if kornia_rs is not None:
         width, height = struct.unpack(">II", encoded[16:24])
         if max(width, height) <= LARGEST_SIDE:
             with contextlib.suppress(Exception):
                 return kornia_rs.io.decode_image_png_u16(encoded, (height, width), "mono")[..., 0]
     try:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # an empty file, or a header that promises the impossible
+    except cv2.error:  # a header that promises the impossible
         return None
+
+
+def _image_chunks(encoded: bytes) -> bytes | None:
+    """A PNG without chunks that are not of the image, None if it does not come to its end.
+
+    Found by fuzzing: OpenCV 4.12 crashes on a damaged image that calls itself animated (acTL).
+    """
+    at, parts, others = len(PNG_SIGNATURE), [PNG_SIGNATURE], False
+    while at + 12 <= len(encoded):
+        length, kind = struct.unpack_from(">I4s", encoded, at)
+        end = at + 12 + length
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            parts.append(encoded[at:end])
+        else:
+            others = True
+        if kind == b"IEND":
+            return b"".join(parts) if others else encoded
+        at = end
+    return None
 
 
 def _blend(near: np.ndarray, far: np.ndarray, weight: float) -> np.ndarray:
