@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from benchmarks import plain
 from benchmarks.measure import Case
 
@@ -31,13 +29,7 @@ def _case(fusion: str, slices: int, size: int, batch: int) -> Case:
     backbone.eval(), neck.eval()
     images, thickness = plain.volumes(batch, slices, size)
 
-    def ours() -> torch.Tensor:
-        with torch.no_grad():
-            return plain.finished(neck(backbone.maps(images, thickness))[0])
-
-    def baseline() -> torch.Tensor:
-        with torch.no_grad():
-            return plain.finished(plain.network(backbone, neck, images, thickness))
-
+    ours = plain.without_graph(lambda: neck(backbone.maps(images, thickness))[0])
+    baseline = plain.without_graph(lambda: plain.network(backbone, neck, images, thickness))
     name = f"{fusion} {slices} x {size} x {size}, batch {batch}"
     return Case(name, ours, baseline, plain.close, memory=True)

@@ -28,6 +28,7 @@ class Case:
         ours, baseline: without arguments; return what they computed.
         check: of both results, raises AssertionError where they differ.
         memory: also measure the memory each needs.
+        parts: runs ours and returns the seconds of its parts.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Case:
     baseline: Callable[[], Any]
     check: Callable[[Any, Any], None]
     memory: bool = False
+    parts: Callable[[], dict[str, float]] | None = None
 
 
 def measure(case: Case, rounds: int) -> dict:
@@ -65,6 +67,9 @@ def measure(case: Case, rounds: int) -> dict:
     if case.memory:
         del results
         result["peak_bytes"] = {side: peak_memory(getattr(case, side)) for side in seconds}
+    if case.parts:
+        found = [case.parts() for _ in range(rounds)]
+        result["parts"] = {name: statistics.median(p[name] for p in found) for name in found[0]}
     return result
 
 
@@ -116,6 +121,9 @@ def format_results(results: Sequence[dict]) -> str:
         if ours is not None:
             line += f"{ours / 2**20:>10.0f}{baseline / 2**20:>10.0f}{ours / baseline:>7.2f}"
         lines.append(line)
+        for name, seconds in result.get("parts", {}).items():
+            share = seconds / sum(result["parts"].values())
+            lines.append(f"  {name:<38}{_unit(seconds):>9} {share:>6.1%}")
     lines.append(
         "median (fastest..slowest round), in ms"
         + ("; memory a call holds at most, beyond what it was given" if with_memory else "")

@@ -8,6 +8,8 @@ einsum for A3D, `torch.cat` in dense blocks, norms as layers of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -123,15 +125,28 @@ def view_weights(conv: MeanACSConv) -> Tensor:
 def build(fusion: str, num_slices: int, **options) -> tuple[TruncatedDenseNet3D, KeySliceFPN]:
     """A DenseNet-121 backbone and its neck from random weights, on the device of `DEVICE`."""
     torch.manual_seed(0)
-    fusion = dict(type=fusion, **({"num_slices": num_slices} if fusion == "A3DConv" else {}))
-    backbone = TruncatedDenseNet3D(fusion, **options)
+    backbone = TruncatedDenseNet3D(operator_config(fusion, num_slices), **options)
     return backbone.to(DEVICE), KeySliceFPN(num_slices=num_slices).to(DEVICE)
+
+
+def operator_config(name: str, num_slices: int) -> dict:
+    return dict(type=name, **({"num_slices": num_slices} if name == "A3DConv" else {}))
 
 
 def volumes(batch: int, num_slices: int, size: int) -> tuple[Tensor, Tensor]:
     """(B, 1, D, H, W) like windowed CT, and (B,) mm: half of them thin."""
     images = 60 * torch.randn(batch, 1, num_slices, size, size, device=DEVICE)
     return images, torch.tensor([1.0, 5.0] * batch, device=DEVICE)[-batch:]
+
+
+def without_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`function` at inference, which returns when the result is there."""
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return finished(function())
+
+    return run
 
 
 def finished(result: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def test_table_shows_medians_and_ratio():
         ratio=75.0,
     )
     line = format_results([result]).splitlines()[2]
-    assert line.split() == ["x", "20.0", "(10.0..30.0)", "1500", "(1000..2000)", "75.0x"]
+    assert line.split() == ["x", "20.0", "(10.0..30.0)", "1500", "(1000..2000)", "75.00x"]
 
 
 def test_environment_says_what_a_time_depends_on(monkeypatch):

@@ -8,10 +8,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tqdm import tqdm
+
 from benchmarks.measure import environment, format_results, measure
 from deeplesion.files import write_whole
 
 BENCHMARKS = {
+    "ops": "the fusion operators against their formulas on 5-D tensors, and against no fusion",
+    "backbone": "backbone and neck at inference against the papers' way",
+    "train-step": "forward and backward against the papers' way; checkpointing against none",
+    "inference": "an image through the detector, with the shares of its parts",
     "loader": "a training sample from disk to tensor against one step after another",
     "prepare": "GrabCut on a lesion's surroundings against GrabCut on the whole slice",
     "froc": "deeplesion.froc against a plain loop over detections and lesions",
@@ -29,8 +35,8 @@ def main() -> None:
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
 
-    cases = importlib.import_module(f"benchmarks.{options.benchmark}").cases()
-    results = [measure(case, options.rounds) for case in cases]
+    cases = importlib.import_module(f"benchmarks.{options.benchmark.replace('-', '_')}").cases()
+    results = [measure(case, options.rounds) for case in tqdm(cases, unit="case", leave=False)]
     surroundings = environment()
     print(format_results(results))
     threads = surroundings["threads"]["OMP_NUM_THREADS"] or "as many as it likes"
