@@ -286,11 +286,11 @@ class TruncatedDenseNet3D(BaseModule):
 
     def root(self, images: Tensor) -> Tensor:
         """Stem and pooling: (B, C, D, H, W) -> (B, stem_channels, D, H / 4, W / 4)."""
+        x = fold(conv_norm_relu(self.conv0, self.norm0, images))
         # From here on every tensor stays in channels-last memory: depth folds by a view, and the
         # 2D kernels run in the layout they are fastest in.
-        x = conv_norm_relu(self.conv0, self.norm0, images)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        return unfold(F.max_pool2d(fold(x), 3, stride=2, padding=1), len(x))
+        x = x.contiguous(memory_format=torch.channels_last)
+        return unfold(F.max_pool2d(x, 3, stride=2, padding=1), len(images))
 
     def init_weights(self) -> None:
         if self.init_cfg is None or self.is_init:

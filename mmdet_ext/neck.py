@@ -24,7 +24,7 @@ class DepthReduction(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(F.conv2d(x[:, :, d], self.weight[:, :, d]) for d in range(x.shape[2]))
+        return sum(map(F.conv2d, x.unbind(2), self.weight.unbind(2)))
 
 
 @MODELS.register_module()

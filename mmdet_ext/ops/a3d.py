@@ -76,7 +76,19 @@ class SliceMix(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x = SliceMix.apply(gradient, weight.transpose(0, 1)) if ctx.needs_input_grad[0] else None
-        of_weight = (
-            torch.einsum("bcdhw,bckhw->dkc", x, gradient) if ctx.needs_input_grad[1] else None
-        )
+        of_weight = sum_of_products(x, gradient) if ctx.needs_input_grad[1] else None
         return of_x, of_weight
+
+
+def sum_of_products(x: Tensor, y: Tensor) -> Tensor:
+    """out[d, k, c] = sum over b, h, w of x[b, c, d, h, w] * y[b, c, k, h, w]; (D, D, C)."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.einsum("bcdhw,bckhw->dkc", x, y)
+    # Row by row, so that the D x D sums stay in the cache; the einsum transposes both first.
+    depth = x.shape[2]
+    sums = x.new_zeros(depth, depth, x.shape[4], x.shape[1])
+    for volumes in zip(x, y, strict=True):
+        # Rows of (D, W, C).
+        for x_row, y_row in zip(*(v.permute(2, 1, 3, 0) for v in volumes), strict=True):
+            sums.addcmul_(x_row[:, None], y_row[None])
+    return sums.sum(2)
