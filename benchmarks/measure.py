@@ -15,7 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "torch", "onedl-mmcv", "onedl-mmdetection", "opencv-python-headless")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "onedl-mmcv",
+    "onedl-mmdetection",
+    "opencv-python-headless",
+    "kornia-rs",
+    "blosc2",
+)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,14 @@ from mmdet_ext.ops import OPERATORS, build_conv3d
 LAYERS = ((304, 128, 1), (128, 32, 3))
 
 
-def cases(num_slices: int = 7, size: int = 64, image_size: int = 256) -> list[Case]:
+def cases(
+    num_slices: int = 7,
+    size: int = 64,
+    image_size: int = 256,
+    names: Sequence[str] = tuple(sorted(OPERATORS)),
+) -> list[Case]:
     """`size`: of the maps; `image_size`: of the backbone's volumes. At inference, but for the last
     cases: a training step of 3 slices. The baseline of a backbone is the one of `SliceConv`."""
-    names = sorted(OPERATORS)
     fused = [name for name in names if name != "SliceConv"]
     return [
         *(_alone(name, *layer, num_slices, size) for layer in LAYERS for name in names),

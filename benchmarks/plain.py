@@ -119,7 +119,7 @@ def view_weights(conv: MeanACSConv) -> Tensor:
     """(3, C') weights of the axial, coronal and sagittal view."""
     if isinstance(conv, SoftACSConv):
         return F.softmax(conv.view_weight, dim=1).T
-    return torch.full((3, conv.out_channels), 1 / 3, device=conv.weight.device)
+    return conv.weight.new_full((3, conv.out_channels), 1 / 3)
 
 
 def build(fusion: str, num_slices: int, **options) -> tuple[TruncatedDenseNet3D, KeySliceFPN]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import froc, loader, prepare
-from benchmarks.measure import Case, environment, format_results, measure
+from benchmarks import backbone, froc, inference, loader, ops, prepare, train_step
+from benchmarks.measure import Case, environment, format_results, measure, peak_memory
 
 
 def test_baseline_and_ours_agree_on_ties_several_lesions_and_nothing_found():
@@ -82,6 +82,42 @@ def test_both_run_in_turn_and_the_warm_up_does_not_count():
     median = result["median"]
     assert result["ratio"] == median["baseline"] / median["ours"]
     assert median["ours"] == sorted(result["seconds"]["ours"])[1]
+
+
+def test_peak_memory_is_what_tensors_take_at_once():
+    def three_then_one():
+        sums = torch.ones(1 << 20) + torch.ones(1 << 20)
+        return sums.sum()
+
+    assert peak_memory(three_then_one) == pytest.approx(3 * 4 << 20, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        lambda: backbone.cases((("AlignShiftConv", 3, 64, 1), ("A3DConv", 3, 32, 2))),
+        lambda: ops.cases(3, 8, 32, names=("A3DConv", "SoftACSConv")),
+        lambda: train_step.cases(size=32),
+        lambda: inference.cases(size=64, experiments=("alignshift_3slice",)),
+    ],
+    ids=["backbone", "ops", "train_step", "inference"],
+)
+def test_network_benchmarks_agree_with_their_baselines(cases):
+    for case in cases():
+        ours = case.ours()
+        case.check(ours, case.baseline())
+        if case.parts:
+            parts = case.parts()
+            assert len(parts) == 3 and min(parts.values()) > 0
+    names = [case.name for case in cases()]
+    assert len(set(names)) == len(names)
+
+
+def test_backbone_check_notices_a_slice(monkeypatch):
+    (case,) = backbone.cases((("AlignShiftConv", 3, 64, 1),))
+    ours = case.ours()
+    with pytest.raises(AssertionError):
+        case.check(ours, case.baseline() + 1e-2 * ours.abs().max())
 
 
 def test_results_that_differ_are_no_measurement():

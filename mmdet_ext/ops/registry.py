@@ -10,7 +10,12 @@ OPERATORS: dict[str, type[nn.Module]] = {}
 
 
 def register_operator(operator: type[nn.Module]) -> type[nn.Module]:
-    """Class decorator: makes `operator` buildable by its class name."""
+    """Class decorator: makes `operator`, a subclass of `SliceConv`, buildable by its class name.
+
+    Raises TypeError for a class without `fuse` and `convolve`, which the backbone calls.
+    """
+    if not (hasattr(operator, "fuse") and hasattr(operator, "convolve")):
+        raise TypeError(f"{operator.__name__}: an operator derives from mmdet_ext.ops.SliceConv")
     OPERATORS[operator.__name__] = operator
     return operator
 

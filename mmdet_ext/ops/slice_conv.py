@@ -190,6 +190,12 @@ class SliceConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__:
+            # The backbone calls the two halves of `forward` by themselves.
+            raise TypeError(f"{cls.__name__}: override fuse or convolve, not forward")
+
     def _sides(self) -> tuple[int, int, int, int]:
         """Zero padding left, right, top, bottom."""
         if self.padding != "same":

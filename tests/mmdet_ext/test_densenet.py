@@ -1,11 +1,16 @@
 """The backbone against a plain 2D DenseNet, checkpointing, and the loading of ImageNet weights."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import plain
+from mmdet_ext import densenet
 from mmdet_ext.densenet import TruncatedDenseNet3D, fetch_weights
+from mmdet_ext.neck import KeySliceFPN
 from mmdet_ext.ops import OPERATORS
 
 SMALL = dict(growth=4, bn_size=2, block_config=(2, 3, 2), stem_channels=8)
@@ -79,6 +84,74 @@ def test_slices_as_channels_is_the_2d_network_on_many_channels(slices):
     for got, expected in zip(backbone(x), densenet_2d(backbone, x[:, 0])):
         assert got.shape[2] == 1
         torch.testing.assert_close(got[:, :, 0], expected)
+
+
+@every_operator
+def test_inference_and_training_equal_the_papers_way(fusion):
+    backbone = TruncatedDenseNet3D(fusion, **SMALL).double()
+    neck = KeySliceFPN(backbone.out_channels, num_slices=3, out_channels=6).double()
+    randomise_norms(backbone)
+    volumes, thickness = images(), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    parameters = [*backbone.parameters(), *neck.parameters()]
+    for training in (True, False):
+        backbone.train(training)
+        expected = plain.network(copy.deepcopy(backbone), neck, volumes, thickness)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                neck(copy.deepcopy(backbone).maps(volumes, thickness))[0], expected
+            )
+        got = neck(copy.deepcopy(backbone)(volumes, thickness))[0]
+        torch.testing.assert_close(got, expected)
+
+        expected = plain.network(backbone, neck, volumes, thickness)
+        wanted = torch.autograd.grad(expected.square().sum(), parameters)
+        got = neck(backbone(volumes, thickness))[0]
+        for a, b in zip(torch.autograd.grad(got.square().sum(), parameters), wanted):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("fusion", [ALIGN, dict(type="A3DConv", num_slices=3)])
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_strips_of_any_height_change_no_result(fusion, size, monkeypatch):
+    backbone = TruncatedDenseNet3D(fusion, **SMALL).double().eval()
+    randomise_norms(backbone)
+    volumes, thickness = images(size=size), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    with torch.no_grad():
+        expected = backbone(volumes, thickness)
+        for rows_or_so in (1, 3, 5):
+            monkeypatch.setattr(densenet, "STRIP_BYTES", rows_or_so * 8 * 8 * 3 * size // 4 * 2)
+            for a, b in zip(backbone(volumes, thickness), expected):
+                torch.testing.assert_close(a, b)
+
+
+def test_pieces_are_of_the_asked_length_and_only_at_inference_on_a_cpu():
+    seen = []
+
+    def halve(x):
+        seen.append(x.shape[3])
+        return F.avg_pool2d(x[:, :, 0], 2).unsqueeze(2)
+
+    x, module = torch.randn(1, 4, 1, 10, 6), nn.Identity().eval()
+    with torch.no_grad():
+        got = densenet.in_pieces(module, halve, x, dim=3, length=4)
+        assert seen == [4, 4, 2]
+        torch.testing.assert_close(got, halve(x))
+        seen.clear()
+        densenet.in_pieces(module.train(), halve, x, dim=3, length=4)
+        module.eval()
+    densenet.in_pieces(module, halve, x, dim=3, length=4)
+    assert seen == [10, 10]
+
+
+def test_norms_of_the_batch_are_counted_without_a_graph_too():
+    one = TruncatedDenseNet3D(ALIGN, **SMALL)
+    other = copy.deepcopy(one)
+    volumes, thickness = images(dtype=torch.float32), torch.tensor([1.0, 5.0])
+    one(volumes, thickness)
+    with torch.no_grad():
+        other(volumes, thickness)
+    for a, b in zip(one.buffers(), other.buffers()):
+        torch.testing.assert_close(a, b)
 
 
 def test_shapes_and_strides_of_densenet121():

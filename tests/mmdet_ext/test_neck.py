@@ -1,5 +1,7 @@
 """KeySliceFPN against 3D convolutions and a feature pyramid written out."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,3 +108,20 @@ def test_gradients_numerically():
 def test_other_number_of_slices_is_refused():
     with pytest.raises(ValueError, match=r"num_slices=3.*has 7 slices"):
         KeySliceFPN((4, 6, 8), num_slices=3)(maps(7))
+
+
+def test_maps_that_come_one_at_a_time_are_let_go():
+    neck = KeySliceFPN((4, 6, 8), num_slices=3, out_channels=5).double()
+    alive = []
+
+    def one_at_a_time():
+        for x in maps():
+            assert not any(reference() is not None for reference in alive)
+            x = x.clone()
+            alive.append(weakref.ref(x))
+            yield x
+            del x
+
+    with torch.no_grad():
+        torch.testing.assert_close(neck(one_at_a_time())[0], neck(maps())[0])
+    assert len(alive) == 3

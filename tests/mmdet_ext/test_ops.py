@@ -24,6 +24,7 @@ from mmdet_ext.ops import (
     TSMConv,
     build_conv3d,
     fold,
+    register_operator,
     unfold,
 )
 
@@ -414,6 +415,49 @@ def test_gradients_numerically(name):
         return torch.func.functional_call(conv, dict(zip(names, parameters)), (x, mm(1.0, 5.0)))
 
     assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+@pytest.mark.parametrize("name", ["tsm", "alignshift", "alignshift_border", "a3d"])
+def test_gradients_have_gradients(name):
+    conv = make(name, 4, 2, 1)
+    x = volume(2, 4, 3, 2, 1).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: conv(x, mm(1.0, 5.0)), (x,))
+
+
+@every_operator
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_scale_and_shift_go_into_the_kernel(name, kernel_size, bias):
+    conv = make(name, 6, 5, kernel_size, padding=kernel_size // 2, bias=bias)
+    x, thickness = volume(4, 6, 3, 5, 4), mm(*THICKNESS)
+    scale, shift = volume(5, seed=1), volume(5, seed=2)
+    expected = conv(x, thickness) * scale.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1)
+    assert_same(conv(x, thickness, affine=(scale, shift)), expected)
+
+
+@every_operator
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_in_place_gives_the_same_and_only_without_autograd(name, depth, memory_format):
+    conv = make(name, 6, 5, 3, padding=1, depth=depth)
+    x = volume(4, 6, depth, 5, 4).contiguous(memory_format=memory_format)
+    kept, thickness = x.clone(), mm(*THICKNESS)
+    expected = conv(x, thickness)
+    assert_same(conv(x, thickness, inplace=True), expected)
+    assert torch.equal(x, kept)
+    with torch.no_grad():
+        assert_same(conv(x, thickness, inplace=True), expected)
+
+
+def test_forward_is_not_to_be_overridden():
+    with pytest.raises(TypeError, match="Own: override fuse or convolve"):
+
+        class Own(SliceConv):
+            def forward(self, x, thickness=None):
+                return x
+
+    with pytest.raises(TypeError, match="Linear: an operator derives from"):
+        register_operator(nn.Linear)
 
 
 # --- Memory, precision, compilation, copies ---
