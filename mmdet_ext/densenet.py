@@ -59,7 +59,7 @@ def norm_relu(norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
     affine = affine_of(norm)
     if affine is None:
         return F.relu(norm(x), inplace=True)
-    # PyTorch's BatchNorm on a CPU takes several times as long on channels-last memory.
+    # On a CPU, PyTorch's BatchNorm would copy a part of a larger map first.
     scale, shift = (a.to(x.dtype).view(-1, 1, 1, 1) for a in affine)
     return torch.addcmul(shift, x, scale).relu_()
 
