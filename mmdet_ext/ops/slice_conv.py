@@ -91,7 +91,9 @@ def conv_depth(
             total[:, :, :, -step:] += term[:, :, :, :step]
         elif step > 0:
             total[:, :, :, :-step] += term[:, :, :, step:]
-    return total.flatten(1, 2)
+    # A copy of a single volume's channels has a batch stride that hides its memory format from
+    # what comes next, torch.cat for one; going to images and back gives it the usual one.
+    return unfold(fold(total.flatten(1, 2)), len(x))
 
 
 def fold_affine(

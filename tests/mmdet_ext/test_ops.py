@@ -478,6 +478,19 @@ def test_fold_puts_slices_side_by_side_and_unfold_undoes_it(memory_format):
 
 @every_operator
 @pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_last_memory_stays_so_also_when_joined(name, kernel_size, batch):
+    conv = make(name, 6, 8, kernel_size, padding=kernel_size // 2)
+    x = volume(batch, 6, 3, 5, 4).contiguous(memory_format=torch.channels_last_3d)
+    for recording in (True, False):
+        with torch.set_grad_enabled(recording):
+            y = conv(x, mm(*THICKNESS[:batch]))
+            joined = torch.cat([y, y], dim=1)
+        assert joined.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@every_operator
+@pytest.mark.parametrize("kernel_size", [1, 3])
 def test_memory_format_and_layout_change_no_result(name, kernel_size):
     conv = make(name, 8, 6, kernel_size, padding=kernel_size // 2)
     x, thickness = volume(2, 8, 3, 6, 6), mm(2.0, 5.0)
