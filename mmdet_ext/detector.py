@@ -24,9 +24,9 @@ class KeySliceMaskRCNN(MaskRCNN):
     def extract_feat(self, batch_inputs: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         """((B, 1, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),)."""
         images, thickness = batch_inputs
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or images.is_cuda:
             return self.neck(self.backbone(images, thickness))
-        # The neck is done with each map before the backbone makes the next.
+        # Saves memory: the neck is done with each map before the backbone makes the next.
         return self.neck(self.backbone.maps(images, thickness))
 
 

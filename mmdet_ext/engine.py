@@ -78,8 +78,9 @@ def train(
         runner.logger.log(level, batch)
         if compile_static:
             model = getattr(runner.model, "module", runner.model)
-            model.backbone.compile()
-            model.neck.compile()
+            # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
+            model.backbone.compile(dynamic=False)
+            model.neck.compile(dynamic=False)
         runner.train()
 
 
