@@ -6,7 +6,6 @@ import gc
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from mmdet_ext.run_record import git_state
 
 PACKAGES = (
     "numpy",
@@ -145,7 +146,7 @@ def _unit(seconds: float) -> str:
 
 def environment() -> dict:
     """What a time depends on: processor, threads, versions, the state of the code."""
-    root = Path(__file__).resolve().parent.parent
+    git = git_state(Path(__file__).resolve().parent)
     versions = {}
     for package in PACKAGES:
         try:
@@ -159,8 +160,8 @@ def environment() -> dict:
         system=platform.platform(),
         python=platform.python_version(),
         packages=versions,
-        commit=_git(root, "rev-parse", "HEAD"),
-        changed_files=(_git(root, "status", "--porcelain") or "").splitlines(),
+        commit=git["commit"],
+        changed_files=git["changed"] or [],
     )
 
 
@@ -171,11 +172,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        run = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return run.stdout.strip() if run.returncode == 0 else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks import plain
+from benchmarks import plain, train_step
 from benchmarks.measure import Case
 from mmdet_ext.ops import OPERATORS, build_conv3d
 
@@ -62,15 +62,8 @@ def _in_backbone(name: str, slices: int, size: int) -> Case:
 
 def _in_training(name: str, slices: int, size: int) -> Case:
     def run(operator: str):
-        backbone, neck = plain.build(operator, slices)
-        images, thickness = plain.volumes(1, slices, size)
-
-        def step() -> Tensor:
-            loss = neck(backbone(images, thickness))[0].square().mean()
-            loss.backward()
-            return plain.finished(loss)
-
-        return step
+        parts, inputs = plain.build(operator, slices), plain.volumes(1, slices, size)
+        return lambda: train_step.step(train_step.network, parts, inputs)[0]
 
     return Case(f"{name} training, to SliceConv's", run(name), run("SliceConv"), same_shape)
 

@@ -2,8 +2,8 @@
 
 A 1 x K x K convolution over D slices is a 2D convolution over B*D images. In
 `torch.channels_last_3d` memory folding depth into the batch is a view, so the operators speak
-(B, C, D, H, W) to the outside and run 2D kernels inside; those that reach along depth do so in
-`conv_depth` and `shift_depth`.
+(B, C, D, H, W) to the outside and run 2D kernels inside; kernels that reach along depth do so in
+`conv_depth`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,11 @@ def unfold(x: Tensor, batch: int) -> Tensor:
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def shift_depth(x: Tensor, step: int, zero_padding: bool = True) -> Tensor:
-    """out[:, :, d] = x[:, :, d + step], step 1 or -1, of a (B, C, D, H, W) volume.
-
-    What the border slice lacks is 0, or with `zero_padding=False` the border slice itself.
-    """
-    border = x[:, :, -1:] if step == 1 else x[:, :, :1]
-    beyond = torch.zeros_like(border) if zero_padding else border
+def shift_depth(x: Tensor, step: int) -> Tensor:
+    """out[:, :, d] = x[:, :, d + step], step 1 or -1, of a (B, C, D, H, W) volume; 0 for slices
+    that do not exist. For operators of one's own; what ships with the package shifts channels by
+    `tsm.shift_channels_`."""
+    beyond = torch.zeros_like(x[:, :, :1])
     return torch.cat([x[:, :, 1:], beyond] if step == 1 else [beyond, x[:, :, :-1]], dim=2)
 
 
