@@ -1,11 +1,11 @@
-"""FROC of a full test split: deeplesion.froc against one plain loop over the detections."""
+"""FROC of a full test split: ours against one plain loop over the detections."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from benchmarks.measure import Case
-from deeplesion.froc import FROC, froc
+from deeplesion.evaluation.froc import FROC, froc
 
 IMAGES, BOXES = 4817, 50
 

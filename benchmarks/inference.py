@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from benchmarks.measure import Case
-from deeplesion.metric import encode_mask
+from mmdet_ext.evaluation.froc_metric import encode_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ("alignshift_7slice", "a3d_7slice", "alignshift_3slice", "a3d_3slice")

@@ -21,11 +21,12 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from benchmarks.measure import Case
-from deeplesion.dataset import DeepLesionDataset, SampleKey
-from deeplesion.phantom import make_phantom
-from deeplesion.prepare import prepare
-from deeplesion.slice_cache import fill_cache
-from deeplesion.slices import plan_stack, slice_name, window_hu
+from deeplesion.data.prepare import prepare
+from deeplesion.data.slice_cache import fill_cache
+from deeplesion.data.slices import plan_stack, slice_name, window_hu
+from deeplesion.phantom.make import make_phantom
+from mmdet_ext.datasets.deeplesion import DeepLesionDataset
+from mmdet_ext.datasets.sampler import SampleKey
 
 ROOT = Path(__file__).resolve().parent.parent
 POLICIES = {"keep_thick": "alignshift_7slice", "normalize": "a3d_7slice"}

@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from mmdet_ext.run_record import git_state
+from mmdet_ext.engine.run_record import git_state
 
 PACKAGES = (
     "numpy",

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdet_ext.densenet import DenseLayer, TruncatedDenseNet3D
-from mmdet_ext.neck import KeySliceFPN
+from mmdet_ext.models.densenet import DenseLayer, TruncatedDenseNet3D
+from mmdet_ext.models.neck import KeySliceFPN
 from mmdet_ext.ops import SliceConv
 from mmdet_ext.ops.a3d import A3DConv
 from mmdet_ext.ops.acs import ACSConv, MeanACSConv, SoftACSConv

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from benchmarks.measure import Case
-from deeplesion import recist
-from deeplesion.phantom import make_phantom
-from deeplesion.prepare import prepare
-from deeplesion.slices import SliceFolder
+from deeplesion.data import recist
+from deeplesion.data.prepare import prepare
+from deeplesion.data.slices import SliceFolder
+from deeplesion.phantom.make import make_phantom
 
 LESIONS = 12
 Lesion = tuple[np.ndarray, np.ndarray, np.ndarray]  # slice in HU, box, RECIST end points

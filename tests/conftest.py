@@ -17,8 +17,8 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
     """Root of a prepared phantom DeepLesion of a few patients."""
-    from deeplesion.phantom import make_phantom
-    from deeplesion.prepare import prepare
+    from deeplesion.data.prepare import prepare
+    from deeplesion.phantom.make import make_phantom
 
     root = tmp_path_factory.mktemp("phantom") / "DeepLesion"
     make_phantom(root, patients=6, size=128, seed=3)
@@ -31,7 +31,7 @@ def phantom(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cached_phantom(phantom, tmp_path_factory) -> Path:
     """A copy of the phantom with a slice cache, as tools/prepare_data.py --cache leaves it."""
-    from deeplesion.slice_cache import fill_cache
+    from deeplesion.data.slice_cache import fill_cache
 
     root = tmp_path_factory.mktemp("cached") / "DeepLesion"
     shutil.copytree(phantom, root)

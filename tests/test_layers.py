@@ -1,9 +1,135 @@
-"""Who may know whom: the science stays usable without the framework underneath."""
+"""Who may import whom, read off the imports of every file; docs and README describe the same."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("deeplesion", "mmdet_ext")
+GROUND = ("conventions", "errors", "files", "processes")
+FRAMEWORK = {"torch", "torchvision", "mmengine", "mmcv", "mmdet"}
+
+# What each room may import of the project; the longest prefix of a module's name is its room.
+MAY_IMPORT = {
+    "deeplesion": ["deeplesion"],
+    **{f"deeplesion.{name}": [f"deeplesion.{name}" for name in GROUND] for name in GROUND},
+    "deeplesion.data": ["deeplesion.data", "ground"],
+    "deeplesion.phantom": ["deeplesion.phantom", "deeplesion.data", "ground"],
+    "deeplesion.evaluation": ["deeplesion.evaluation", "deeplesion.data", "ground"],
+    "deeplesion.evaluation.froc": ["deeplesion.evaluation.intervals"],
+    "deeplesion.evaluation.intervals": [],
+    "deeplesion.report": [
+        "deeplesion.report",
+        "deeplesion.evaluation",
+        "deeplesion.data",
+        "ground",
+    ],
+    "mmdet_ext.ops": ["mmdet_ext.ops"],
+    "mmdet_ext.convert": ["mmdet_ext.ops"],
+    "mmdet_ext.random_states": [],
+    "mmdet_ext.checkpoint": ["ground"],
+    "mmdet_ext.models": [
+        "mmdet_ext.models",
+        "mmdet_ext.ops",
+        "mmdet_ext.convert",
+        "mmdet_ext.checkpoint",
+        "ground",
+    ],
+    "mmdet_ext.datasets": ["mmdet_ext.datasets", "mmdet_ext.random_states", "deeplesion"],
+    "mmdet_ext.evaluation": ["mmdet_ext.evaluation", "deeplesion"],
+    "mmdet_ext.config": ["mmdet_ext.config", "mmdet_ext.ops"],
+    "mmdet_ext.engine": [
+        "mmdet_ext.engine",
+        "mmdet_ext.config",
+        "mmdet_ext.checkpoint",
+        "mmdet_ext.random_states",
+        "ground",
+    ],
+    "mmdet_ext.released": [
+        "mmdet_ext.released",
+        "mmdet_ext.models",
+        "mmdet_ext.checkpoint",
+        "ground",
+    ],
+}
+# What some rooms may import from elsewhere; of the others only `deeplesion` is held from something.
+LIBRARIES = {
+    "deeplesion.evaluation.froc": {"numpy"},
+    "deeplesion.evaluation.intervals": {"numpy"},
+    "mmdet_ext.ops": {"torch"},
+    "mmdet_ext.convert": {"torch"},
+}
+
+
+def modules():
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+MODULES = dict(modules())
+
+
+def imports(name, path):
+    """The modules that a file imports anywhere in it, by their full names."""
+    found = set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [base])])
+            members = {f"{base}.{alias.name}" for alias in node.names}
+            found |= (members & MODULES.keys()) or {base}
+    return found
+
+
+def inside(name, places):
+    places = [f"deeplesion.{g}" for g in GROUND if "ground" in places] + list(places)
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def room(name):
+    return max((r for r in MAY_IMPORT if inside(name, [r])), key=len, default=None)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_imports_what_its_room_may(name):
+    if name in ("mmdet_ext",):
+        return
+    here = room(name)
+    assert here is not None, f"{name} is in no room: say in MAY_IMPORT what it may import"
+    for other in imports(name, MODULES[name]):
+        top = other.partition(".")[0]
+        if top in PACKAGES:
+            assert inside(other, MAY_IMPORT[here]), f"{name} imports {other}"
+        elif top not in sys.stdlib_module_names and here in LIBRARIES:
+            assert top in LIBRARIES[here], f"{name} imports {other}"
+        assert not (name.startswith("deeplesion") and top in FRAMEWORK), f"{name} imports {other}"
+        assert top not in ("tools", "benchmarks", "tests"), f"{name} imports {other}"
+
+
+def test_no_imports_go_in_a_circle():
+    files = {name: imports(name, path) & MODULES.keys() for name, path in MODULES.items()}
+    # A package's own __init__ may gather what is in it.
+    graph = {name: {o for o in others if o != name} for name, others in files.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_packages_but_ops_hold_nothing_themselves():
+    for name, path in MODULES.items():
+        if path.name == "__init__.py" and name != "mmdet_ext.ops":
+            body = ast.parse(path.read_text()).body
+            assert all(isinstance(node, ast.Expr) for node in body), name
+
 
 BLOCKED = """
 import importlib.abc, sys
@@ -14,37 +140,22 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ImportError(f'{{name}} is blocked')
 
 sys.meta_path.insert(0, Refuse())
-import {module}
+import {modules}
 """
-FRAMEWORK = {"mmengine", "mmcv", "mmdet"}
+ABOVE_TORCH = {"mmengine", "mmcv", "mmdet", "pandas", "cv2", "skimage", "matplotlib"}
 
 
 @pytest.mark.parametrize(
-    "module, blocked",
+    "names, blocked",
     [
-        *(
-            (f"deeplesion.{name}", FRAMEWORK | {"torch"})
-            for name in ("annotations", "slices", "recist", "phantom", "froc", "prepare")
-        ),
-        *(
-            (f"deeplesion.{name}", FRAMEWORK | {"torch"})
-            for name in ("evaluation", "columns", "average_precision", "tables", "published")
-        ),
-        *(
-            (f"deeplesion.{name}", FRAMEWORK | {"torch"})
-            for name in ("visualize", "report", "diameters", "slice_cache")
-        ),
-        ("deeplesion.annotation_file", FRAMEWORK | {"torch"}),
-        ("mmdet_ext.ops", FRAMEWORK),
-        # The core installs with torch and numpy alone.
-        ("deeplesion.froc", FRAMEWORK | {"torch", "pandas", "cv2", "skimage", "matplotlib"}),
-        *(
-            (f"mmdet_ext.{name}", FRAMEWORK | {"pandas", "cv2", "skimage", "matplotlib"})
-            for name in ("ops", "convert")
-        ),
+        ([name for name in MODULES if name.startswith("deeplesion")], FRAMEWORK),
+        (["deeplesion.evaluation.froc"], FRAMEWORK | ABOVE_TORCH),
+        (["mmdet_ext.ops", "mmdet_ext.convert"], ABOVE_TORCH),
     ],
+    ids=["deeplesion", "froc", "ops"],
 )
-def test_module_imports_with_the_layers_above_blocked(module, blocked):
-    code = BLOCKED.format(blocked=sorted(blocked), module=module)
+def test_rooms_open_with_the_layers_above_blocked(names, blocked):
+    """What the imports of others bring along counts as well."""
+    code = BLOCKED.format(blocked=sorted(blocked), modules=", ".join(names))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from deeplesion.evaluation import froc_table, read_results
-from mmdet_ext.engine import actionable_errors, find_checkpoint, load_config
+from deeplesion.evaluation.evaluate import froc_table
+from deeplesion.evaluation.results import read_results
+from mmdet_ext.engine.run import actionable_errors, find_checkpoint, load_config
 
 DEMO = "configs/demo/alignshift_3slice.py"
 QUICK = [

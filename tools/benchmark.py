@@ -20,7 +20,7 @@ BENCHMARKS = {
     "inference": "an image through the detector, with the shares of its parts",
     "loader": "a training sample from disk to tensor against one step after another",
     "prepare": "GrabCut on a lesion's surroundings against GrabCut on the whole slice",
-    "froc": "deeplesion.froc against a plain loop over detections and lesions",
+    "froc": "deeplesion.evaluation.froc against a plain loop over detections and lesions",
 }
 
 

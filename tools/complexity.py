@@ -4,8 +4,8 @@ python tools/complexity.py configs/alignshift_3slice.py configs/i3d_3slice.py"""
 import argparse
 import sys
 
-from mmdet_ext.complexity import detector_complexity, format_complexity, input_shape
-from mmdet_ext.engine import load_config
+from mmdet_ext.engine.run import load_config
+from mmdet_ext.models.complexity import detector_complexity, format_complexity, input_shape
 
 P3D_NOTE = """(paper), as published, holds one more BatchNorm and ReLU after each 1 x 1 convolution
 of the dense blocks (3 operations an element), which P3DConv does not have."""

@@ -5,9 +5,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmdet_ext.legacy_checkpoint import convert_file
+from mmdet_ext.released.weights import convert_file
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs/legacy"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs/released"
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     print(f"{options.source}: {found.description}")
     print(f"{options.target}: {count} tensors")
     for name in found.configs:
-        config = f"configs/legacy/{name}.py"
+        config = f"configs/released/{name}.py"
         if options.part == "all":
             print(f"python tools/test.py {config} {options.target}")
         else:

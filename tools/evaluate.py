@@ -10,12 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from deeplesion.columns import add_columns
-from deeplesion.evaluation import Run, compare, default_names, evaluate, read_results
+from deeplesion.evaluation.breakdowns import add_columns
+from deeplesion.evaluation.evaluate import compare, evaluate
+from deeplesion.evaluation.results import Run, default_names, read_results
 from deeplesion.files import write_whole
-from deeplesion.published import PUBLISHED
-from deeplesion.report import write_figures, write_report
-from deeplesion.tables import all_tables, to_text, write_tables
+from deeplesion.report.page import write_figures, write_report
+from deeplesion.report.published import PUBLISHED
+from deeplesion.report.tables import all_tables, to_text, write_tables
 
 
 def main() -> None:

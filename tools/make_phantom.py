@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from deeplesion.phantom import make_phantom
+from deeplesion.phantom.make import make_phantom
 
 
 def main() -> None:

@@ -2,71 +2,14 @@
 shape. python tools/mask_quality.py ROOT, with ROOT from tools/make_phantom.py."""
 
 import argparse
-import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.prepare import published_grabcut
-from deeplesion.annotations import read_dl_info
-from deeplesion.recist import ellipse_from_recist, mask_from_recist, quadrilateral_from_recist
-from deeplesion.slices import SliceFolder
-
-SIZES = {"< 10 mm": (0, 10), "10-30 mm": (10, 30), "> 30 mm": (30, np.inf)}
-SHAPES = {
-    "round, elliptic": ("round", "elliptic"),
-    "lobulated": ("lobulated",),
-    "irregular": ("irregular",),
-    "spiculated": ("spiculated",),
-}
-
-
-METHODS = {
-    "mask_from_recist": mask_from_recist,
-    "GrabCut as published": published_grabcut,
-    "ellipse": lambda hu, bbox, recist: ellipse_from_recist(recist, hu.shape),
-    "quadrilateral": lambda hu, bbox, recist: quadrilateral_from_recist(recist, hu.shape),
-}
-
-
-def measure(root: Path) -> dict[str, list[list[float]]]:
-    """Group -> one row a lesion that is not flagged noisy: the IoU of each method."""
-    truth_file = root / "phantom_truth" / "truth.json"
-    if not truth_file.is_file():
-        raise FileNotFoundError(
-            f"{truth_file} not found: ROOT must be a phantom, whose true masks are known; write one"
-            f" with python tools/make_phantom.py {root}"
-        )
-    truth = json.loads(truth_file.read_text())
-    slices = SliceFolder(root / "Images_png")
-    groups = defaultdict(list)
-    for file_name, lesions in read_dl_info(root / "DL_info.csv").groupby("file_name", sort=False):
-        hu = slices.read(file_name)
-        labels = cv2.imread(
-            str(root / "phantom_truth" / "masks" / file_name.replace("/", "_")),
-            cv2.IMREAD_UNCHANGED,
-        )
-        for number, lesion in enumerate(lesions.itertuples(), start=1):
-            if lesion.noisy:
-                continue
-            true = labels == number
-            masks = [method(hu, lesion.bbox, lesion.recist) for method in METHODS.values()]
-            row = [(mask & true).sum() / (mask | true).sum() for mask in masks]
-            outline = truth[file_name]["lesions"][number - 1]
-            long_mm = outline["diameters_mm"][0]
-            groups["all"].append(row)
-            for name, (low, high) in SIZES.items():
-                if low <= long_mm < high:
-                    groups[name].append(row)
-            for name, shapes in SHAPES.items():
-                if outline["shape"] in shapes:
-                    groups[name].append(row)
-    return groups
+from benchmarks.mask_quality import METHODS, SHAPES, SIZES, measure
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ python tools/prepare_data.py data/DeepLesion --cache    # training then reads fa
 import argparse
 import sys
 
-from deeplesion.prepare import NUM_SLICES, prepare
-from deeplesion.slice_cache import fill_cache
+from deeplesion.data.prepare import NUM_SLICES, prepare
+from deeplesion.data.slice_cache import fill_cache
 
 
 def number_of_slices(text: str) -> int:

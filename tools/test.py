@@ -7,10 +7,10 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from deeplesion.evaluation import Run, read_results, table_file
-from deeplesion.visualize import draw_results
-from mmdet_ext.distributed import launched
-from mmdet_ext.engine import actionable_errors, load_config, test
+from deeplesion.evaluation.results import Run, read_results, table_file
+from deeplesion.report.pictures import draw_results
+from mmdet_ext.engine.distributed import launched
+from mmdet_ext.engine.run import actionable_errors, load_config, test
 
 
 @launched

@@ -5,8 +5,8 @@ import os
 
 from mmengine.config import DictAction
 
-from mmdet_ext.distributed import launched
-from mmdet_ext.engine import actionable_errors, load_config, train
+from mmdet_ext.engine.distributed import launched
+from mmdet_ext.engine.run import actionable_errors, load_config, train
 
 
 @launched

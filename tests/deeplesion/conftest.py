@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from deeplesion.annotations import encode_mask
+from deeplesion.data.coco import encode_mask
 
 
 def made_up_record(image, annotations, rng, skill):
@@ -53,7 +53,7 @@ def made_up_record(image, annotations, rng, skill):
 @pytest.fixture(scope="session")
 def runs(phantom):
     """A good and a poor run, under names that no page may take for markup."""
-    from deeplesion.evaluation import Run
+    from deeplesion.evaluation.results import Run
 
     found = []
     for name, skill, seed in (("A3D <b>7</b> & $x$", 0.9, 0), ("</script>, poor", 0.4, 1)):
@@ -72,6 +72,6 @@ def runs(phantom):
 @pytest.fixture(scope="session")
 def evaluations(runs):
     """Of these runs, with as few resamples as there may be."""
-    from deeplesion.evaluation import evaluate
+    from deeplesion.evaluation.evaluate import evaluate
 
     return [evaluate(run, resamples=100) for run in runs]

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from deeplesion.evaluation import evaluate, write_results
+from deeplesion.evaluation.evaluate import evaluate
+from deeplesion.evaluation.results import write_results
 
 
 @pytest.fixture(scope="module")

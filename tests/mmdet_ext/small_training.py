@@ -2,7 +2,7 @@
 
 import itertools
 
-from mmdet_ext.engine import load_config, train
+from mmdet_ext.engine.run import load_config, train
 
 EPOCHS, ITERATIONS = 3, 9  # three batches an epoch
 BY_ITERATION = {

@@ -19,7 +19,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-import mmdet_ext.resume
+import mmdet_ext.engine.runner
 from deeplesion import files
 from mmdet_ext.checkpoint import (
     CheckpointError,
@@ -29,10 +29,10 @@ from mmdet_ext.checkpoint import (
     plain_data,
     save_checkpoint_file,
 )
-from mmdet_ext.checkpoint_hook import ResumableCheckpointHook
-from mmdet_ext.densenet import fetch_weights
-from mmdet_ext.engine import build_runner, train
-from mmdet_ext.engine import test as run_test
+from mmdet_ext.engine.hooks import ResumableCheckpointHook
+from mmdet_ext.engine.run import build_runner, train
+from mmdet_ext.engine.run import test as run_test
+from mmdet_ext.models.pretrained import fetch_weights
 
 from .small_training import configuration
 
@@ -392,7 +392,7 @@ def test_code_is_refused_at_every_door(door, evil, repository, phantom, tmp_path
 
 def test_every_loader_of_mmengine_is_replaced():
     for prefix, loader in CheckpointLoader._schemes.items():
-        assert loader.__module__ == mmdet_ext.resume.__name__, prefix
+        assert loader.__module__ == mmdet_ext.engine.runner.__name__, prefix
     with pytest.raises(CheckpointError, match="from a file or an http"):
         CheckpointLoader.load_checkpoint("torchvision://resnet18")
 

@@ -1,0 +1,194 @@
+"""From a result file to the numbers of a results section: FROC over all images, thin and thick
+ones, by lesion type, by size, by any column; intervals; the paired difference of two runs; AP50."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from deeplesion.evaluation.average_precision import ap50
+from deeplesion.evaluation.breakdowns import (
+    by_column,
+    by_diameter,
+    by_thickness,
+    by_type,
+)
+from deeplesion.evaluation.diameters import diameter_errors
+from deeplesion.evaluation.froc import FROC, SCORE_FPS, TABLE_FPS
+from deeplesion.evaluation.intervals import QUANTILES, check_resamples, with_lesions
+from deeplesion.evaluation.results import Run, lesion_array
+
+POINTS = tuple(f"{fps:g}" for fps in TABLE_FPS)
+AVERAGED = [TABLE_FPS.index(fps) for fps in SCORE_FPS]
+
+
+def evaluate(run: Run, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0) -> dict:
+    """Everything about one run, with 95 % intervals by bootstrap over patients.
+
+    Args:
+        run: detections and ground truth.
+        by: keys of the records, each one more breakdown (see `by_column`).
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        what JSON can hold: `name`; `settings`; `froc`, the rows of `froc_table` with intervals;
+        `breakdowns`, title -> rows of the same kind; `ap50`, see there; `diameters`, see
+        `deeplesion.evaluation.diameters.diameter_errors`.
+
+    Raises:
+        ValueError: too few resamples, or a column that is not there (the nearest name is given).
+    """
+    check_resamples(resamples)
+    breakdowns = {"lesion type": by_type(run), "lesion diameter": by_diameter(run)}
+    breakdowns.update({column: by_column(run, column) for column in by})
+    rule = dict(iou_threshold=run.iou_threshold, pixel_offset=run.pixel_offset)
+    return dict(
+        name=run.name,
+        settings=dict(**rule, resamples=resamples, seed=seed),
+        froc=table(run, by_thickness(run), resamples, seed),
+        breakdowns={
+            title: table(run, groups, resamples, seed) for title, groups in breakdowns.items()
+        },
+        ap50=ap50(run.records),
+        diameters=diameter_errors(run.records, **rule, resamples=resamples, seed=seed),
+    )
+
+
+def froc_table(
+    records: Sequence[dict], iou_threshold: float = 0.5, pixel_offset: int = 1
+) -> list[dict]:
+    """FROC sensitivities over all images, thin (<= 2 mm) and thick (> 2 mm) ones: rows of `table`.
+
+    Images of unknown thickness are in 'all' only.
+    """
+    run = Run("", list(records), iou_threshold, pixel_offset)
+    return table(run, by_thickness(run))
+
+
+def table(run: Run, groups: Mapping[str, FROC], resamples: int = 0, seed: int = 0) -> list[dict]:
+    """The rows of a table, one a group that has lesions.
+
+    Args:
+        run: whose curve the groups' curves are parts of.
+        groups: name -> curve.
+        resamples, seed: of the bootstrap over patients; without resamples no intervals.
+
+    Returns:
+        rows with `group`, `images`, `lesions`, `sensitivity` {operating point: %}, `average` (% at
+        0.5, 1, 2, 4), `difference` (the group's average minus the one over all) and, with
+        resamples, `interval`: {operating point, 'average' or 'difference': [low, high]}, 95 %.
+    """
+    overall = run.curve.sensitivity_at(TABLE_FPS)
+    if resamples:
+        overall_drawn = run.curve.bootstrap(run.patients, TABLE_FPS, resamples, seed)
+    rows = []
+    for group, curve in groups.items():
+        if curve.num_lesions == 0:
+            continue
+        row = dict(group=group, images=curve.num_images, lesions=curve.num_lesions)
+        values = _measures(curve.sensitivity_at(TABLE_FPS), overall).tolist()
+        row["sensitivity"] = dict(zip(POINTS, values))
+        row["average"], row["difference"] = values[len(POINTS) :]
+        if resamples:
+            drawn = curve.bootstrap(run.patients, TABLE_FPS, resamples, seed)
+            drawn = with_lesions(_measures(drawn, overall_drawn))
+            ends = np.quantile(drawn, QUANTILES, axis=0).T.tolist()
+            row["interval"] = dict(zip((*POINTS, "average", "difference"), ends))
+        rows.append(row)
+    return rows
+
+
+def compare(first: Run, second: Run, resamples: int = 1000, seed: int = 0) -> dict:
+    """The paired difference of two runs on the same images, second minus first.
+
+    The same patients are drawn for both, so that what makes a case easy or hard for both cancels.
+
+    Returns:
+        `first`, `second`: the names; `rows`, one for all, thin and thick slices: `group` and, under
+        each operating point and 'average', [difference, low, high, p]: the difference in points of
+        %, its 95 % interval and its two-sided p-value, which is twice the share of draws on the
+        rarer side of zero (draws at zero count on both sides), at least 2 / (resamples + 1).
+
+    Raises:
+        ValueError: the two are not of the same images with the same lesions; names the images.
+    """
+    check_resamples(resamples)
+    second = replace(second, records=in_order_of(first, second))
+    rows = []
+    for (group, a), b in zip(by_thickness(first).items(), by_thickness(second).values()):
+        if a.num_lesions == 0:
+            continue
+        value = _measures(b.sensitivity_at(TABLE_FPS)) - _measures(a.sensitivity_at(TABLE_FPS))
+        drawn_a, drawn_b = (
+            _measures(c.bootstrap(first.patients, TABLE_FPS, resamples, seed)) for c in (a, b)
+        )
+        drawn = with_lesions(drawn_b - drawn_a)
+        rarer = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
+        p = np.minimum(2 * (rarer + 1) / (len(drawn) + 1), 1)
+        numbers = np.stack([value, *np.quantile(drawn, QUANTILES, axis=0), p], axis=1)
+        rows.append(dict(group=group, **dict(zip((*POINTS, "average"), numbers.tolist()))))
+    return dict(first=first.name, second=second.name, rows=rows)
+
+
+def in_order_of(first: Run, second: Run) -> list[dict]:
+    """The records of `second` in the order of those of `first`.
+
+    Raises:
+        ValueError: the two are not of the same images with the same lesions; names the images.
+    """
+    record_of = {r["file_name"]: r for r in second.records}
+    for run in (first, second):
+        names = [r["file_name"] for r in run.records]
+        if len(set(names)) < len(names):
+            repeated = [name for name, times in Counter(names).items() if times > 1]
+            raise ValueError(f"{run.name} holds images more than once: {_listed(repeated)}")
+    for one, other in ((first, second), (second, first)):
+        names = {r["file_name"] for r in other.records}
+        lacking = [r["file_name"] for r in one.records if r["file_name"] not in names]
+        if lacking:
+            raise ValueError(
+                f"{first.name} and {second.name} cannot be compared, they are of different images: "
+                f"{other.name} lacks {_listed(lacking)}. Test both on the same split, or evaluate "
+                "them one at a time."
+            )
+    records = [record_of[r["file_name"]] for r in first.records]
+    changed = [
+        a["file_name"]
+        for a, b in zip(first.records, records)
+        if not np.array_equal(lesion_array(a), lesion_array(b))
+    ]
+    if changed:
+        raise ValueError(
+            f"{first.name} and {second.name} cannot be compared, their ground truth differs in "
+            f"{_listed(changed)}. Test both with the same annotation file."
+        )
+    return records
+
+
+def band(
+    curve: FROC, patients: np.ndarray, fps: Sequence[float], resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """(2, len(fps)): the 95 % interval of the sensitivity at these false positives per image.
+
+    It reaches from the 2.5 to the 97.5 % quantile of a bootstrap over patients.
+    """
+    drawn = with_lesions(curve.bootstrap(patients, fps, resamples, seed))
+    return np.quantile(drawn, QUANTILES, axis=0)
+
+
+def _measures(sensitivity: np.ndarray, overall: np.ndarray | None = None) -> np.ndarray:
+    """(..., points) sensitivities -> in %: the points, their average, and, given the sensitivities
+    of the whole set, how much higher the average is than theirs."""
+    average = sensitivity[..., AVERAGED].mean(axis=-1, keepdims=True)
+    columns = [sensitivity, average]
+    if overall is not None:
+        columns.append(average - overall[..., AVERAGED].mean(axis=-1, keepdims=True))
+    return 100 * np.concatenate(columns, axis=-1)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few of several names and how many there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

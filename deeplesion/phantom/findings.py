@@ -1,0 +1,225 @@
+"""Lesions and distractors of the phantom: outline, section in any slice, mask and RECIST."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from skimage.measure import find_contours
+
+from deeplesion.phantom.body import FAT_LIKE, FREQUENCY, LUNG, sub_heights
+
+PERSIST = 17.0  # mm a distractor goes on unchanged on each side of its key slice ...
+
+FADE = 3.0  # ... before it fades out over these mm
+
+ANGLES = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+
+
+class Scan(NamedTuple):
+    """Geometry of a series: pixels a side, mm a pixel, mm a slice. Slice k is at k * thickness."""
+
+    size: int
+    spacing: float
+    thickness: float
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Star-shaped: `radius` in mm at each of the ANGLES, `diameter` the longest one in mm."""
+
+    shape: str
+    radius: np.ndarray
+    diameter: float
+    irregularity: float  # standard deviation of radius / radius of the underlying ellipse
+
+
+def draw_outline(rng: np.random.Generator, min_mm: float, max_mm: float, in_lung: bool) -> Outline:
+    """Draw an outline, `min_mm` to `max_mm` long: mostly lobulated or irregular, some smooth."""
+    diameter = 0.0
+    while not min_mm <= diameter <= max_mm:
+        diameter = math.exp(rng.normal(math.log(12.0), 0.45))
+    shapes = ("round", "elliptic", "lobulated", "irregular", "spiculated")
+    odds = (0.15, 0.1, 0.25, 0.2, 0.3) if in_lung else (0.1, 0.15, 0.4, 0.35, 0)
+    shape = str(rng.choice(shapes, p=odds))
+    aspect = rng.uniform(0.92, 1.0) if shape == "round" else rng.uniform(0.55, 0.95)
+    waves, strength = {
+        "lobulated": ((3, 4, 5), 0.6),
+        "irregular": ((2, 3, 4, 5, 6, 7), 0.6),
+        "spiculated": ((2, 3, 4, 5), 0.2),
+    }.get(shape, ((), 0))
+    deviation = np.zeros_like(ANGLES)
+    for n in waves:
+        amplitude, phase = strength / n * rng.uniform(0.3, 1), rng.uniform(0, 2 * np.pi)
+        deviation += amplitude * np.cos(n * ANGLES + phase)
+    if shape == "spiculated":
+        for direction in rng.uniform(0, 2 * np.pi, rng.integers(5, 10)):
+            away = np.angle(np.exp(1j * (ANGLES - direction)))
+            deviation += rng.uniform(0.2, 0.45) * np.exp(-0.5 * (away / 0.14) ** 2)
+    deviation = np.maximum(deviation, -0.6)
+    radius = (1 + deviation) / np.hypot(np.cos(ANGLES), np.sin(ANGLES) / aspect)
+    radius = np.roll(radius, rng.integers(ANGLES.size))
+    points = radius * np.exp(1j * ANGLES)
+    radius *= diameter / np.abs(points[:, None] - points).max()
+    return Outline(shape, radius, diameter, float(deviation.std()))
+
+
+def recist_of_contour(contour: np.ndarray) -> np.ndarray:
+    """Longest diameter of a closed contour, and the longest one perpendicular to and crossing it.
+
+    contour: (n, 2) points (x, y) -> (4, 2): end points of the long axis, then of the short axis.
+    """
+    gaps = np.linalg.norm(contour[:, None] - contour, axis=2)
+    i, j = np.unravel_index(gaps.argmax(), gaps.shape)
+    start, length = contour[i], gaps[i, j]
+    along = (contour[j] - start) / length
+    across = np.array([-along[1], along[0]])
+    t, n = (contour - start) @ along, (contour - start) @ across
+    t_next, n_next = np.roll(t, -1), np.roll(n, -1)
+    # At each position along the long axis, the outermost crossings of the contour on both sides.
+    positions = np.linspace(0, length, 201)[1:-1, None]
+    crosses = (t - positions) * (t_next - positions) <= 0
+    step = np.where(t_next == t, 1.0, t_next - t)
+    height = n + np.clip((positions - t) / step, 0, 1) * (n_next - n)
+    upper = np.where(crosses, height, -np.inf).max(1)
+    lower = np.where(crosses, height, np.inf).min(1)
+    best = np.where((upper >= 0) & (lower <= 0), upper - lower, -np.inf).argmax()
+    foot = start + positions[best] * along
+    return np.array([start, contour[j], foot + lower[best] * across, foot + upper[best] * across])
+
+
+@dataclass
+class Finding:
+    """One object of a key slice. All but `is_lesion` is drawn before it is decided what it is."""
+
+    scan: Scan
+    outline: Outline
+    tissue: int
+    centre: np.ndarray  # (x, y), px
+    z: float  # of the key slice, mm
+    half_depth: float  # of the lesion it may become, mm
+    offset: float  # of the key slice from the lesion's widest section, mm
+    velocity: np.ndarray  # (x, y) of the distractor it may become, px/mm
+    hu: float
+    core: float  # HU added towards the middle: necrotic or denser
+    waves: np.ndarray  # (k, 4) texture: frequency x, y (1/mm), phase, amplitude (HU)
+    edge: float  # width of the rim, px
+    is_lesion: bool = False
+
+    @property
+    def reach(self) -> float:
+        """Radius in px of the circle that holds the object's section."""
+        return float(self.outline.radius.max()) / self.scan.spacing
+
+    def section(
+        self, z: float, as_lesion: bool
+    ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
+        """What it fills of each pixel of the slice at z: (box, opacity (h, w), HU (h, w)) or None.
+
+        A lesion is averaged over the slice thickness. A distractor carries along the average that
+        the lesion would have in the key slice, instead of smearing its own motion: so thick key
+        slices are the same for both too.
+        """
+        size, spacing, thickness = self.scan
+        away, centre, fade = z - self.z, self.centre, 1.0
+        if not as_lesion:
+            centre = centre + self.velocity * away
+            fade = min((PERSIST + FADE - abs(away)) / FADE, 1.0)
+            away = 0.0
+        heights = away + self.offset + sub_heights(thickness)
+        if fade <= 0 or np.abs(heights).min() >= self.half_depth:
+            return None
+        margin = self.reach + self.edge + 1
+        x0, y0 = np.maximum(np.floor(centre - margin), 0).astype(int)
+        x1, y1 = np.minimum(np.ceil(centre + margin) + 1, size).astype(int)
+        if x1 <= x0 or y1 <= y0:
+            return None
+        y, x = np.mgrid[y0:y1, x0:x1]
+        dx, dy = (x - centre[0]) * spacing, (y - centre[1]) * spacing  # mm
+        distance = np.hypot(dx, dy)
+        radius = np.interp(np.arctan2(dy, dx), ANGLES, self.outline.radius, period=2 * np.pi)
+        scales = np.sqrt(np.maximum(1 - (heights / self.half_depth) ** 2, 0))
+        rim = self.edge * spacing
+        fills = [
+            np.clip((scale * radius - distance) / rim + 0.5, 0, 1) for scale in scales[scales > 0]
+        ]
+        opacity = fade * np.sum(fills, axis=0) / heights.size
+        hu = self.hu + self.core * np.maximum(1 - distance / radius, 0)
+        for fx, fy, phase, amplitude in self.waves:
+            hu = hu + amplitude * np.cos(2 * np.pi * (fx * dx + fy * dy) + phase)
+        return np.s_[y0:y1, x0:x1], opacity, hu
+
+    def may_meet(self, other: Finding) -> bool:
+        """Whether the two could touch in any slice, whichever of them moves."""
+        far = PERSIST + FADE
+        z = np.arange(max(self.z, other.z) - far, min(self.z, other.z) + far + 1)[:, None]
+        mine, theirs = (
+            [f.centre + moves * f.velocity * (z - f.z) for moves in (0, 1)] for f in (self, other)
+        )
+        gap = self.reach + other.reach + 3
+        return any((np.linalg.norm(a - b, axis=1) < gap).any() for a in mine for b in theirs)
+
+
+def _draw_hu(rng: np.random.Generator, tissue: int, background: float) -> float:
+    if tissue == LUNG:
+        return rng.uniform(-550, -350) if rng.random() < 0.2 else rng.uniform(-40, 70)
+    if tissue in FAT_LIKE:
+        return rng.uniform(10, 90)
+    return background + rng.uniform(40, 90) * (-1 if rng.random() < 0.75 else 1)
+
+
+def draw_finding(
+    rng: np.random.Generator, scan: Scan, hu: np.ndarray, tissue: np.ndarray, z: float
+) -> Finding | None:
+    """Draw an object and a place for it on the body plane (hu, tissue) at z; None if none fits."""
+    there = np.unique(tissue)
+    kind = int(rng.choice(there, p=FREQUENCY[there] / FREQUENCY[there].sum()))
+    outline = draw_outline(rng, max(5.0, 5.5 * scan.spacing), 30.0, kind == LUNG)
+    room = cv2.distanceTransform((tissue == kind).astype(np.uint8), cv2.DIST_L2, 5)
+    rows, columns = np.nonzero(room > 0.85 * outline.radius.max() / scan.spacing + 1)
+    if rows.size == 0:
+        return None
+    k = rng.integers(rows.size)
+    centre = np.array([columns[k], rows[k]]) + rng.uniform(-0.5, 0.5, 2)
+    # At least 2 px in 2 mm; a larger section must move more before the step can be seen.
+    speed = max(1.1, 0.06 * outline.diameter / scan.spacing) * rng.uniform(1, 1.4)
+    angle = rng.uniform(0, 2 * np.pi)
+    velocity = speed * np.array([np.cos(angle), np.sin(angle)])
+    for away in (-6, 6):  # mm; a tube that left its tissue at once would vanish as a lesion does
+        x, y = np.rint(centre + away * velocity).astype(int)
+        if not (0 <= x < scan.size and 0 <= y < scan.size) or tissue[y, x] != kind:
+            return None
+    half_depth = outline.diameter * rng.uniform(0.25, 0.5)
+    k = rng.integers(2, 5)
+    frequency = rng.uniform(0.05, 0.2, k) * np.exp(1j * rng.uniform(0, np.pi, k))
+    phase, amplitude = rng.uniform(0, 2 * np.pi, k), rng.uniform(0, 8, k)
+    return Finding(
+        scan,
+        outline,
+        kind,
+        centre,
+        z,
+        half_depth,
+        offset=half_depth * rng.uniform(-0.2, 0.2),
+        velocity=velocity,
+        hu=_draw_hu(rng, kind, float(np.median(hu[tissue == kind]))),
+        core=rng.uniform(-25, 10),
+        waves=np.stack([frequency.real, frequency.imag, phase, amplitude], axis=1),
+        edge=rng.uniform(0.8, 1.8),
+    )
+
+
+def measure(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
+    """Mask (size, size) bool and RECIST points (4, 2), 0-based px, of a finding in its key slice.
+
+    Its edge is where it fills half as much of a pixel as in its middle: what a reader sees.
+    """
+    box, opacity, _ = finding.section(finding.z, as_lesion=True)
+    level = 0.5 * opacity.max()
+    mask = np.zeros((finding.scan.size,) * 2, bool)
+    mask[box] = opacity >= level
+    contour = max(find_contours(np.pad(opacity, 1), level), key=len)[:, ::-1] - 1
+    return mask, recist_of_contour(contour + (box[1].start, box[0].start))

@@ -1,0 +1,361 @@
+"""A synthetic DeepLesion in the official on-disk format: tests and demos run on it, no data needed.
+
+On a key slice lesions and distractors come from one distribution, so no single slice tells them
+apart. The neighbours do: a lesion stays where it is and shrinks, a distractor (an oblique vessel or
+bowel loop) keeps its section and moves on.
+"""
+
+import csv
+import io
+import json
+import math
+import multiprocessing
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from deeplesion.files import write_whole
+from deeplesion.phantom.body import (
+    BODY_LENGTH,
+    LESION_TYPE,
+    LUNG,
+    Body,
+)
+from deeplesion.phantom.findings import Finding, Scan, draw_finding, measure
+
+COLUMNS = (
+    *("File_name", "Patient_index", "Study_index", "Series_ID", "Key_slice_index"),
+    *("Measurement_coordinates", "Bounding_boxes", "Lesion_diameters_Pixel_"),
+    *("Normalized_lesion_location", "Coarse_lesion_type", "Possibly_noisy", "Slice_range"),
+    *("Spacing_mm_px_", "Image_size", "DICOM_windows", "Patient_gender", "Patient_age"),
+    "Train_Val_Test",
+)
+
+
+# --- the outline of an object, and its RECIST diameters -------------------------------------------
+
+
+# --- lesions and distractors ----------------------------------------------------------------------
+
+
+# --- a series -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is decided about a series before anything is drawn."""
+
+    patient: int
+    study: int
+    split: int  # 1 train, 2 val, 3 test
+    thickness: float  # mm
+    size: int
+    seed: int
+    gender: str
+    age: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.patient:06d}_{self.study:02d}_01"
+
+
+@dataclass
+class KeySlice:
+    """A key slice, its findings with mask and RECIST points, and the range of slices around it."""
+
+    index: int
+    findings: list[tuple[Finding, np.ndarray, np.ndarray]]
+    first: int = 0
+    last: int = 0
+
+
+def plan_series(patients: int, size: int, seed: int) -> list[Series]:
+    """The series of all patients: splits by patient, thin and thick alternating within a split."""
+    rng = np.random.default_rng([seed, 0])
+    held_out = max(1, round(0.15 * patients))
+    split_of = rng.permutation(np.repeat([1, 2, 3], [patients - 2 * held_out, held_out, held_out]))
+    is_thick = rng.random(4) < 0.5
+    series = []
+    for patient, split in enumerate(split_of.tolist(), 1):
+        gender = str(rng.choice(["M", "F"]))
+        age = "NaN" if rng.random() < 0.03 else str(rng.integers(18, 88))
+        # A patient alone in a split gets two series, so that it too has thin and thick slices.
+        studies = 2 if np.sum(split_of == split) == 1 or rng.random() < 0.2 else 1
+        for study in range(1, studies + 1):
+            thin = 2.0 if rng.random() < 0.15 else 1.0
+            thickness = 5.0 if is_thick[split] else thin
+            is_thick[split] = not is_thick[split]
+            series.append(Series(patient, study, split, thickness, size, seed, gender, age))
+    return series
+
+
+def _draw_findings(
+    rng: np.random.Generator, body: Body, scan: Scan, z: float, placed: list[Finding]
+) -> list[tuple[Finding, np.ndarray, np.ndarray]]:
+    """Two, four or six findings with mask and RECIST, half of them lesions; fewer if none fit."""
+    hu, tissue = body.plane(z)
+    wanted = 2 * int(rng.choice([1, 2, 3], p=(0.65, 0.25, 0.1)))
+    found = []
+    for _ in range(12 * wanted):
+        finding = draw_finding(rng, scan, hu, tissue, z)
+        others = placed + [other for other, _, _ in found]
+        if finding is None or any(finding.may_meet(other) for other in others):
+            continue
+        mask, recist = measure(finding)
+        long, short = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
+        if long >= 5 and short >= 2.5:
+            found.append((finding, mask, recist))
+        if len(found) == wanted:
+            break
+    found = found[: len(found) // 2 * 2]
+    # Only now is it decided which are lesions: nothing drawn so far can depend on it.
+    for (finding, _, _), is_lesion in zip(found, rng.permutation(len(found)) % 2, strict=True):
+        finding.is_lesion = bool(is_lesion)
+    return found
+
+
+def _draw_key_slices(rng: np.random.Generator, body: Body, scan: Scan) -> list[KeySlice]:
+    """One to three key slices, so far apart that no object of one reaches another."""
+    wanted = int(rng.choice([1, 2, 3], p=(0.6, 0.3, 0.1)))
+    keys: list[KeySlice] = []
+    z = rng.uniform(40, BODY_LENGTH - 80)
+    while len(keys) < wanted and z < BODY_LENGTH - 30:
+        index = round(z / scan.thickness)
+        placed = [finding for key in keys for finding, _, _ in key.findings]
+        findings = _draw_findings(rng, body, scan, index * scan.thickness, placed)
+        if findings:
+            keys.append(KeySlice(index, findings))
+            z += rng.uniform(28, 40) if rng.random() < 0.6 else rng.uniform(75, 110)
+        else:
+            z += rng.uniform(3, 10)
+    if not keys:
+        return _draw_key_slices(rng, body, scan)
+    _choose_ranges(rng, keys, math.ceil((30 if scan.size >= 384 else 15) / scan.thickness))
+    return keys
+
+
+def _choose_ranges(rng: np.random.Generator, keys: list[KeySlice], reach: int) -> None:
+    """`reach` slices on each side, fewer where the scan ends; ranges that touch become one."""
+    ranges: list[list[int]] = []
+    for key in keys:
+        sides = [reach, reach]
+        if rng.random() < 0.12:  # the scan ends close to the key slice
+            sides[rng.integers(2)] = int(rng.integers(3))
+        first, last = max(key.index - sides[0], 1), key.index + sides[1]
+        if ranges and first <= ranges[-1][1] + 1:
+            ranges[-1][1] = last
+        else:
+            ranges.append([first, last])
+    for key in keys:
+        key.first, key.last = next(r for r in ranges if r[0] <= key.index <= r[1])
+
+
+def _ct_noise(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Noise (size, size) of standard deviation 1 whose neighbours correlate by 0.55, as in CT."""
+    white = rng.standard_normal((size + 8, size + 8), dtype=np.float32)
+    kernel = cv2.getGaussianKernel(7, 0.65, cv2.CV_32F)
+    return cv2.sepFilter2D(white, -1, kernel, kernel)[4:-4, 4:-4] / float((kernel**2).sum())
+
+
+def render_slice(body: Body, z: float, thickness: float, findings: list[Finding]) -> np.ndarray:
+    """A noiseless slice at z -> (size, size) float32 HU: the body, its findings, the blur."""
+    hu, passable = body.slab(z, thickness)
+    for finding in findings:
+        section = finding.section(z, finding.is_lesion)
+        if section is not None:
+            box, opacity, value = section
+            hu[box] += opacity * passable[box] * (value - hu[box])
+    return cv2.GaussianBlur(hu.astype(np.float32), (0, 0), 0.6)
+
+
+def make_series(root: Path, series: Series) -> dict:
+    """Write slices and truth masks of a series; return {"rows": of the CSV, "truth": by key slice}.
+
+    The return value is also left on disk, by which a later call knows that there is nothing to do.
+    """
+    record_file = root / "phantom_truth" / "series" / f"{series.name}.json"
+    if record_file.exists():
+        return json.loads(record_file.read_text())
+    # A patient's studies share the anatomy, so the body has a generator of its own.
+    body_rng = np.random.default_rng([series.seed, series.patient, 0])
+    rng = np.random.default_rng([series.seed, series.patient, series.study])
+    spacing = round(body_rng.uniform(0.6, 0.9) * math.sqrt(512 / series.size), 6)
+    body = Body(body_rng, series.size, spacing)
+    keys = _draw_key_slices(rng, body, Scan(series.size, spacing, series.thickness))
+    findings = [finding for key in keys for finding, _, _ in key.findings]
+    # A thicker slice counts more photons; fewer pass the middle of the body than its rim.
+    sigma = rng.uniform(20, 28) / math.sqrt(series.thickness)
+    sigma = sigma * (0.75 + 0.35 * np.exp(-(body.x**2 + body.y**2)))
+    for index in sorted({i for key in keys for i in range(key.first, key.last + 1)}):
+        hu = render_slice(body, index * series.thickness, series.thickness, findings)
+        hu = np.clip(np.rint(hu + sigma * _ct_noise(rng, series.size)), -1024, 3071)
+        pixels = (hu + 32768).astype(np.uint16)
+        _write_png(root / "Images_png" / series.name / f"{index:03d}.png", pixels)
+    record: dict = {"rows": [], "truth": {}}
+    for key in keys:
+        rows, truth, labels = _describe(rng, series, body, key)
+        _write_png(root / "phantom_truth" / "masks" / f"{series.name}_{key.index:03d}.png", labels)
+        record["rows"] += rows
+        record["truth"][f"{series.name}/{key.index:03d}.png"] = truth
+    write_whole(record_file, json.dumps(record).encode())
+    return record
+
+
+def _describe(rng: np.random.Generator, series: Series, body: Body, key: KeySlice):
+    """CSV rows of a key slice's lesions, the truth on all its findings, and their label image."""
+    rows: list[list] = []
+    truth: dict[str, list] = {"lesions": [], "distractors": []}
+    labels = np.zeros((series.size, series.size), np.uint8)
+    lung = any(finding.tissue == LUNG for finding, _, _ in key.findings if finding.is_lesion)
+    for finding, mask, recist in key.findings:
+        group = truth["lesions" if finding.is_lesion else "distractors"]
+        labels[mask] = len(group) + (1 if finding.is_lesion else 101)
+        group.append(
+            {
+                "shape": finding.outline.shape,
+                "irregularity": finding.outline.irregularity,
+                "diameters_mm": (_lengths(recist) * body.spacing).tolist(),
+                "bbox": [*(recist.min(0) - 5), *(recist.max(0) + 5)],
+                "speed_px_per_mm": float(np.hypot(*finding.velocity)),
+            }
+        )
+        if not finding.is_lesion:
+            continue
+        noisy = rng.random() < 0.01
+        points = _read_off(rng, recist, 8.0 if noisy else 0.7)
+        points = np.clip(points, 0, series.size - 1) + 1  # DL_info.csv counts from 1
+        place = ((finding.centre - body.centre) / (body.half_width, body.half_height) + 1) / 2
+        rows.append(
+            [
+                f"{series.name}_{key.index:03d}.png",
+                *(series.patient, series.study, 1, key.index),
+                _numbers(points),
+                _numbers([*(points.min(0) - 5), *(points.max(0) + 5)]),
+                _numbers(_lengths(points)),
+                _numbers([*place, finding.z / BODY_LENGTH]),
+                -1 if series.split == 1 else LESION_TYPE.get(finding.tissue, finding.tissue),
+                int(noisy),
+                f"{key.first}, {key.last}",
+                _numbers([body.spacing, body.spacing, series.thickness]),
+                f"{series.size}, {series.size}",
+                "-1500, 500" if lung else "-175, 275",
+                *(series.gender, series.age, series.split),
+            ]
+        )
+    return rows, truth, labels
+
+
+def _read_off(rng: np.random.Generator, recist: np.ndarray, error: float) -> np.ndarray:
+    """The points as a reader clicks them, each up to `error` px off; the axes still cross."""
+    while True:
+        angle = rng.uniform(0, 2 * np.pi, 4)
+        shift = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        a, b, c, d = points = recist + rng.uniform(0, error, 4)[:, None] * shift
+        if _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0:
+            return points
+
+
+def _side(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> float:
+    """Positive where p lies on one side of the line from a to b, negative on the other."""
+    return (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
+
+
+def _lengths(recist: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(recist[1::2] - recist[::2], axis=1)
+
+
+def _numbers(values) -> str:
+    return ", ".join(f"{value:.6g}" for value in np.ravel(values))
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    encoded, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
+    if not encoded:
+        raise RuntimeError(f"{path}: OpenCV could not encode a {pixels.dtype} {pixels.shape} image")
+    write_whole(path, data.tobytes())
+
+
+def _claim(root: Path, arguments: dict) -> None:
+    """Make `root` the folder of this phantom, or refuse it."""
+    note = root / "phantom_truth" / "arguments.json"
+    if note.exists():
+        there = json.loads(note.read_text())
+        if there != arguments:
+            raise FileExistsError(
+                f"{root} holds a phantom made with {there}, not {arguments}: "
+                "repeat its arguments to continue it, or give another folder"
+            )
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(
+            f"{root} is not empty and holds no phantom: give a new or empty folder"
+        )
+    else:
+        write_whole(note, json.dumps(arguments).encode())
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: they finish their series
+    cv2.setNumThreads(1)
+
+
+def make_phantom(
+    root: str | Path,
+    patients: int,
+    size: int = 512,
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Write a synthetic DeepLesion of `patients` patients, slices of `size` px a side, to `root`.
+
+    Writes Images_png/, phantom_truth/ (masks and shapes of lesions and distractors) and, last,
+    DL_info.csv; returns the path of that. The same patients, size and seed give the same bytes
+    whatever the number of workers. After an interruption the same call continues the work.
+
+    Raises ValueError for options out of range, FileExistsError if `root` holds anything else.
+    """
+    for option, value, low, high in (
+        ("patients", patients, 3, 999_999),
+        ("size", size, 128, 1024),
+        ("seed", seed, 0, 2**32 - 1),
+        ("workers", workers, 1, 1024),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{option} is {value}: give a whole number from {low} to {high}")
+    root = Path(root)
+    _claim(root, {"phantom_version": 1, "patients": patients, "size": size, "seed": seed})
+    table = root / "DL_info.csv"
+    if not table.exists():
+        series = plan_series(patients, size, seed)
+        bar = partial(tqdm, total=len(series), desc="series", disable=not progress)
+        make = partial(make_series, root)
+        if workers == 1:
+            records = list(bar(map(make, series)))
+        else:
+            # Not forked: OpenCV's threads do not survive a fork.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+                try:
+                    records = list(bar(pool.map(make, series)))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        truth = {name: entry for record in records for name, entry in record["truth"].items()}
+        write_whole(root / "phantom_truth" / "truth.json", json.dumps(truth, indent=1).encode())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(row for record in records for row in record["rows"])
+        write_whole(table, text.getvalue().encode())
+    shutil.rmtree(root / "phantom_truth" / "series", ignore_errors=True)
+    return table

@@ -1,0 +1,165 @@
+"""Figures of one or several runs, ready for a paper: FROC curves; sensitivity by slice thickness
+and by lesion size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from deeplesion.evaluation.breakdowns import by_diameter, by_thickness
+from deeplesion.evaluation.evaluate import band, table
+from deeplesion.evaluation.froc import TABLE_FPS
+from deeplesion.evaluation.results import Run
+from deeplesion.files import write_whole
+
+# After Okabe and Ito (2008): told apart by those who see red and green alike, and in print; line
+# and marker differ too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+RANGES = {"thin": "≤ 2 mm", "thick": "> 2 mm"}
+CURVE_FPS = np.geomspace(0.25, 32, 141)
+# What would make the same figure other bytes tomorrow, or with another matplotlib, is left out.
+FORMATS = {
+    "png": (FigureCanvasAgg, {"Software": None}),
+    "svg": (FigureCanvasSVG, {"Date": None, "Creator": None}),
+}
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.size": 9,
+    "text.parse_math": False,  # a name may hold a $
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "legend.framealpha": 0.9,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "deeplesion",  # else the ids in an SVG differ from call to call
+}
+
+
+def write_figures(
+    runs: Sequence[Run], out_dir: Path, resamples: int = 1000, seed: int = 0
+) -> list[Path]:
+    """Write `froc` and `groups` as PNG (300 dpi) and SVG; the same runs give the same bytes.
+
+    `froc`: sensitivity against false positives per image with its 95 % band, the operating points
+    of the tables marked, the average at 0.5, 1, 2 and 4 in the legend. `groups`: that average by
+    slice thickness and by long diameter, with 95 % intervals and numbers of lesions.
+
+    Args:
+        runs: one or several, each one colour.
+        out_dir: made if it is not there.
+        resamples, seed: of the bootstrap over patients.
+
+    Returns:
+        the paths: froc.png, froc.svg, groups.png, groups.svg.
+    """
+    paths = []
+    for name, content in render_figures(runs, ("png", "svg"), resamples, seed).items():
+        paths.append(Path(out_dir) / name)
+        write_whole(paths[-1], content)
+    return paths
+
+
+def render_figures(
+    runs: Sequence[Run], kinds: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> dict[str, bytes]:
+    """The files of `write_figures` of these kinds, 'png' or 'svg': name -> content."""
+    files = {}
+    with matplotlib.rc_context(STYLE):
+        for name, draw in (("froc", froc_figure), ("groups", groups_figure)):
+            figure = draw(runs, resamples, seed)
+            for kind in kinds:
+                canvas, metadata = FORMATS[kind]
+                content = io.BytesIO()
+                canvas(figure).print_figure(
+                    content, format=kind, dpi=300, metadata=metadata, bbox_inches="tight"
+                )
+                files[f"{name}.{kind}"] = content.getvalue()
+    return files
+
+
+def froc_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
+    """The FROC curves of several runs with their 95 % bands."""
+    figure = Figure(figsize=(4.8, 3.6))
+    axes = figure.add_subplot()
+    lowest, entries = 100.0, {}
+    for i, run in enumerate(runs):
+        look = dict(color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)], linewidth=1.4)
+        look["marker"], look["markersize"] = MARKERS[i % len(MARKERS)], 4.5
+        low, high = 100 * band(run.curve, run.patients, CURVE_FPS, resamples, seed)
+        axes.fill_between(CURVE_FPS, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        (row,) = table(run, {"all": run.curve}, resamples, seed)
+        for fps, unused in ((CURVE_FPS, "marker"), (TABLE_FPS, "linestyle")):
+            sensitivity = 100 * run.curve.sensitivity_at(fps)
+            axes.plot(fps, sensitivity, **look | {unused: "none"})
+        entries[f"{run.name}: {with_interval(row)}"] = axes.plot([], [], **look)[0]
+        lowest = min(lowest, low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(TABLE_FPS, [f"{fps:g}" for fps in TABLE_FPS])
+    axes.minorticks_off()
+    axes.set_xlim(0.4, 20)
+    axes.set_ylim(max(10 * np.floor(lowest / 10 - 1), 0), 101)
+    axes.set_xlabel("False positives per image")
+    axes.set_ylabel("Sensitivity (%)")
+    title = "Average at 0.5, 1, 2, 4 (%) [95 % interval]"
+    axes.legend(entries.values(), entries.keys(), loc="best", title=title)
+    return figure
+
+
+def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
+    """Average sensitivity with its interval by slice thickness, left, and lesion size, right."""
+    figure = Figure(figsize=(6.6, 3.0), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    entries = {}
+    for axes, title, split in (
+        (panels[0], "Slice thickness", by_thickness),
+        (panels[1], "Long diameter", by_diameter),
+    ):
+        tables = [{r["group"]: r for r in table(run, split(run), resamples, seed)} for run in runs]
+        groups = list(dict.fromkeys(group for rows in tables for group in rows))
+        for i, (run, rows) in enumerate(zip(runs, tables)):
+            places = [groups.index(group) + 0.6 * ((i + 0.5) / len(runs) - 0.5) for group in rows]
+            average = np.array([row["average"] for row in rows.values()])
+            low, high = np.array([row["interval"]["average"] for row in rows.values()]).T
+            entries[run.name] = axes.errorbar(
+                places,
+                average,
+                # The interval of a few lesions may lie beside their average.
+                np.maximum([average - low, high - average], 0),
+                fmt=MARKERS[i % len(MARKERS)],
+                color=COLOURS[i % len(COLOURS)],
+                markersize=4.5,
+                capsize=2.5,
+                linewidth=1.2,
+            )
+        labels = []
+        for group in groups:
+            numbers = dict.fromkeys(rows[group]["lesions"] for rows in tables if group in rows)
+            labels.append(f"{RANGES.get(group, group)}\nn = {' / '.join(map(str, numbers))}")
+        axes.set_xticks(range(len(groups)), labels)
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        axes.grid(visible=False, axis="x")
+        axes.set_title(title, fontsize=9)
+    panels[0].set_ylabel("Average sensitivity (%)")
+    if len(runs) > 1:
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def with_interval(row: dict) -> str:
+    """'84.5 [80.2, 88.1]', the average of a row of `evaluate.table` and its interval."""
+    low, high = row["interval"]["average"]
+    return f"{row['average']:.1f} [{low:.1f}, {high:.1f}]"

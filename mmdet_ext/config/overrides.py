@@ -1,0 +1,150 @@
+"""Merges --cfg-options into a config, refusing those that would change nothing or something else
+than meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine.config import Config
+
+from mmdet_ext.config.check import (
+    NAMED_BY_USER,
+    RUNNER,
+    ConfigError,
+    resolve,
+    unknown_name,
+    valid_names,
+)
+from mmdet_ext.config.signatures import arguments
+
+# What an override would change without effect, and what to do instead.
+WITHOUT_EFFECT = {
+    "custom_imports": "read while the config file is loaded; write a config file over this one",
+    "launcher": "given by the command's own option, --launcher",
+    "test_evaluator.result_file": "given by tools/test.py's own option, --out",
+}
+
+
+def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Merges `--cfg-options`, dotted paths and values, into a config.
+
+    Raises ConfigError for a path that is neither there nor an argument of the class there, with the
+    nearest that is; for a variable of the config file, which has been read by now; for an index
+    beyond its list; for a word in place of a number; for what a command sets itself.
+    """
+    before = config.to_dict()
+    merged = dict(overrides)
+    for path, value in overrides.items():
+        try:
+            _check_override(before, path, value, overrides)
+        except ConfigError as error:
+            raise ConfigError(f"--cfg-options {path}: {error}") from None
+        parent = path.rpartition(".")[0]
+        if path.endswith(".type") and _at(before, parent) is None:
+            merged[f"{parent}._delete_"] = True  # else mmengine does not merge into None
+    config.merge_from_dict(merged)
+
+
+def _at(config: Any, path: str) -> Any:
+    """What stands at a path; the path itself if there is nothing."""
+    for part in path.split("."):
+        if isinstance(config, (list, tuple)) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+        elif isinstance(config, Mapping) and part in config:
+            config = config[part]
+        else:
+            return path
+    return config
+
+
+def _check_override(config: dict, path: str, value: Any, overrides: Mapping[str, Any]) -> None:
+    first, *rest = parts = path.split(".")
+    for key in (path, first):
+        if key in WITHOUT_EFFECT:
+            raise ConfigError(f"{key} is {WITHOUT_EFFECT[key]}")
+    if first not in RUNNER:
+        if first in config:
+            raise ConfigError(_too_late(config, first, rest))
+        raise ConfigError(_no_such(first, {*RUNNER, *config}, rest))
+    node: Any = config.get(first)
+    for i, part in enumerate(rest, start=1):
+        here = ".".join(parts[:i])
+        if isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(f"{here} is a list with the indices 0 to {len(node) - 1}")
+            node = node[int(part)]
+            continue
+        typed = {"type": overrides[f"{here}.type"]} if f"{here}.type" in overrides else {}
+        if not isinstance(node, Mapping):
+            if not typed:
+                more = f"; give {here}.type as well" if node is None and not part.isdigit() else ""
+                raise ConfigError(f"{here} is {node!r}, which has no options{more}")
+            node = {}
+        if part in ("type", "_delete_"):
+            return
+        holder = {**node, **typed}
+        valid = valid_names(holder, here)
+        if valid is None and not holder.get("type") and here not in NAMED_BY_USER:
+            # It is not known what is valid here: what is there, and what has a type.
+            valid = {*node} | ({part} if f"{here}.{part}.type" in overrides else set())
+        if valid is not None and part not in valid:
+            raise ConfigError(
+                unknown_name(f"{here}.{part}", holder, valid, _dotted(parts[i + 1 :]))
+            )
+        if part not in node:
+            _check_new(holder, here, part, parts[i + 1 :])
+            return
+        node = node[part]
+    kind = "True or False" if isinstance(node, bool) else "a number"
+    if isinstance(node, (bool, int, float)) and isinstance(value, str):
+        raise ConfigError(f"expected {kind}, such as the config's {node}, got {value!r}")
+
+
+def _dotted(parts: Iterable[str]) -> str:
+    return "".join(f".{part}" for part in parts)
+
+
+def _check_new(holder: Mapping, here: str, part: str, rest: list[str]) -> None:
+    """Of an argument that the config leaves at its default no piece can be set."""
+    if not rest or "type" not in holder:
+        return
+    default = (arguments(resolve(holder["type"], here)) or {}).get(part)
+    if default is not None and not isinstance(default, Mapping):
+        raise ConfigError(
+            f"{here}.{part} is not in the config and by default {default!r}: give all of it, "
+            f"{here}.{part}=..."
+        )
+
+
+def _no_such(name: str, valid: Iterable[str], rest: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, 1, cutoff=0.5)
+    hint = f"; did you mean {'.'.join([close[0], *rest])}?" if close else ""
+    return f"a config has no option {name!r}{hint}"
+
+
+def _too_late(config: dict, name: str, rest: list[str]) -> str:
+    """The message for an override of a variable of the config file."""
+    value = config[name]
+    places = []
+
+    def search(node: Any, path: str) -> None:
+        same = isinstance(node, (dict, list)) and node == value
+        if same or path.rpartition(".")[2] == name:
+            places.append(path + _dotted(rest))
+        elif isinstance(node, Mapping):
+            for key, item in node.items():
+                search(item, f"{path}.{key}")
+        elif isinstance(node, (list, tuple)):
+            for i, item in enumerate(node):
+                search(item, f"{path}.{i}")
+
+    for key in RUNNER & config.keys():
+        search(config[key], key)
+    places.sort()
+    others = f"Set {', '.join(places)}, or write" if places else "Write"
+    return (
+        f"{name} is a variable of the config file and is read while the file is loaded; set "
+        f"afterwards it changes nothing. {others} a config file over this one."
+    )

@@ -1,0 +1,168 @@
+"""DeepLesionDataset: the COCO files of tools/prepare_data.py as an mmdet dataset."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.logging import print_log
+
+from deeplesion.conventions import PIXEL_CENTRE
+from deeplesion.data.coco import read_annotations
+from deeplesion.errors import CacheError, DataError, MissingDataError
+from mmdet_ext.datasets.sampler import SampleKey
+from mmdet_ext.random_states import seeded
+
+# So many bad samples one after another are no accident.
+MOST_REPLACED = 10
+
+NO_DATA = (
+    "{path} does not exist. Point DEEPLESION_ROOT at DeepLesion and run `python "
+    "tools/prepare_data.py $DEEPLESION_ROOT` first (the README says how to get the data from NIH), "
+    "or make a synthetic one: `python tools/make_phantom.py data/phantom`, then prepare that."
+)
+
+
+@DATASETS.register_module()
+class DeepLesionDataset(CocoDataset):
+    """DeepLesion key slices (or a phantom's) with lesion boxes, masks and RECIST diameters.
+
+    Takes what mmdet's `CocoDataset` takes. Beyond its fields a sample carries `file_name`,
+    `file_thickness_mm`, `slice_range`, `spacing_mm`, `patient`, `study`, `series` and `lesions`:
+    the annotations as the file has them (pixel-centre coordinates), for evaluation.
+
+    Args:
+        cache: folder, maybe below `data_root`, that `tools/prepare_data.py --cache` wrote; where it
+            is there, slices are read from it instead of from their PNGs.
+        on_bad_slice: what a slice that is missing, damaged or of the wrong size does in training:
+            'stop' ends the run; 'skip' logs the sample once and replaces it by another.
+
+    Raises:
+        MissingDataError: the annotation file is missing, with how to get or make the data.
+        DataError: it is not as `read_annotations` wants it, or, of training, has no lesions.
+        ValueError: an `on_bad_slice` that is neither, or 'skip' in testing.
+    """
+
+    METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
+
+    def __init__(
+        self, *args, cache: str | None = None, on_bad_slice: str = "stop", **kwargs
+    ) -> None:
+        if on_bad_slice not in ("stop", "skip"):
+            raise ValueError(f"on_bad_slice must be 'stop' or 'skip', got {on_bad_slice!r}")
+        if on_bad_slice == "skip" and kwargs.get("test_mode"):
+            raise ValueError("on_bad_slice='skip' is for training: a test is of all its images")
+        self.cache = cache
+        self.on_bad_slice = on_bad_slice
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        if not Path(self.ann_file).is_file():
+            raise MissingDataError(NO_DATA.format(path=self.ann_file))
+        read_annotations(self.ann_file, need_lesions=not self.test_mode)
+        samples = super().load_data_list()
+        # Which were logged as bad; workers share it.
+        self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        print_log(f"{self.ann_file}: slices come from {self.cache or 'PNGs'}", "current")
+        return samples
+
+    def _join_prefix(self) -> None:
+        super()._join_prefix()
+        if self.cache:
+            folder = Path(self.data_root or "", self.cache)
+            self.cache = str(folder) if folder.is_dir() else None
+
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        image, annotations = raw_data_info["raw_img_info"], raw_data_info["raw_ann_info"]
+        prefix = self.data_prefix["img"]
+        thickness = image["thickness_mm"]
+        lesions = [lesion_of(annotation) for annotation in annotations]
+        return dict(
+            img_id=image["id"],
+            img_prefix=prefix,
+            cache_prefix=self.cache,
+            file_name=image["file_name"],
+            img_path=str(Path(prefix) / image["file_name"]),
+            height=image["height"],
+            width=image["width"],
+            file_thickness_mm=math.nan if thickness is None else float(thickness),
+            spacing_mm=image["spacing_mm"],
+            slice_range=tuple(image["slice_range"]),
+            patient=image["patient"],
+            study=image["study"],
+            series=image["series"],
+            lesions=lesions,
+            instances=[
+                dict(
+                    bbox=[v + PIXEL_CENTRE for v in lesion["bbox"]],
+                    bbox_label=0,
+                    mask=lesion["mask"],
+                    ignore_flag=0,
+                )
+                for lesion in lesions
+            ],
+        )
+
+    def prepare_data(self, idx: int | SampleKey) -> dict:
+        """Runs the pipeline on one sample; a `SampleKey` fixes its augmentation.
+
+        With `on_bad_slice='skip'` a sample that cannot be read is replaced by another, which is a
+        function of `idx` too.
+        """
+        key = idx if isinstance(idx, SampleKey) else None
+        index = first = key.index if key else idx
+        for replaced in itertools.count(1):
+            try:
+                return self._run_pipeline(index, key)
+            except CacheError:
+                raise  # the data is sound: write the cache anew
+            except DataError as error:
+                if self.on_bad_slice == "stop":
+                    raise
+                if replaced == MOST_REPLACED:
+                    raise DataError(f"{replaced} bad samples in a row, the last: {error}") from None
+                self._report(index, error)
+            index = int(np.random.default_rng((*(key or (first,)), replaced)).integers(len(self)))
+
+    def _run_pipeline(self, index: int, key: SampleKey | None) -> dict:
+        sample = self.get_data_info(index)
+        if key:
+            sample["augmentation_key"] = key
+        if sample["lesions"] and all(lesion["recist"] for lesion in sample["lesions"]):
+            recist = np.array([lesion["recist"] for lesion in sample["lesions"]], np.float64)
+            sample["gt_recist"] = recist.reshape(-1, 4, 2) + PIXEL_CENTRE
+        if key is None:
+            return self.pipeline(sample)
+        with seeded(key):  # for transforms that draw from the global generators, as mmdet's do
+            return self.pipeline(sample)
+
+    def _report(self, index: int, error: DataError) -> None:
+        """Logs a bad sample the first time that one of this process' workers meets it."""
+        if self._reported[index]:
+            return
+        self._reported[index] = True
+        print_log(
+            f"{error}. Replaced in training by another sample, as on_bad_slice='skip' says: "
+            f"{int(self._reported.sum())} of {len(self)} key slices so far",
+            "current",
+            logging.ERROR,  # what processes other than the first show
+        )
+
+
+def lesion_of(annotation: dict) -> dict:
+    """What evaluation needs of a lesion, from an annotation of the file, in its coordinates."""
+    x, y, width, height = annotation["bbox"]
+    return dict(
+        bbox=[x, y, x + width, y + height],
+        mask=annotation["segmentation"],
+        recist=annotation.get("recist"),
+        diameters_mm=annotation.get("diameters_mm"),
+        lesion_type=annotation.get("lesion_type", -1),
+    )

@@ -1,0 +1,202 @@
+"""Interruption without a trace: training resumed from a checkpoint goes on bit for bit as if it
+had never stopped, from the end of an epoch or from the middle of one.
+
+The runner saves and restores, the loop knows its place; hooks.py says when.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import torch
+from mmengine.dist import (
+    all_reduce,
+    all_reduce_params,
+    is_main_process,
+)
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.runner import CheckpointLoader, Runner
+
+from mmdet_ext.checkpoint import (
+    CheckpointError,
+    download,
+    last_checkpoint,
+    load_checkpoint_file,
+    save_checkpoint_file,
+)
+
+NOT_WHOLE = (
+    "{path} holds no {missing}: training cannot be resumed from it. Resume from an epoch_*.pth or "
+    "iter_*.pth of this version; to start anew from its weights: --cfg-options load_from={path}"
+)
+
+
+class ResumableRunner(Runner):
+    """mmengine's runner with exact resume. Its checkpoints are plain data, loaded as data only."""
+
+    _strict = False
+
+    def load_or_resume(self) -> None:
+        """Weights (`load_from`), or all of a run (`resume`); a damaged last checkpoint is named
+        and the one before it used."""
+        if self._resume and self._load_from is None and not self._has_loaded:
+            path, damaged = last_checkpoint(Path(self.work_dir))
+            for message in damaged:
+                self.logger.warning(message)
+            if path is None:
+                self.logger.info(f"{self.work_dir} holds no checkpoint: training starts anew")
+                self._resume = False
+            else:
+                self._load_from = str(path)
+        super().load_or_resume()
+
+    def test(self) -> dict:
+        # mmengine would test what does not fit with random weights, and warn.
+        self._strict = True
+        return super().test()
+
+    def load_checkpoint(
+        self, filename: str, map_location: Any = "cpu", strict: bool = False, **options
+    ) -> dict:
+        """Loads weights. Raises CheckpointError if, in testing or resuming, they do not fit."""
+        try:
+            return super().load_checkpoint(
+                filename, map_location, strict or self._strict, **options
+            )
+        except RuntimeError as error:
+            raise CheckpointError(f"{filename} does not fit the config: {error}") from error
+
+    def save_checkpoint(self, path: Path, resumable: bool = True) -> None:
+        """Writes the weights and, if `resumable`, all that training depends on.
+
+        Every process must call it. A checkpoint holds, as plain data:
+            state_dict: the weights. meta: epoch, iter, config, seed, versions, classes.
+            optimizer, param_schedulers, message_hub (what was logged, best score).
+            gradients: those of an accumulation that is not complete.
+            training: see `ResumableTrainLoop.state_dict`.
+        """
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if self.distributed:
+            # Only the main process' are saved; with SyncBatchNorm they are equal anyway.
+            all_reduce_params(model.buffers(), op="mean")
+        training = self.train_loop.state_dict()
+        checkpoint = dict(
+            meta=dict(
+                epoch=training["epoch"],
+                iter=training["iter"],
+                cfg=self._config_text,
+                seed=self.seed,
+                experiment_name=self.experiment_name,
+                time=time.strftime("%Y%m%d_%H%M%S"),
+                mmengine_version=mmengine.__version__,
+                dataset_meta=getattr(self.train_dataloader.dataset, "metainfo", {}),
+            ),
+            state_dict=model.state_dict(),
+        )
+        if resumable:
+            hub = self.message_hub.state_dict()
+            hub["log_scalars"] = {
+                name: dict(zip(("values", "counts"), buffer.data), max_length=buffer.max_length)
+                for name, buffer in hub["log_scalars"].items()
+            }
+            checkpoint.update(
+                training=training,
+                message_hub=hub,
+                optimizer=self.optim_wrapper.state_dict(),
+                # A scheduler's methods may be among its attributes; they are no state.
+                param_schedulers=[
+                    {k: v for k, v in scheduler.state_dict().items() if not callable(v)}
+                    for scheduler in self.param_schedulers or []
+                ],
+                gradients=self._gradients(model),
+            )
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        if is_main_process():
+            save_checkpoint_file(checkpoint, path)
+
+    @functools.cached_property
+    def _config_text(self) -> str:
+        return self.cfg.pretty_text  # takes half a second
+
+    def _gradients(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Gradients wait for further batches only if they are accumulated; the mean of processes,
+        which is what the optimizer will see of them."""
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        if self.distributed and gradients:
+            # Every process must reduce the same ones, whichever its images happened to reach.
+            gradients = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for name, p in model.named_parameters()
+                if p.requires_grad
+            }
+            for gradient in gradients.values():
+                all_reduce(gradient, op="mean")
+        return gradients
+
+    def resume(self, filename: str, **_) -> None:
+        """Restores all of a run. mmengine's own would run the config text in a checkpoint.
+
+        Raises CheckpointError if the file holds weights alone.
+        """
+        checkpoint = self.load_checkpoint(filename, strict=True)
+        parts = ("training", "message_hub", "optimizer", "param_schedulers", "gradients")
+        missing = [part for part in parts if part not in checkpoint]
+        if missing:
+            raise CheckpointError(NOT_WHOLE.format(path=filename, missing=", ".join(missing)))
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {
+            name: HistoryBuffer(
+                part["values"].numpy(), part["counts"].numpy(), max_length=part["max_length"]
+            )
+            for name, part in hub["log_scalars"].items()
+        }
+        self.message_hub.load_state_dict(hub)
+        self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        schedulers = self.param_schedulers or []
+        for scheduler, state in zip(schedulers, checkpoint["param_schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        for name, parameter in model.named_parameters():
+            if name in checkpoint["gradients"]:
+                parameter.grad = checkpoint["gradients"][name].to(parameter)
+        for message in self.train_loop.load_state_dict(checkpoint["training"]):
+            self.logger.warning(f"{message}: training goes on, but not bit for bit as before")
+        self.logger.info(
+            f"resumed {filename}: epoch {self.epoch}, iteration {self.iter}, "
+            f"batch {self.train_loop.batch} of the epoch"
+        )
+        if self.epoch >= self.max_epochs:
+            self.logger.warning(f"all of train_cfg.max_epochs={self.max_epochs} epochs are done")
+
+
+def load_from_file(filename: str, map_location=None) -> dict:
+    checkpoint = load_checkpoint_file(filename, map_location or "cpu")
+    # Hooks of mmengine do not expect bare weights.
+    return checkpoint if "state_dict" in checkpoint else dict(state_dict=checkpoint)
+
+
+def load_from_http(filename: str, map_location=None) -> dict:
+    return load_from_file(str(download(filename)), map_location)
+
+
+def load_from_elsewhere(filename: str, map_location=None) -> dict:
+    raise CheckpointError(f"{filename}: checkpoints are loaded from a file or an http(s) address")
+
+
+# Every door of mmengine (load_from, resume, init_cfg of any module, test) goes through these; its
+# own fall back to unsafe loading.
+CheckpointLoader.register_scheme("", load_from_file, force=True)
+CheckpointLoader.register_scheme(["http://", "https://"], load_from_http, force=True)
+CheckpointLoader.register_scheme(
+    [
+        *("modelzoo://", "torchvision://", "open-mmlab://", "openmmlab://", "mmcls://", "pavi://"),
+        *(r"(\S+\:)?s3://", r"(\S+\:)?petrel://"),
+    ],
+    load_from_elsewhere,
+    force=True,
+)

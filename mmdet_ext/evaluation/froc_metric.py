@@ -1,0 +1,84 @@
+"""FROCMetric: gathers detections across processes and scores them as the papers do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmdet.registry import METRICS
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+
+from deeplesion.conventions import PIXEL_CENTRE
+from deeplesion.data.coco import encode_mask
+from deeplesion.evaluation.evaluate import froc_table
+from deeplesion.evaluation.results import table_file, write_results, write_table
+from deeplesion.report.tables import format_table
+
+
+@METRICS.register_module()
+class FROCMetric(BaseMetric):
+    """Sensitivity at 0.5, 1, 2, 4, 8, 16 false positives an image, thin and thick slices apart.
+
+    Prints the table of the papers and returns its main numbers in percent: `FROC/average` (the mean
+    at 0.5, 1, 2, 4, by which a model is chosen), `FROC/S@0.5` ..., `FROC/thin_average`,
+    `FROC/thick_average`.
+
+    Args:
+        iou_threshold, pixel_offset: of a hit, see `deeplesion.evaluation.froc.froc`.
+        result_file: where to write detections and ground truth (see `results.write_results`), or
+            None; the table goes beside it, as `results.table_file` names it. Masks of the
+            detections are kept only when it is given.
+    """
+
+    default_prefix = "FROC"
+
+    def __init__(
+        self,
+        iou_threshold: float = 0.5,
+        pixel_offset: int = 1,
+        result_file: str | None = None,
+        # Through the processes' own connection, on the CPU too. mmengine's 'cpu' goes through files
+        # in the current folder, which it leaves behind and which nodes need not share.
+        collect_device: str = "gpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.iou_threshold = iou_threshold
+        self.pixel_offset = pixel_offset
+        self.result_file = result_file
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keeps one record an image; boxes become pixel-centre coordinates of the image's file."""
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            boxes = found["bboxes"].float().cpu().numpy() - PIXEL_CENTRE
+            record = dict(
+                file_name=sample["file_name"],
+                patient=sample["patient"],
+                study=sample["study"],
+                series=sample["series"],
+                slice_range=list(sample["slice_range"]),
+                height=sample["ori_shape"][0],
+                width=sample["ori_shape"][1],
+                spacing_mm=sample["spacing_mm"],
+                thickness_mm=sample["file_thickness_mm"],
+                lesions=sample["lesions"],
+                boxes=np.round(boxes, 3).tolist(),
+                scores=found["scores"].float().cpu().numpy().round(6).tolist(),
+            )
+            if self.result_file is not None and "masks" in found:
+                record["masks"] = [encode_mask(mask.cpu().numpy()) for mask in found["masks"]]
+            self.results.append(record)
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        rows = froc_table(results, self.iou_threshold, self.pixel_offset)
+        print_log("\n" + format_table(rows), logger="current")
+        if self.result_file is not None:
+            write_results(Path(self.result_file), results)
+            write_table(table_file(Path(self.result_file)), rows)
+        metrics = {f"S@{point}": value for point, value in rows[0]["sensitivity"].items()}
+        metrics["average"] = rows[0]["average"]
+        metrics.update({f"{row['group']}_average": row["average"] for row in rows[1:]})
+        return metrics

@@ -1,0 +1,507 @@
+"""Preparation of small data sets in NIH's layout: content, completeness, interruption, command."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from pycocotools.coco import COCO
+
+from deeplesion.data import prepare as module
+from deeplesion.data.dl_info import read_dl_info
+from deeplesion.data.prepare import PUBLISHED_KEY_SLICES, Preparation, prepare
+from deeplesion.data.recist import mask_from_recist
+from deeplesion.data.slices import SliceFolder
+
+TOOL = Path(__file__).parents[3] / "tools" / "prepare_data.py"
+SIZE = 96
+FILES = ("train.json", "val.json", "test.json", "report.csv")
+
+
+def lesion(patient=1, key_slice=20, center=(48, 48), axes=(20, 12), split=1, **own):
+    """A row of DL_info.csv: an upright ellipse, `center` in 0-based pixels."""
+    (x, y), (long, short) = np.add(center, 1), axes
+    ends = [x, y - long / 2, x, y + long / 2, x - short / 2, y, x + short / 2, y]
+    box = [x - short / 2 - 5, y - long / 2 - 5, x + short / 2 + 5, y + long / 2 + 5]
+    return {
+        "File_name": f"{patient:06d}_01_01_{key_slice:03d}.png",
+        "Patient_index": patient,
+        "Study_index": 1,
+        "Series_ID": 1,
+        "Key_slice_index": key_slice,
+        "Measurement_coordinates": ", ".join(map(str, ends)),
+        "Bounding_boxes": ", ".join(map(str, box)),
+        "Lesion_diameters_Pixel_": f"{long}, {short}",
+        "Normalized_lesion_location": "0.4, 0.3, 0.5",
+        "Coarse_lesion_type": -1,
+        "Possibly_noisy": 0,
+        "Slice_range": f"{key_slice - 4}, {key_slice + 4}",
+        "Spacing_mm_px_": "0.8, 0.8, 5",
+        "Image_size": f"{SIZE}, {SIZE}",
+        "DICOM_windows": "-175, 275",
+        "Patient_gender": "F",
+        "Patient_age": 62,
+        "Train_Val_Test": split,
+        **own,
+    }
+
+
+def ellipse(center, axes, size=SIZE):
+    y, x = np.mgrid[:size, :size]
+    return ((x - center[0]) * 2 / axes[1]) ** 2 + ((y - center[1]) * 2 / axes[0]) ** 2 <= 1
+
+
+def write_table(root, rows):
+    with open(root / "DL_info.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_slice(path, hu):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), (hu + 32768).astype(np.uint16))
+
+
+def write_data(root, rows, size=SIZE):
+    """The table, and every slice of every slice range: bright ellipses (60 HU) in fat (-80 HU)."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_table(root, rows)
+    rng = np.random.default_rng(0)
+    volumes = {}
+    for row in rows:
+        low, high = map(int, row["Slice_range"].split(","))
+        for index in range(low, high + 1):
+            path = root / "Images_png" / row["File_name"][:12] / f"{index:03d}.png"
+            hu = volumes.setdefault(path, rng.normal(-80, 5, (size, size)))
+            ends = np.array(row["Measurement_coordinates"].split(","), float) - 1
+            center = ((ends[0] + ends[2]) / 2, (ends[1] + ends[3]) / 2)
+            axes = (ends[3] - ends[1], ends[6] - ends[4])
+            hu[ellipse(center, axes, size)] += 140
+    for path, hu in volumes.items():
+        write_slice(path, hu.round())
+    return root
+
+
+def mixed_rows():
+    return [
+        lesion(1, 20, (30, 30)),
+        lesion(1, 20, (70, 66), (24, 14)),
+        lesion(1, 40, Spacing_mm_px_="0.8, 0.8, 1.25", Slice_range="30, 50"),
+        lesion(2, 20, split=2, Spacing_mm_px_="0.8, 0.8, NaN", Slice_range="20, 20"),
+        lesion(3, 9, split=3),
+        lesion(3, 30, split=3, Possibly_noisy=1),
+        lesion(4, 12, split=3, Spacing_mm_px_="0.8, 0.8, 2"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = write_data(tmp_path_factory.mktemp("data") / "DeepLesion", mixed_rows())
+    return root, prepare(root, workers=1)
+
+
+@pytest.fixture
+def data(prepared, tmp_path):
+    """A copy of that data set, not prepared yet."""
+    root = tmp_path / "DeepLesion"
+    shutil.copytree(prepared[0], root, ignore=shutil.ignore_patterns("annotations"))
+    return root
+
+
+def coco(root, split):
+    return COCO(str(root / "annotations" / f"{split}.json"))
+
+
+def written(root):
+    return {name: (root / "annotations" / name).read_bytes() for name in FILES}
+
+
+def image_names(root):
+    files = [json.loads((root / "annotations" / name).read_text()) for name in FILES[:3]]
+    return [image["file_name"] for content in files for image in content["images"]]
+
+
+def run_tool(*args, **kwargs):
+    return subprocess.run(
+        [sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, **kwargs
+    )
+
+
+# Content
+
+
+def test_clean_rows_become_key_slices_by_split(prepared, capsys):
+    root, preparation = prepared
+    names = {split: [i["file_name"] for i in coco(root, split).dataset["images"]] for split in
+             ("train", "val", "test")}  # fmt: skip
+    assert names == {
+        "train": ["000001_01_01/020.png", "000001_01_01/040.png"],
+        "val": ["000002_01_01/020.png"],
+        "test": ["000003_01_01/009.png", "000004_01_01/012.png"],
+    }
+    counts = preparation.counts
+    assert counts.key_slices.to_dict() == {"train": 2, "val": 1, "test": 2}
+    assert counts.lesions.to_dict() == {"train": 3, "val": 1, "test": 2}
+    assert counts.thin.to_dict() == {"train": 1, "val": 0, "test": 1}
+    assert counts.thick.to_dict() == {"train": 1, "val": 0, "test": 1}
+    assert counts.published.to_dict() == {"train": 22478, "val": 4791, "test": 4817}
+    assert preparation.noisy == 1
+    assert preparation.exit_code == 0
+    assert len(preparation.problems) == 0
+
+
+def test_masks_are_those_of_recist_and_find_the_lesions(prepared, capsys):
+    root, _ = prepared
+    table = read_dl_info(root / "DL_info.csv")
+    folder = SliceFolder(root / "Images_png")
+    for split in ("train", "val", "test"):
+        opened = coco(root, split)
+        rows = table[(table.split == split) & ~table.noisy]
+        annotations = opened.loadAnns(opened.getAnnIds())
+        for annotation, row in zip(annotations, rows.itertuples(), strict=True):
+            assert opened.imgs[annotation["image_id"]]["file_name"] == row.file_name
+            mask = opened.annToMask(annotation).astype(bool)
+            drawn = mask_from_recist(folder.read(row.file_name), row.bbox, row.recist)
+            assert np.array_equal(mask, drawn)
+            truth = ellipse(row.recist.mean(0), row.diameters_px)
+            assert (mask & truth).sum() / (mask | truth).sum() > 0.7
+
+
+def test_nothing_but_the_files_is_left(prepared):
+    root, _ = prepared
+    assert sorted(os.listdir(root / "annotations")) == sorted(FILES)
+
+
+def test_same_bytes_whatever_the_number_of_workers(prepared, data):
+    prepare(data, workers=3)
+    assert written(data) == written(prepared[0])
+
+
+def test_again_over_existing_files(prepared, data):
+    prepare(data, workers=1)
+    prepare(data, workers=1)
+    assert written(data) == written(prepared[0])
+
+
+def test_table_elsewhere(prepared, data, tmp_path):
+    elsewhere = (data / "DL_info.csv").rename(tmp_path / "table.csv")
+    prepare(data, csv=elsewhere, workers=1)
+    assert written(data) == written(prepared[0])
+
+
+def test_empty_splits_are_valid_coco(tmp_path, capsys):
+    root = write_data(tmp_path, [lesion(1)])
+    assert prepare(root, workers=1).counts.key_slices.to_dict() == {"train": 1, "val": 0, "test": 0}
+    for split in ("val", "test"):
+        assert coco(root, split).getImgIds() == []
+        assert coco(root, split).getCatIds() == [1]
+
+
+# Completeness
+
+
+def test_partial_download_is_usable_and_said_to_be_partial(data):
+    shutil.rmtree(data / "Images_png" / "000003_01_01")
+    shutil.rmtree(data / "Images_png" / "000001_01_01")
+    preparation = prepare(data, workers=1)
+    assert image_names(data) == ["000002_01_01/020.png", "000004_01_01/012.png"]
+    assert preparation.counts.not_downloaded.to_dict() == {"train": 2, "val": 0, "test": 1}
+    assert preparation.exit_code == 0
+    assert "PARTIAL DOWNLOAD: 3 of 5 key slices" in str(preparation)
+    report = pd.read_csv(data / "annotations" / "report.csv")
+    assert report.file_name.tolist() == [
+        "000001_01_01/020.png",
+        "000001_01_01/040.png",
+        "000003_01_01/009.png",
+    ]
+    assert set(report.problem) == {"series not downloaded"}
+    assert report.left_out.all()
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def make_8_bit(path):
+    cv2.imwrite(str(path), np.zeros((SIZE, SIZE), np.uint8))
+
+
+def make_smaller(path):
+    write_slice(path, np.zeros((SIZE, SIZE - 1)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "slice_file", "problem"),
+    [
+        (remove, "000003_01_01/009.png", "missing slice"),
+        (remove, "000003_01_01/010.png", "missing slice"),
+        (remove, "000003_01_01/006.png", "missing slice"),
+        (truncate, "000003_01_01/009.png", "unreadable slice"),
+        (make_8_bit, "000003_01_01/009.png", "unreadable slice"),
+        (make_smaller, "000003_01_01/009.png", "wrong image size"),
+    ],
+)
+def test_broken_key_slices_are_left_out_and_reported(data, damage, slice_file, problem):
+    damage(data / "Images_png" / slice_file)
+    preparation = prepare(data, workers=1)
+    names = image_names(data)
+    assert "000003_01_01/009.png" not in names
+    assert len(names) == 4
+    assert preparation.exit_code == 1
+    assert preparation.counts.broken.to_dict() == {"train": 0, "val": 0, "test": 1}
+    assert "MISSING OR UNREADABLE DATA: 1 key slices" in str(preparation)
+    report = pd.read_csv(data / "annotations" / "report.csv")
+    pd.testing.assert_frame_equal(report, preparation.problems, check_dtype=False)
+    assert report.file_name.tolist() == ["000003_01_01/009.png"]
+    assert report.problem.tolist() == [problem]
+    if problem != "wrong image size":
+        assert slice_file in report.detail[0]
+
+
+def test_neighbours_out_of_reach_may_be_missing(data):
+    # 5 mm: a stack of 7 own slices reaches 3 away; 1.25 mm: 6 mm are 4.8 slices.
+    for name in ("000003_01_01/005.png", "000001_01_01/034.png", "000001_01_01/046.png"):
+        (data / "Images_png" / name).unlink()
+    assert prepare(data, workers=1).exit_code == 0
+    assert len(image_names(data)) == 5
+    (data / "Images_png" / "000001_01_01/035.png").unlink()
+    preparation = prepare(data, workers=1)
+    assert preparation.exit_code == 1
+    assert preparation.problems.file_name.tolist() == ["000001_01_01/040.png"]
+
+
+def test_boxes_out_of_their_image_and_recist_out_of_its_box_are_kept(tmp_path):
+    rows = [
+        lesion(1, 20, (91, 48)),
+        lesion(2, 20, Bounding_boxes="41, 41, 57, 57"),
+        lesion(3, 20),
+    ]
+    preparation = prepare(write_data(tmp_path, rows), workers=1)
+    assert preparation.exit_code == 0
+    assert len(image_names(tmp_path)) == 3
+    problems = preparation.problems
+    assert problems.file_name.tolist() == ["000001_01_01/020.png"] * 2 + ["000002_01_01/020.png"]
+    assert problems.problem.tolist()[0] == "box outside image"
+    assert set(problems.problem[1:]) == {"RECIST outside box"}
+    assert not problems.left_out.any()
+    assert "box outside image: 1 key slices, kept" in str(preparation)
+
+
+@pytest.mark.parametrize("missing", ["DL_info.csv", "Images_png", "all"])
+def test_nothing_to_work_on_says_where_to_get_it(data, missing):
+    if missing == "all":
+        shutil.rmtree(data)
+    elif missing == "Images_png":
+        shutil.rmtree(data / missing)
+    else:
+        (data / missing).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        prepare(data)
+    assert "https://nihcc.app.box.com/v/DeepLesion" in str(caught.value)
+    assert f"make_phantom.py {data}" in str(caught.value)
+    assert not (data / "annotations").exists()
+
+
+def test_folder_of_other_images(data):
+    images = data / "Images_png"
+    for series in images.iterdir():
+        series.rename(images / f"9{series.name[1:]}")
+    with pytest.raises(FileNotFoundError, match="no image found"):
+        prepare(data)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_workers_must_be_positive(data, workers):
+    with pytest.raises(ValueError, match="workers"):
+        prepare(data, workers=workers)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_published_counts_are_recognised(published):
+    key_slices = {**PUBLISHED_KEY_SLICES, **({} if published else {"test": 4816})}
+    counts = pd.DataFrame({"key_slices": key_slices, "published": PUBLISHED_KEY_SLICES})
+    counts[["thin", "thick", "lesions", "not_downloaded", "broken"]] = 0
+    problems = pd.DataFrame(columns=["file_name", "split", "problem", "detail", "left_out"])
+    summary = str(Preparation(Path("x"), counts, problems, 35))
+    assert ("are the published ones" in summary) == published
+    assert ("published counts differ" in summary) != published
+    assert "22,478" in summary
+
+
+# Interruption
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
+
+
+def interrupt_before_writing(root, monkeypatch):
+    """Stop once all masks are drawn, before a file is written; the cache is what remains."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_write_annotations", interrupted)
+        prepare(root, workers=1)
+    cache = root / "annotations" / "unfinished.jsonl"
+    assert os.listdir(root / "annotations") == [cache.name]
+    return cache
+
+
+def repaint(root):
+    """Give every key slice a content that yields other masks: to see which are drawn again."""
+    for path in (root / "Images_png").rglob("*.png"):
+        write_slice(path, np.random.default_rng(1).integers(-500, 500, (SIZE, SIZE)))
+
+
+def test_finished_key_slices_are_not_drawn_again(prepared, data, monkeypatch):
+    interrupt_before_writing(data, monkeypatch)
+    repaint(data)
+    prepare(data, workers=1)
+    assert written(data) == written(prepared[0])
+    # The cache is gone with the end of the work: now they are drawn anew.
+    prepare(data, workers=1)
+    assert written(data) != written(prepared[0])
+
+
+@pytest.mark.parametrize("torn", [b'{"file_name":"0', b"\0" * 9999, b'{"a":1}'])
+@pytest.mark.parametrize("kept_lines", [0, 1, 3])
+def test_torn_cache_is_cut_where_it_is_torn(prepared, data, monkeypatch, kept_lines, torn):
+    cache = interrupt_before_writing(data, monkeypatch)
+    lines = cache.read_bytes().splitlines(keepends=True)
+    cache.write_bytes(b"".join(lines[:kept_lines]) + torn)
+    interrupt_before_writing(data, monkeypatch)
+    assert cache.read_bytes() == b"".join(lines)
+    prepare(data, workers=1)
+    assert written(data) == written(prepared[0])
+
+
+def test_cache_of_another_table_or_mask_code_is_not_used(data, monkeypatch):
+    cache = interrupt_before_writing(data, monkeypatch)
+    before = cache.read_bytes()
+    rows = mixed_rows()
+    rows[0]["Patient_age"] = 63
+    write_table(data, rows)
+    repaint(data)
+    interrupt_before_writing(data, monkeypatch)
+    assert cache.read_bytes().splitlines()[0] != before.splitlines()[0]
+    assert cache.read_bytes().splitlines()[1] != before.splitlines()[1]
+    drawn = cache.read_bytes().splitlines()[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(module.recist, "__file__", str(TOOL))
+        interrupt_before_writing(data, monkeypatch)
+    assert cache.read_bytes().splitlines()[0] != drawn
+
+
+def test_what_was_broken_is_looked_at_again(prepared, data, monkeypatch):
+    broken = data / "Images_png" / "000003_01_01" / "009.png"
+    content = broken.read_bytes()
+    truncate(broken)
+    interrupt_before_writing(data, monkeypatch)
+    broken.write_bytes(content)
+    prepare(data, workers=1)
+    assert written(data) == written(prepared[0])
+
+
+def test_unfinished_files_never_bear_the_final_name(prepared, data, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "fsync", interrupted)
+        prepare(data, workers=1)
+    assert not any((data / "annotations" / name).exists() for name in FILES)
+    prepare(data, workers=1)
+    assert written(data) == written(prepared[0])
+    assert sorted(os.listdir(data / "annotations")) == sorted(FILES)
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_for_real_it_continues(tmp_path, sent):
+    # Lesions large enough for GrabCut to take a while, all on copies of one slice.
+    own = {"Slice_range": "1, 1", "Image_size": "256, 256"}
+    rows = [lesion(patient, 1, (128, 128), (110, 90), **own) for patient in range(1, 41)]
+    root = write_data(tmp_path / "data", rows[:1], size=256)
+    write_table(root, rows)
+    for row in rows[1:]:
+        series = root / "Images_png" / row["File_name"][:12]
+        shutil.copytree(root / "Images_png" / "000001_01_01", series)
+    cache = root / "annotations" / "unfinished.jsonl"
+    running = subprocess.Popen(
+        [sys.executable, TOOL, root, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (cache.exists() and cache.read_bytes().count(b"\n") > 3) and running.poll() is None:
+        time.sleep(0.005)
+    workers = children(running.pid)
+    assert len(workers) >= 2
+    # As a terminal does it: Ctrl-C goes to every process of the group.
+    (os.killpg if sent == signal.SIGINT else os.kill)(running.pid, sent)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+    assert (b"run the same command again" in errors) == (sent == signal.SIGINT)
+    assert os.listdir(root / "annotations") == [cache.name]
+    finished = cache.read_bytes().count(b"\n") - 1
+    assert 3 <= finished < 40
+
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive the command"
+        time.sleep(0.02)
+
+    resumed = run_tool(root, "--workers", 2)
+    assert resumed.returncode == 0
+    after_break = written(root)
+    prepare(root, workers=1)
+    assert written(root) == after_break
+    assert len(image_names(root)) == 40
+
+
+# The command
+
+
+def test_command_works_from_anywhere(prepared, data, tmp_path):
+    done = run_tool("DeepLesion", "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "key slices" in done.stdout
+    assert written(data) == written(prepared[0])
+
+
+def test_command_fails_on_missing_data(data):
+    (data / "Images_png" / "000003_01_01" / "009.png").unlink()
+    done = run_tool(data, "--workers", 1)
+    assert done.returncode == 1
+    assert "missing slice: 1 key slices, left out" in done.stdout
+
+
+def test_command_names_bad_rows(data):
+    rows = mixed_rows()
+    rows[4]["Bounding_boxes"] = "1, 2, 3"
+    write_table(data, rows)
+    done = run_tool(data)
+    assert done.returncode == 2
+    assert "line 6, Bounding_boxes = '1, 2, 3'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (data / "annotations").exists()
+
+
+def test_command_without_data(tmp_path):
+    done = run_tool(tmp_path / "nothing")
+    assert done.returncode == 2
+    assert "https://nihcc.app.box.com/v/DeepLesion" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,360 @@
+"""What is computed from a result file, and result files."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeplesion.evaluation.breakdowns import by_column, by_diameter, by_thickness, by_type
+from deeplesion.evaluation.evaluate import AVERAGED, band, compare, evaluate, froc_table, table
+from deeplesion.evaluation.froc import TABLE_FPS, froc
+from deeplesion.evaluation.matching import match
+from deeplesion.evaluation.results import (
+    Run,
+    default_names,
+    read_results,
+    table_file,
+    write_results,
+    write_table,
+)
+
+LESION = [10.0, 10, 30, 30]
+
+
+def record(thickness, hit, name="a/001.png", false_positives=0):
+    """One lesion; found with score 0.9 or not, after so many false positives of score 0.95."""
+    boxes = [[60.0, 60, 70, 70]] * false_positives + ([LESION] if hit else [])
+    return dict(
+        file_name=name,
+        patient=1,
+        height=96,
+        width=96,
+        spacing_mm=0.8,
+        thickness_mm=thickness,
+        lesions=[dict(bbox=LESION, mask=None, recist=None, diameters_mm=None)],
+        boxes=boxes,
+        scores=[0.95] * false_positives + [0.9] * hit,
+    )
+
+
+def test_thin_and_thick_are_told_apart_at_2_mm():
+    records = [record(1.0, True), record(2.0, True), record(2.5, False), record(5.0, True)]
+    rows = {row["group"]: row for row in froc_table(records)}
+    assert [rows[g]["images"] for g in ("all", "thin", "thick")] == [4, 2, 2]
+    assert rows["all"]["average"] == pytest.approx(75)
+    assert rows["thin"]["average"] == pytest.approx(100)
+    assert rows["thick"]["average"] == pytest.approx(50)
+    assert rows["thick"]["difference"] == pytest.approx(-25)
+    assert list(rows["all"]["sensitivity"]) == ["0.5", "1", "2", "4", "8", "16"]
+
+
+def test_sensitivity_between_points_by_hand():
+    """Two images, one false positive above both hits: the curve jumps at 0.5 an image."""
+    rows = froc_table([record(1.0, True, false_positives=1), record(1.0, True)])
+    assert rows[0]["sensitivity"]["0.5"] == pytest.approx(100)
+    rows = froc_table([record(1.0, True, false_positives=2), record(1.0, False)])
+    assert rows[0]["sensitivity"]["0.5"] == pytest.approx(0)
+    assert rows[0]["sensitivity"]["1"] == pytest.approx(50)
+
+
+def test_unknown_thickness_counts_in_all_only():
+    rows = froc_table([record(math.nan, True), record(1.0, False)])
+    assert [(r["group"], r["images"]) for r in rows] == [("all", 2), ("thin", 1)]
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.json.gz"])
+def test_result_file_round_trip(tmp_path, name):
+    records = [record(1.0, True), record(math.nan, False)]
+    write_results(tmp_path / "new" / name, records)
+    back = read_results(tmp_path / "new" / name)
+    assert math.isnan(back[1].pop("thickness_mm")) and math.isnan(records[1].pop("thickness_mm"))
+    assert back == records
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.json", b"{"),
+        ("a.json", b"[]"),
+        ("a.json", b'{"images": []}'),
+        ("a.json.gz", b"not gzip"),
+        ("a.json.gz", b"\x1f\x8b\x08\x00"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        read_results(tmp_path / name)
+
+
+def test_table_goes_beside_the_result_file(tmp_path):
+    assert table_file(tmp_path / "results.json.gz") == tmp_path / "results.froc.json"
+    rows = froc_table([record(1.0, True)])
+    write_table(tmp_path / "x.froc.json", rows)
+    assert json.loads((tmp_path / "x.froc.json").read_text())["froc"] == rows
+    assert np.isfinite(rows[0]["average"])
+
+
+@pytest.mark.parametrize("key", ["patient", "scores"])
+def test_a_record_that_lacks_something_is_refused(tmp_path, key):
+    broken = record(1.0, True)
+    del broken[key]
+    (tmp_path / "a.json").write_text(
+        json.dumps({"format": "deeplesion-results-1", "images": [broken]})
+    )
+    with pytest.raises(ValueError, match=rf"a\.json: an image lacks {key}"):
+        read_results(tmp_path / "a.json")
+
+
+def test_runs_are_called_by_their_folder_or_their_file(tmp_path):
+    results = [tmp_path / "a3d" / "results.json.gz", tmp_path / "acs" / "results.json"]
+    assert default_names(results) == ["a3d", "acs"]
+    assert default_names([tmp_path / "x" / "a3d.json.gz", tmp_path / "acs.json"]) == ["a3d", "acs"]
+
+
+corner = st.integers(0, 5)
+a_box = st.tuples(corner, corner, corner, corner).map(
+    lambda c: [min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    boxes=st.lists(a_box, max_size=7),
+    lesions=st.lists(a_box, min_size=1, max_size=3),
+    data=st.data(),
+    offset=st.sampled_from([0, 1]),
+)
+def test_match_tells_what_froc_counts(boxes, lesions, data, offset):
+    scores = data.draw(
+        st.lists(st.sampled_from([0.1, 0.5]), min_size=len(boxes), max_size=len(boxes))
+    )
+    image = dict(boxes=boxes, scores=scores, lesions=[dict(bbox=b) for b in lesions])
+    verdicts, hit_by = match(image, 0.5, offset)
+    curve = froc([np.column_stack([np.reshape(boxes, (-1, 4)), scores])], [lesions], 0.5, offset)
+    order = np.argsort(-np.array(scores), kind="stable")
+    false_positive = np.array([v == "false positive" for v in verdicts], bool)
+    np.testing.assert_array_equal(false_positive[order], curve.false_positives)
+    place = {int(i): rank for rank, i in enumerate(order)}
+    ranks = [len(boxes) if i is None else place[i] for i in hit_by]
+    np.testing.assert_array_equal(ranks, curve.hit_at)
+    assert [v == "hit" for v in verdicts] == [i in hit_by for i in range(len(boxes))]
+
+
+def test_of_many_equal_scores_the_first_row_hits():
+    image = dict(boxes=[LESION] * 200, scores=[0.5, 0.6] * 100, lesions=[dict(bbox=LESION)])
+    verdicts, hit_by = match(image)
+    assert hit_by == [1] and verdicts == ["repeat", "hit"] + ["repeat"] * 198
+
+
+def test_match_of_an_image_without_lesions():
+    image = dict(boxes=[[0, 0, 5, 5]], scores=[0.5], lesions=[])
+    assert match(image) == (["false positive"], [])
+
+
+def lesion(diameter, kind=5):
+    return dict(diameters_mm=None if diameter is None else [diameter, 1.0], lesion_type=kind)
+
+
+def synthetic_run(name="a", seed=0, skill=1.0, images=60):
+    """Images of 15 patients with one or two lesions each, of every kind; the lesions do not depend
+    on the seed."""
+    truth, rng = np.random.default_rng(7), np.random.default_rng(seed)
+    records = []
+    for i in range(images):
+        lesions, boxes, scores = [], [], []
+        for j in range(1 + (i % 4 == 0)):
+            bbox = [20.0 + 100 * j, 20.0, 60.0 + 100 * j, 60.0]
+            kind = lesion(float(truth.choice([5, 10, 20, 30, 50])), int(truth.integers(1, 9)))
+            lesions.append(dict(bbox=bbox, mask=None, recist=None, **kind))
+            if rng.uniform() < 0.8:
+                boxes.append([v + 1 for v in bbox])
+                scores.append(float(rng.normal(skill, 1)))
+        for j in range(4):
+            boxes.append([300.0 + 30 * j, 300.0, 320.0 + 30 * j, 320.0])
+            scores.append(float(rng.normal(0, 1)))
+        records.append(
+            dict(
+                file_name=f"{i:06d}_01_01/001.png",
+                patient=i % 15,
+                height=512,
+                width=512,
+                spacing_mm=0.8,
+                thickness_mm=1.0 if i % 2 else 5.0,
+                ward="east" if i % 3 else "west",
+                lesions=lesions,
+                boxes=boxes,
+                scores=scores,
+            )
+        )
+    return Run(name, records)
+
+
+def test_lesions_are_grouped_by_type_and_long_diameter():
+    diameters = [9.99, 10, 10.01, 29.99, 30, 30.01, None]
+    image = record(1.0, False)
+    image["lesions"] = [
+        dict(bbox=[0, 0, 1, 1], **lesion(d, kind))
+        for d, kind in zip(diameters, [1, 1, 2, 8, -1, -1, -1])
+    ]
+    run = Run("a", [image])
+    sizes = {name: curve.num_lesions for name, curve in by_diameter(run).items()}
+    assert sizes == {"< 10 mm": 1, "10-30 mm": 4, "> 30 mm": 1, "unknown": 1}
+    types = {name: curve.num_lesions for name, curve in by_type(run).items() if curve.num_lesions}
+    assert types == {"bone": 2, "abdomen": 1, "pelvis": 1, "unknown": 3}
+    del image["lesions"][0]["lesion_type"], image["lesions"][0]["diameters_mm"]
+    assert by_type(run)["unknown"].num_lesions == by_diameter(run)["unknown"].num_lesions + 2
+
+
+def test_breakdowns_by_the_image_take_its_own_false_positives_those_by_the_lesion_all():
+    """One image finds its lesion below two false positives, the other finds its own at once."""
+    records = [record(1.0, True, "a/1.png", false_positives=2), record(5.0, True, "b/1.png")]
+    for image, kind, where in zip(records, (1, 2), ("east", "west")):
+        image["lesions"][0].update(lesion(20.0, kind))
+        image["ward"] = where
+    run = Run("a", records)
+    of = {
+        name: curve.sensitivity_at((0.5, 1, 2)).tolist()
+        for groups in (by_thickness(run), by_column(run, "ward"), by_type(run))
+        for name, curve in groups.items()
+        if curve.num_lesions
+    }
+    assert of["thin"] == of["east"] == [0, 0, 1]
+    assert of["thick"] == of["west"] == [1, 1, 1]
+    # Two false positives, on two images: one an image.
+    assert of["bone"] == of["abdomen"] == [0, 1, 1]
+
+
+def test_an_evaluation_is_json_and_holds_every_table():
+    evaluation = evaluate(synthetic_run(), by=["ward"], resamples=100)
+    assert json.loads(json.dumps(evaluation, allow_nan=False)) == evaluation
+    assert evaluation["settings"] == dict(iou_threshold=0.5, pixel_offset=1, resamples=100, seed=0)
+    assert [row["group"] for row in evaluation["froc"]] == ["all", "thin", "thick"]
+    assert list(evaluation["breakdowns"]) == ["lesion type", "lesion diameter", "ward"]
+    assert [row["group"] for row in evaluation["breakdowns"]["ward"]] == ["east", "west"]
+    assert evaluation["ap50"]["bbox"] > 0 and evaluation["ap50"]["segm"] is None
+    assert evaluation["diameters"] is None
+    plain = froc_table(synthetic_run().records)
+    assert [
+        {k: v for k, v in row.items() if k != "interval"} for row in evaluation["froc"]
+    ] == plain
+    for row in evaluation["froc"]:
+        for key, value in {**row["sensitivity"], "average": row["average"]}.items():
+            low, high = row["interval"][key]
+            assert low <= value <= high
+
+
+def test_intervals_are_the_quantiles_of_the_drawn_averages_and_differences():
+    run = synthetic_run()
+    curve = by_thickness(run)["thin"]
+    (row,) = table(run, {"thin": curve}, resamples=200, seed=4)
+    drawn, overall = (c.bootstrap(run.patients, TABLE_FPS, 200, 4) for c in (curve, run.curve))
+    averages = 100 * drawn[:, AVERAGED].mean(axis=1)
+    differences = averages - 100 * overall[:, AVERAGED].mean(axis=1)
+    for key, values in (
+        ("average", averages),
+        ("difference", differences),
+        ("2", 100 * drawn[:, 2]),
+    ):
+        np.testing.assert_allclose(row["interval"][key], np.quantile(values, (0.025, 0.975)))
+
+
+def test_a_group_that_some_draws_miss_still_has_an_interval():
+    run = synthetic_run()
+    rare = np.zeros(len(run.curve.hit_at), bool)
+    rare[0] = True
+    (row,) = table(run, {"rare": run.curve.of_lesions(rare)}, resamples=100)
+    assert row["lesions"] == 1 and np.isfinite(list(row["interval"].values())).all()
+
+
+def test_band_is_of_the_patients_not_the_images():
+    """Patients that are all hit or all missed: their number counts, not that of their images."""
+    records = [record(1.0, hit=i < 10, name=f"{i}/1.png") for i in range(20)]
+    few = Run(
+        "a", [{**r, "patient": i % 2 if i < 10 else 2 + i % 2} for i, r in enumerate(records)]
+    )
+    many = Run("b", [{**r, "patient": i} for i, r in enumerate(records)])
+    widths = [np.diff(band(r.curve, r.patients, (1,), 2000), axis=0).item() for r in (few, many)]
+    assert widths[0] == pytest.approx(1)  # of four patients one draw in 16 is all of one kind
+    assert widths[1] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 20), abs=0.07)
+    assert band(few.curve, few.patients, (0.5, 1, 2), 100, 3).shape == (2, 3)
+
+
+def test_a_run_does_not_differ_from_itself():
+    run = synthetic_run()
+    for row in compare(run, replace(run, name="b"), resamples=100)["rows"]:
+        assert all(row[key] == [0, 0, 0, 1] for key in ("0.5", "16", "average"))
+
+
+def test_difference_is_that_of_the_tables_and_turns_with_the_runs():
+    first, second = synthetic_run(), synthetic_run("b", seed=1, skill=2.0)
+    forth, back = compare(first, second), compare(second, first)
+    assert (forth["first"], forth["second"]) == ("a", "b")
+    tables = [froc_table(run.records) for run in (first, second)]
+    for row, turned, a, b in zip(forth["rows"], back["rows"], *tables):
+        assert row["group"] == turned["group"] == a["group"]
+        value, low, high, p = row["average"]
+        assert value == pytest.approx(b["average"] - a["average"])
+        np.testing.assert_allclose(turned["average"], [-value, -high, -low, p])
+    value, low, high, p = forth["rows"][0]["average"]
+    assert 0 < low < value < high and p == 2 / 1001
+
+
+def test_p_value_counts_the_draws_on_the_rarer_side():
+    first, second = synthetic_run(), synthetic_run("b", seed=1)
+    (row, *_) = compare(first, second, resamples=200, seed=2)["rows"]
+    a, b = (run.curve.bootstrap(first.patients, (1,), 200, 2)[:, 0] for run in (first, second))
+    rarer = min((b <= a).sum(), (b >= a).sum())
+    _, low, high, p = row["1"]
+    assert p == pytest.approx(min(1, 2 * (rarer + 1) / 201)) and 0.02 < p < 1
+    np.testing.assert_allclose([low, high], 100 * np.quantile(b - a, (0.025, 0.975)))
+
+
+def test_pairing_takes_out_what_both_runs_share():
+    """The second run loses one lesion in twenty: paired, the interval is narrower."""
+    first = synthetic_run(images=120)
+    records = [dict(r) for r in first.records]
+    for image in records[::20]:
+        image["scores"] = [-9.0] * len(image["scores"])
+    second = Run("b", records)
+    _, low, high, _ = compare(first, second)["rows"][0]["1"]
+    intervals = [table(r, {"all": r.curve}, 1000)[0]["interval"]["1"] for r in (first, second)]
+    assert high - low < 0.6 * min(b - a for a, b in intervals)
+
+
+def test_records_in_another_order_compare_alike():
+    first, second = synthetic_run(), synthetic_run("b", seed=1)
+    shuffled = Run("b", second.records[::-1])
+    assert compare(first, shuffled, 100) == compare(first, second, 100)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rs: rs[2:], "a and b cannot.*b lacks 000000_01_01/001.png, 000001_01_01/001.png"),
+        (lambda rs: [*rs, {**rs[0], "file_name": "new/1.png"}], "a lacks new/1.png"),
+        (lambda rs: rs[:1] * 2 + rs[1:], "b holds images more than once: 000000_01_01/001.png"),
+        (lambda rs: [{**rs[0], "lesions": []}, *rs[1:]], "ground truth differs in 000000_01_01/0"),
+    ],
+)
+def test_runs_on_other_images_are_not_compared(change, message):
+    run = synthetic_run()
+    with pytest.raises(ValueError, match=message):
+        compare(run, Run("b", change(run.records)), resamples=100)
+
+
+def test_many_missing_images_are_counted():
+    run = synthetic_run()
+    with pytest.raises(ValueError, match=r"001\.png and 45 more"):
+        compare(run, Run("b", run.records[50:]), resamples=100)
+
+
+@pytest.mark.parametrize("call", [evaluate, lambda r, **o: compare(r, r, **o)])
+def test_too_few_resamples_are_refused(call):
+    with pytest.raises(ValueError, match="at least 100"):
+        call(synthetic_run(), resamples=99)

@@ -1,0 +1,102 @@
+"""Result files are refused for what is wrong with them; what fuzzing found among it."""
+
+import copy
+import gzip
+import json
+import math
+
+import pytest
+
+from deeplesion.evaluation.results import read_results, write_results
+
+
+@pytest.fixture(scope="module")
+def whole(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "results.json"
+    write_results(path, runs[0].records[:2])
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def first(whole):
+    """A file's content, to be changed, and its first image."""
+    content = copy.deepcopy(whole)
+    return content, content["images"][0]
+
+
+def said_of(content, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"results\.json") as refused:
+        read_results(path)
+    return str(refused.value)
+
+
+BOX = [1, 2, 3, 4]
+LESION = dict(bbox=BOX)
+BAD = {
+    "name": (dict(file_name=3), "file_name must be a text"),
+    "patient": (dict(patient=[]), "patient must be"),
+    "height": (dict(height=0), "height and width must be numbers of pixels"),
+    "spacing": (dict(spacing_mm=-1), "spacing_mm must be a positive number"),
+    "thickness": (dict(thickness_mm=math.nan), "thickness_mm must be a number or null"),
+    "range": (dict(slice_range=[1]), "slice_range must be two numbers"),
+    "no boxes": (dict(boxes=None), "boxes must be lists"),
+    "ragged boxes": (dict(boxes=[BOX, [1]]), "boxes must be lists"),
+    "text in boxes": (dict(boxes=[["1", 2, 3, 4]]), "boxes must be lists"),
+    "NaN score": (dict(boxes=[BOX], scores=[math.nan]), "boxes must be lists"),
+    "turned over": (dict(boxes=[[3, 2, 1, 4]], scores=[1]), "boxes must have x1 <= x2"),
+    "too few scores": (dict(boxes=[BOX], scores=[]), "1 boxes, but 0 scores"),
+    "too few masks": (dict(boxes=[BOX], scores=[1], masks=[]), "1 boxes, but 0 masks"),
+    "no list of masks": (dict(masks={}), "masks must be a list"),
+    "no mask": (dict(boxes=[BOX], scores=[1], masks=[None]), "masks must be run lengths"),
+    "no lesions": (dict(lesions=None), "lesions must be a list"),
+    "no lesion": (dict(lesions=[3]), "lesions must be a list"),
+    "lesion without box": (dict(lesions=[{}]), "bbox of a lesion must be"),
+    "lesion turned over": (dict(lesions=[dict(bbox=[1, 4, 3, 2])]), "bbox of a lesion must be"),
+    "recist": (dict(lesions=[{**LESION, "recist": [1]}]), "recist of a lesion must be 8 numbers"),
+    "type": (dict(lesions=[{**LESION, "lesion_type": []}]), "lesion_type must be"),
+    "mask": (dict(lesions=[{**LESION, "mask": "0"}]), "masks must be run lengths"),
+}
+
+
+@pytest.mark.parametrize("changes, expected", BAD.values(), ids=BAD)
+def test_bad_records_are_named(first, tmp_path, changes, expected):
+    content, image = first
+    image.update(changes)
+    said = said_of(content, tmp_path)
+    assert expected in said and f"image 1 ({image['file_name']})" in said
+
+
+def test_run_lengths_of_another_image(first, tmp_path):
+    content, image = first
+    image["masks"][-1]["counts"] = image["masks"][-1]["counts"][:-3]
+    assert "run lengths of a mask are not those of its image" in said_of(content, tmp_path)
+    image["masks"][-1]["size"] = [8, 8]
+    assert "masks must be run lengths of the image's size" in said_of(content, tmp_path)
+
+
+def test_lesions_may_be_without_mask(first, tmp_path):
+    content, image = first
+    image["lesions"][0]["mask"] = None
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    assert len(read_results(path)) == 2
+
+
+@pytest.mark.parametrize("images", [None, 3, [3], {}])
+def test_no_list_of_images(whole, tmp_path, images):
+    assert "'images' is not a list of images" in said_of({**whole, "images": images}, tmp_path)
+
+
+def test_damage_within_a_compressed_file(whole, tmp_path):
+    data = bytearray(gzip.compress(json.dumps(whole).encode()))
+    path = tmp_path / "results.json.gz"
+    for place in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[place] ^= 0x55
+        path.write_bytes(changed)
+        try:
+            assert len(read_results(path)) == 2  # the time in the header, say
+        except ValueError as refused:
+            assert "results.json.gz" in str(refused)

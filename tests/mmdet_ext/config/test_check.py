@@ -1,0 +1,244 @@
+"""Configs and --cfg-options: what is valid passes, what nothing would read is refused by name."""
+
+import argparse
+import copy
+import functools
+from pathlib import Path
+
+import pytest
+from mmdet.registry import MODELS
+from mmengine.config import Config, DictAction
+from torch import nn
+
+from mmdet_ext.config.check import ConfigError, check_config
+from mmdet_ext.config.overrides import apply_overrides
+from mmdet_ext.config.signatures import arguments
+
+ROOT = Path(__file__).resolve().parents[3]
+ALIGNSHIFT = ROOT / "configs/alignshift_7slice.py"
+DEMO = ROOT / "configs/demo/alignshift_3slice.py"  # init_cfg=None, AdamW
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.glob("configs/**/*.py")
+        if "_base_" not in path.parts
+    ),
+)
+def test_configs_pass(path):
+    check_config(Config.fromfile(ROOT / path))
+
+
+def test_a_config_passes_as_a_run_has_dumped_it(tmp_path):
+    Config.fromfile(DEMO).dump(tmp_path / "dumped.py")
+    check_config(Config.fromfile(tmp_path / "dumped.py"))
+
+
+@functools.cache
+def read(path):
+    return Config.fromfile(path)
+
+
+def override(path, *options):
+    """A config with options as they are typed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    config = copy.deepcopy(read(path))
+    apply_overrides(config, parser.parse_args(["--cfg-options", *options]).cfg_options)
+    check_config(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.backbone.init_cfg=None"],
+        ["model.backbone.growth=16"],  # an argument that the config leaves out
+        ["model.backbone.fusion._delete_=True", "model.backbone.fusion.type=TSMConv"],
+        ["model.neck.norm_cfg.type=BN", "model.neck.norm_cfg.requires_grad=False"],
+        ["model.train_cfg.rpn.sampler.num=64", "model.train_cfg.rpn.sampler.rng=3"],
+        ["model.test_cfg.rcnn.nms.type=soft_nms", "model.test_cfg.rcnn.nms.class_agnostic=True"],
+        ["train_dataloader.batch_size=2", "train_dataloader.pin_memory=True"],
+        ["train_dataloader.dataset.pipeline.2.size=256"],
+        ["train_dataloader.dataset.indices=10"],
+        ["optim_wrapper.accumulative_counts=4", "optim_wrapper.clip_grad.type=value"],
+        ["optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0.1"],
+        [f"optim_wrapper.optimizer.{o}" for o in ("_delete_=True", "type=AdamW", "lr=1e-3")],
+        ["param_scheduler.1.milestones=[3,4]", "param_scheduler.0.convert_to_iter_based=False"],
+        ["default_hooks.stop.type=EarlyStoppingHook", "default_hooks.stop.monitor=FROC/average"],
+        ["work_dir=/x", "resume=True", "randomness.deterministic=True"],
+        ["env_cfg.dist_cfg.timeout=100", "sync_bn=torch", "auto_scale_lr.enable=True"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_valid_options_are_set(options):
+    config = override(ALIGNSHIFT, *options)
+    for option in options:
+        path, _, text = option.partition("=")
+        value = config
+        if path.endswith("_delete_"):
+            continue
+        for part in path.split("."):
+            value = value[int(part) if part.isdigit() else part]
+        assert str(value).replace(" ", "") in (text, text.replace("1e-3", "0.001"))
+    assert "_delete_" not in str(config)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            "model.backbne.fusion=1",
+            "has no argument 'backbne'; did you mean model.backbone.fusion?",
+        ),
+        ("model.backbone.fusion.n_fld=4", "did you mean model.backbone.fusion.n_fold?"),
+        ("model.backbone.fusion.type=TSMCnv", "'TSMCnv' is not registered; did you mean 'TSMConv'"),
+        # What the old type had is still there.
+        ("model.backbone.fusion.type=TSMConv", r"ref_thickness: TSMConv .* _delete_=True"),
+        ("optim_wrapper.optimizer.type=AdamW", r"optimizer.momentum: AdamW has no argument"),
+        ("optim_wrapper.optimizer.type=AdamWW", "did you mean 'AdamW'"),
+        # Nothing in mmdet would notice these two: **kwargs swallows them.
+        ("model.rpn_head.bbox_coder.target_std=1", "did you mean .*bbox_coder.target_stds"),
+        ("model.train_cfg.rcnn.sampler.nm=1", "did you mean model.train_cfg.rcnn.sampler.num"),
+        ("model.test_cfg.rcnn.score_th=0.1", "did you mean model.test_cfg.rcnn.score_thr"),
+        ("model.test_cfg.rcnn.nms.iou_thr=0.1", "did you mean .*nms.iou_threshold"),
+        ("model.neck.norm_cfg.type=BNN", "'BNN' is not registered; did you mean 'BN'"),
+        ("train_dataloader.batchsize=2", "did you mean train_dataloader.batch_size"),
+        ("train_dataloader.dataset.pipeline.9.size=2", "is a list with the indices 0 to 3"),
+        ("train_dataloader.dataset.pipeline.-1.size=2", "is a list with the indices 0 to 3"),
+        ("train_dataloader.dataset.pipeline.2.sise=2", r"did you mean .*pipeline.2.size"),
+        ("default_hooks.checkpoint.max_keep=2", "did you mean .*checkpoint.max_keep_ckpts"),
+        ("default_hooks.chekpoint.interval=2", "did you mean default_hooks.checkpoint.interval"),
+        ("custom_hooks.0.type=EMAHook", "custom_hooks is None"),
+        ("train_cfg.max_epoch=2", "did you mean train_cfg.max_epochs"),
+        ("param_scheduler.1.milestone=2", "did you mean param_scheduler.1.milestones"),
+        ("test_evaluator.pixeloffset=0", "did you mean test_evaluator.pixel_offset"),
+        ("env_cfg.cudnn_benchmrk=0", "did you mean env_cfg.cudnn_benchmark"),
+        ("randomness.sed=0", "did you mean randomness.seed"),
+        ("wrk_dir=0", "did you mean work_dir"),
+        ("zzz=0", "a config has no option 'zzz'"),
+        # Values
+        ("train_dataloader.batch_size=two", "expected a number, such as the config's 8, got 'two'"),
+        ("model.backbone.with_cp=yes", "expected True or False"),
+        ("model.neck.num_slices.x=3", "is 7, which has no options"),
+        ("model.backbone.block_config.1=3", r"by default \(6, 12, 24\): give all of it"),
+        # Variables of the config file have been read by now.
+        ("num_slices=3", r"changes nothing.*model.neck.num_slices, test_dataloader.*0.num_slices"),
+        ("data_root=x", "changes nothing.*Set .*train_dataloader.dataset.data_root"),
+        ("load_slices.policy=normalize", r"Set .*train_dataloader.dataset.pipeline.0.policy"),
+        ("train_pipeline.2.size=9", r"Set train_dataloader.dataset.pipeline.2.size"),
+        ("image_size=64", "changes nothing"),
+        ("custom_imports.imports=[mine]", "custom_imports is read while the config file is loaded"),
+        ("launcher=pytorch", "--launcher"),
+        ("test_evaluator.result_file=x", "--out"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused_with_what_was_meant(options, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        override(ALIGNSHIFT, options)
+    assert options.partition("=")[0].rpartition(".")[0] in str(error.value)
+
+
+def test_options_of_what_is_none_need_its_type():
+    checkpoint = "model.backbone.init_cfg.checkpoint=/a.pth"
+    with pytest.raises(ConfigError, match=r"init_cfg is None.*give model.backbone.init_cfg.type"):
+        override(DEMO, checkpoint)
+    config = override(DEMO, "model.backbone.init_cfg.type=Pretrained", checkpoint)
+    assert config.model.backbone.init_cfg == dict(type="Pretrained", checkpoint="/a.pth")
+
+
+def test_a_user_names_parameter_groups():
+    option = "optim_wrapper.paramwise_cfg.custom_keys.fc_cls.lr_mult=0.1"
+    groups = override(DEMO, option).optim_wrapper.paramwise_cfg.custom_keys
+    assert groups.fc_cls == dict(lr_mult=0.1) and "neck" in groups
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model = dict(neck=dict(num_slice=3))", "model.neck.num_slice: .*model.neck.num_slices"),
+        ("model = dict(backbone=dict(fusion=dict(type='Tsm')))", "fusion.type: 'Tsm' is not"),
+        ("custom_hooks = [dict(type='EarlyStoppingHook', monitr=1)]", "custom_hooks.0.monitr: "),
+        ("train_dataloader = dict(num_worker=1)", "train_dataloader.num_worker:"),
+        ("param_schedulers = []", "param_schedulers .* did you mean param_scheduler"),
+        ("wrok_dir = 'x'", "nothing reads it; did you mean work_dir"),
+        # Read in the base, which is done by then.
+        ("image_size = 256", "image_size is read while the base config is loaded"),
+    ],
+)
+def test_files_are_checked(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(f"_base_ = '{ALIGNSHIFT}'\n{text}\n")
+    with pytest.raises(ConfigError, match=message):
+        check_config(Config.fromfile(file))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_size = 256\nprint_it = [image_size]",
+        "note = 'second try'",
+        "model = dict(neck=dict(_delete_=True, type='FPN', in_channels=[1], out_channels=1,"
+        " num_outs=1))",
+        "custom_hooks = [dict(type='EMAHook', momentum=0.1)]",
+        "train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=3)",
+        "root = '{{fileDirname}}'\nwidth = {{_base_.image_size}}",
+    ],
+)
+def test_files_of_users_pass(tmp_path, text):
+    file = tmp_path / "mine.py"
+    file.write_text(f"_base_ = '{ALIGNSHIFT}'\n{text}\n")
+    check_config(Config.fromfile(file))
+
+
+class Parent:
+    def __init__(self, a, b=2):
+        pass
+
+
+class Passes(Parent):
+    def __init__(self, c, *args, **kwargs):
+        kwargs.setdefault("looked_up", 1)
+        super().__init__(*args, **kwargs)
+
+
+class Swallows(Parent):
+    def __init__(self, c, **kwargs):
+        super().__init__(c)
+
+
+class LooksUp(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.size = options.get("size", 3)
+
+
+class Keeps:
+    def __init__(self, c, **kwargs):
+        self.options = kwargs
+
+
+@pytest.mark.parametrize(
+    "function, expected",
+    [
+        (Parent, {"a", "b"}),
+        (Passes, {"a", "b", "c", "looked_up"}),
+        (Swallows, {"c"}),
+        (LooksUp, {"size"}),
+        (Keeps, None),
+        (type("Child", (Passes,), {}), {"a", "b", "c", "looked_up"}),
+        (lambda x, y=1: 0, {"x", "y"}),
+        (lambda **k: 0, None),
+        (object, set()),
+    ],
+)
+def test_arguments_follow_kwargs_to_where_they_go(function, expected):
+    found = arguments(function)
+    assert found == expected if expected is None else set(found) == expected
+
+
+def test_defaults_come_with_the_arguments():
+    assert arguments(Passes)["b"] == 2
+    assert arguments(MODELS.get("TruncatedDenseNet3D"))["growth"] == 32

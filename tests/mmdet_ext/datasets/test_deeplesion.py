@@ -1,0 +1,227 @@
+"""DeepLesionDataset, its sampler and the pixel-centre convention."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader
+
+from deeplesion.conventions import PIXEL_CENTRE
+from deeplesion.errors import DataError
+from mmdet_ext.datasets.deeplesion import DeepLesionDataset
+from mmdet_ext.datasets.sampler import EpochSampler, SampleKey
+from mmdet_ext.datasets.transforms import LoadCTSlices
+from mmdet_ext.engine.run import actionable_errors
+
+PIPELINE = [
+    dict(type="LoadCTSlices", num_slices=3),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="RandomAffineResize", size=128, prob=0, flip_prob=0, box_from="corners"),
+    dict(type="PackCTInputs"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    from mmengine.registry import DefaultScope, init_default_scope
+
+    import mmdet_ext.datasets.transforms  # noqa: F401
+
+    if DefaultScope.get_current_instance() is None:
+        init_default_scope("mmdet")
+
+
+def dataset(root, split="train", pipeline=PIPELINE, **options):
+    return DeepLesionDataset(
+        data_root=str(root),
+        ann_file=f"annotations/{split}.json",
+        data_prefix=dict(img="Images_png"),
+        pipeline=pipeline,
+        **options,
+    )
+
+
+def test_every_lesion_of_the_file_arrives_half_a_pixel_further(phantom):
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    data = dataset(phantom)
+    assert len(data) == len(content["images"])
+    for i, image in enumerate(content["images"]):
+        sample = data[i]["data_samples"]
+        expected = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        boxes = np.array([a["bbox"] for a in expected])
+        boxes[:, 2:] += boxes[:, :2]
+        got = sample.gt_instances.bboxes.tensor.numpy()
+        np.testing.assert_allclose(got, boxes + PIXEL_CENTRE, atol=1e-4)
+        for mask, annotation in zip(sample.gt_instances.masks.masks, expected):
+            np.testing.assert_array_equal(mask, coco_mask.decode(annotation["segmentation"]))
+        assert sample.thickness_mm >= 2.0
+
+
+def test_masks_lie_inside_their_boxes(phantom):
+    data = dataset(phantom)
+    for i in range(len(data)):
+        instances = data[i]["data_samples"].gt_instances
+        for box, mask in zip(instances.bboxes.tensor.numpy(), instances.masks.masks):
+            rows, columns = np.nonzero(mask)
+            assert columns.min() + 0.5 >= box[0] - 0.5 and columns.max() + 0.5 <= box[2] + 0.5
+            assert rows.min() + 0.5 >= box[1] - 0.5 and rows.max() + 0.5 <= box[3] + 0.5
+
+
+def test_sampler_keys_name_seed_epoch_and_sample(phantom):
+    data = dataset(phantom)
+    sampler = EpochSampler(data, shuffle=True, seed=5)
+    sampler.set_epoch(0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert {k.index for k in first} == {k.index for k in second} == set(range(len(data)))
+    assert {k.epoch for k in first} == {0} and {k.epoch for k in second} == {1}
+    assert {k.seed for k in first} == {5}
+
+
+def test_two_epochs_augment_differently_and_one_repeats(phantom):
+    pipeline = [*PIPELINE[:2], dict(type="RandomAffineResize", size=128, prob=1), PIPELINE[3]]
+    data = dataset(phantom, pipeline=pipeline)
+    key = SampleKey(0, 0, 1)
+    first, again = data[key]["inputs"], data[key]["inputs"]
+    assert (first == again).all()
+    assert (first != data[key._replace(epoch=1)]["inputs"]).any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mmdets_transforms_draw_by_epoch_and_sample_too(phantom, workers):
+    """RandomFlip takes its numbers from numpy's global generator."""
+    pipeline = [
+        dict(type="LoadCTSlices", num_slices=1),
+        dict(type="RandomFlip", prob=0.5),
+        dict(type="PackCTInputs", meta_keys=("flip",)),
+    ]
+    data = dataset(phantom, pipeline=pipeline)
+    sampler = EpochSampler(data, shuffle=False, seed=0)
+    flips = []
+    for sampler.epoch in range(4):
+        loader = DataLoader(data, 2, sampler=sampler, num_workers=workers, collate_fn=list)
+        flips.append([sample["data_samples"].flip for batch in loader for sample in batch])
+    expected = [[data[key]["data_samples"].flip for key in sampler] for sampler.epoch in range(4)]
+    assert flips == expected
+    assert len({tuple(epoch) for epoch in flips}) == 4, "epochs are flipped alike"
+
+
+def test_a_resumed_sampler_goes_on_where_it_was(phantom):
+    data = range(7)
+    sampler = EpochSampler(data, shuffle=True, seed=3)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.start = 4
+    assert list(sampler) == whole[4:] and len(sampler) == 7
+    sampler.start = 7
+    assert list(sampler) == []
+
+
+def test_missing_annotations_say_how_to_get_data(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"prepare_data.py.*make_phantom.py"):
+        dataset(tmp_path)
+
+
+def test_empty_split_is_an_error(phantom, tmp_path):
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    content["images"] = content["annotations"] = []
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train.json holds no key slices"):
+        dataset(tmp_path)
+
+
+def test_annotations_are_checked_at_load(phantom, tmp_path):
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations/train.json"
+    path.write_text(json.dumps({**content, "annotations": []}))
+    assert len(dataset(tmp_path, test_mode=True)) == len(content["images"])
+    with pytest.raises(DataError, match=r"train.json holds no lesions"):
+        dataset(tmp_path)
+    content["annotations"][0]["bbox"][2] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"annotation 1 .*bbox"):
+        dataset(tmp_path, test_mode=True)
+
+
+# Slices that cannot be read
+
+
+@pytest.fixture
+def damaged(phantom, tmp_path):
+    """A copy of the phantom in which the first key slice of the training split is cut short."""
+    root = tmp_path / "DeepLesion"
+    shutil.copytree(phantom, root)
+    name = json.loads((root / "annotations/train.json").read_text())["images"][0]["file_name"]
+    path = root / "Images_png" / name
+    path.write_bytes(path.read_bytes()[:300])
+    return root, name
+
+
+def test_a_bad_slice_stops_with_file_and_key_slice_through_workers(damaged):
+    root, name = damaged
+    loader = DataLoader(dataset(root), batch_size=None, num_workers=1)
+    with pytest.raises(SystemExit) as stopped, actionable_errors():
+        list(loader)
+    message = str(stopped.value)
+    assert message.startswith(f"cannot read {root}/Images_png/{name}: the PNG is truncated")
+    assert message.endswith(f"(while loading the stack around {name})")
+
+
+def test_a_bad_slice_is_logged_once_and_replaced(damaged, monkeypatch, tmp_path):
+    root, name = damaged
+    log = tmp_path / "log"  # workers write to it
+
+    def note(message, *_):
+        if "slices come from" not in message:
+            with open(log, "a") as file:
+                file.write(f"{message}\n")
+
+    monkeypatch.setattr("mmdet_ext.datasets.deeplesion.print_log", note)
+    data = dataset(root, on_bad_slice="skip")
+    sampler = EpochSampler(data, shuffle=True, seed=5)
+    loader = DataLoader(
+        data, batch_size=None, num_workers=2, sampler=sampler, persistent_workers=True
+    )
+    names = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        names += [sample["data_samples"].file_name for sample in loader]
+    assert name not in names and len(names) == 3 * len(data)
+    (line,) = log.read_text().splitlines()
+    assert line.startswith(f"cannot read {root}/Images_png/{name}")
+    assert "on_bad_slice='skip'" in line and line.endswith(f"1 of {len(data)} key slices so far")
+
+
+def test_what_replaces_a_bad_slice_is_a_function_of_the_key(damaged):
+    root, _ = damaged
+    data = dataset(root, on_bad_slice="skip")
+    keys = [SampleKey(seed, epoch, 0) for seed in (0, 1) for epoch in range(8)]
+    first, again = ([data[key] for key in keys] for _ in range(2))
+    for one, other in zip(first, again):
+        assert one["data_samples"].file_name == other["data_samples"].file_name
+        assert (one["inputs"] == other["inputs"]).all()
+    assert len({sample["data_samples"].file_name for sample in first}) > 2
+
+
+def test_too_many_bad_slices_are_an_error(damaged):
+    root, _ = damaged
+    shutil.rmtree(root / "Images_png")
+    with pytest.raises(DataError, match="10 bad samples in a row, the last: slice not found"):
+        dataset(root, on_bad_slice="skip")[0]
+
+
+def test_skipping_is_for_training(phantom):
+    with pytest.raises(ValueError, match="'skip' is for training"):
+        dataset(phantom, on_bad_slice="skip", test_mode=True)
+    with pytest.raises(ValueError, match="must be 'stop' or 'skip', got 'ignore'"):
+        dataset(phantom, on_bad_slice="ignore")
+
+
+def test_bad_options_of_loading_are_refused_at_once():
+    with pytest.raises(ValueError, match="num_slices must be odd"):
+        LoadCTSlices(num_slices=4)

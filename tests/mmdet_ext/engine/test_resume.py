@@ -1,0 +1,170 @@
+"""Interruption and resume: bit for bit, from anywhere, with whatever training keeps a state of."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmdet_ext.checkpoint import load_checkpoint_file
+
+from ..small_training import BY_ITERATION, ITERATIONS, configuration, log, run
+
+
+@pytest.fixture(scope="module")
+def straight(repository, phantom, tmp_path_factory):
+    """Never interrupted; a checkpoint at every epoch's end."""
+    options = {"train_dataloader.num_workers": 2}
+    return run(repository, phantom, tmp_path_factory.mktemp("straight"), **options)
+
+
+@pytest.fixture(scope="module")
+def straight_by_iteration(repository, phantom, tmp_path_factory):
+    """The same without workers, and with a checkpoint at every second iteration."""
+    return run(repository, phantom, tmp_path_factory.mktemp("iterations"), **BY_ITERATION)
+
+
+def assert_same(one, two, where="checkpoint"):
+    """Bit for bit, to the last leaf."""
+    assert type(one) is type(two), where
+    if isinstance(one, dict):
+        assert list(one) == list(two), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}[{key!r}]")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two), where
+        for i, (a, b) in enumerate(zip(one, two)):
+            assert_same(a, b, f"{where}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype and torch.equal(one, two), where
+    else:
+        assert one == two or (one != one and two != two), where
+
+
+def trained(path):
+    """What a checkpoint holds, but for what tells the time or names the run."""
+    checkpoint = load_checkpoint_file(path)
+    hub = checkpoint["message_hub"]
+    scalars = hub["log_scalars"]
+    hub["log_scalars"] = {key: scalars[key] for key in sorted(scalars) if "time" not in key}
+    for key in ("cfg", "experiment_name", "mmengine_version", "eta", "checkpoints", "best"):
+        hub["runtime_info"].pop(key, None)
+    del checkpoint["meta"], hub["resumed_keys"]
+    for key in ("train/loss", "train/lr"):
+        assert len(hub["log_scalars"][key]["values"]) == ITERATIONS
+    return checkpoint
+
+
+def assert_same_training(one, two):
+    assert_same(trained(one), trained(two))
+
+
+def test_equal_seeds_give_equal_runs_whatever_workers_and_checkpoints(
+    straight, straight_by_iteration
+):
+    one = trained(straight / "epoch_3.pth")
+    two = trained(straight_by_iteration / "iter_9.pth")
+    for part in ("state_dict", "ema_state_dict", "optimizer"):
+        assert_same(one[part], two[part], part)
+    assert_same(one["message_hub"]["log_scalars"], two["message_hub"]["log_scalars"])
+    assert_same(one["training"]["random_states"], two["training"]["random_states"])
+
+
+def test_another_seed_gives_another_run(straight, repository, phantom, tmp_path):
+    options = {"randomness.seed": 1, "train_cfg.max_epochs": 1}
+    other = run(repository, phantom, tmp_path, **options)
+    one = load_checkpoint_file(straight / "epoch_1.pth")["message_hub"]["log_scalars"]
+    two = load_checkpoint_file(other / "epoch_1.pth")["message_hub"]["log_scalars"]
+    assert (one["train/loss"]["values"] != two["train/loss"]["values"]).all()
+
+
+def interrupted(folder, work_dir, last):
+    """A run of which everything after the checkpoint `last` never happened."""
+    shutil.copytree(folder, work_dir)
+    (work_dir / "last_checkpoint").write_text(str(folder / last))
+    stem, number = last.removesuffix(".pth").split("_")
+    for file in work_dir.glob(f"{stem}_*.pth"):
+        if int(file.stem.split("_")[1]) > int(number):
+            file.unlink()
+    return work_dir
+
+
+def test_resumed_at_the_end_of_an_epoch(straight, repository, phantom, tmp_path):
+    work_dir = interrupted(straight, tmp_path / "run", "epoch_2.pth")
+    # The checkpoint's seed counts.
+    options = {"train_dataloader.num_workers": 2, "randomness.seed": 7}
+    run(repository, phantom, work_dir, "auto", **options)
+    assert_same_training(straight / "epoch_3.pth", work_dir / "epoch_3.pth")
+
+
+@pytest.mark.parametrize("last, workers", [("iter_4.pth", 2), ("iter_6.pth", 0)])
+def test_resumed_in_the_middle(straight_by_iteration, repository, phantom, tmp_path, last, workers):
+    """After the first of three batches, which workers had read beyond; and after the third."""
+    work_dir = interrupted(straight_by_iteration, tmp_path / "run", last)
+    options = {**BY_ITERATION, "train_dataloader.num_workers": workers}
+    run(repository, phantom, work_dir, "auto", **options)
+    assert_same_training(straight_by_iteration / "iter_9.pth", work_dir / "iter_9.pth")
+
+
+@HOOKS.register_module()
+class Interrupt(Hook):
+    def before_val_epoch(self, runner):
+        raise KeyboardInterrupt
+
+
+def test_interrupted_validation_is_done_after_resuming(straight, repository, phantom, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        hooks = [dict(type="EMAHook", momentum=0.1), dict(type="Interrupt")]
+        run(repository, phantom, tmp_path, custom_hooks=hooks)
+    assert not list(tmp_path.glob("best*.pth"))
+    run(repository, phantom, tmp_path, "auto")
+    assert_same_training(straight / "epoch_3.pth", tmp_path / "epoch_3.pth")
+    best = [load_checkpoint_file(d / "best_FROC_average_epoch_2.pth") for d in (straight, tmp_path)]
+    assert_same(best[0]["state_dict"], best[1]["state_dict"])
+
+
+def test_killed_at_any_moment(straight_by_iteration, repository, phantom, tmp_path):
+    work_dir = tmp_path / "run"
+    config = configuration(repository, phantom, work_dir, **BY_ITERATION)
+    config.dump(tmp_path / "config.py")
+    command = [sys.executable, "tools/train.py", str(tmp_path / "config.py")]
+    with subprocess.Popen(
+        command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not (work_dir / "iter_2.pth").exists():
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    run(repository, phantom, work_dir, "auto", **BY_ITERATION)
+    assert_same_training(straight_by_iteration / "iter_9.pth", work_dir / "iter_9.pth")
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_used(
+    straight, repository, phantom, tmp_path
+):
+    """Its gradients wait for the next batch, too: two are accumulated, and an epoch has three."""
+    work_dir = interrupted(straight, tmp_path / "run", "epoch_2.pth")
+    content = bytearray((work_dir / "epoch_2.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (work_dir / "epoch_2.pth").write_bytes(content)
+    run(repository, phantom, work_dir, "auto")
+    assert re.search(r"WARNING - .*epoch_2.pth is damaged", log(work_dir))
+    assert f"resumed {work_dir}/epoch_1.pth" in log(work_dir)
+    assert_same_training(straight / "epoch_3.pth", work_dir / "epoch_3.pth")
+
+
+def test_another_batch_size_goes_on_at_the_same_sample_and_says_so(
+    straight_by_iteration, repository, phantom, tmp_path
+):
+    work_dir = interrupted(straight_by_iteration, tmp_path / "run", "iter_4.pth")
+    options = {"train_dataloader.batch_size": 1, "train_cfg.max_epochs": 2}
+    run(repository, phantom, work_dir, "auto", **options)
+    assert "total_batch was 3, is 1: training goes on, but not bit for bit" in log(work_dir)
+    # Four batches of three, then the second epoch's other five samples of eight.
+    assert load_checkpoint_file(work_dir / "epoch_2.pth")["meta"]["iter"] == 4 + 5

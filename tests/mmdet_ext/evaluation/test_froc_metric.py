@@ -1,0 +1,93 @@
+"""FROCMetric, fed by samples as the detector returns them."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import InstanceData
+from pycocotools import mask as coco_mask
+
+from deeplesion.conventions import PIXEL_CENTRE
+from deeplesion.data.coco import encode_mask
+from deeplesion.evaluation.evaluate import froc_table
+from deeplesion.evaluation.results import read_results
+from mmdet_ext.evaluation.froc_metric import FROCMetric
+
+
+def sample(box, boxes, scores, thickness=1.0, name="a/001.png", masks=None):
+    """As mmengine's evaluator hands it over: `box` in file, `boxes` in mmdet coordinates."""
+    found = InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4), scores=torch.tensor(scores))
+    if masks is not None:
+        found.masks = masks
+    lesion_mask = np.zeros((64, 64), bool)
+    x1, y1, x2, y2 = (int(v) for v in box)
+    lesion_mask[y1 : y2 + 1, x1 : x2 + 1] = True
+    return dict(
+        pred_instances=found,
+        file_name=name,
+        patient=1,
+        study=1,
+        series=2,
+        slice_range=(1, 9),
+        ori_shape=(64, 64),
+        spacing_mm=0.8,
+        file_thickness_mm=thickness,
+        lesions=[
+            dict(
+                bbox=list(box),
+                mask=encode_mask(lesion_mask),
+                recist=[x1, y1, x2, y2, x1, y2, x2, y1],
+                diameters_mm=[20.0, 10.0],
+                lesion_type=1,
+            )
+        ],
+    )
+
+
+def shifted(box):
+    return [v + PIXEL_CENTRE for v in box]
+
+
+def test_predictions_lose_the_half_pixel_that_annotations_got():
+    metric = FROCMetric()
+    box = [10.0, 12.0, 30.0, 33.0]
+    metric.process({}, [sample(box, [shifted(box)], [0.9])])
+    assert metric.results[0]["boxes"] == [box]
+    assert metric.results[0]["lesions"][0]["bbox"] == box
+
+
+def test_numbers_of_a_case_worked_out_by_hand():
+    """Two thin images hit without a false positive, one thick image missed with one above."""
+    metric = FROCMetric()
+    box, elsewhere = [10.0, 10.0, 30.0, 30.0], [40.0, 40.0, 60.0, 60.0]
+    metric.process(
+        {},
+        [
+            sample(box, [shifted(box)], [0.9], 1.0),
+            sample(box, [shifted(box)], [0.8], 2.0),
+            sample(box, [elsewhere], [0.95], 5.0),
+        ],
+    )
+    numbers = metric.evaluate(size=3)
+    assert numbers["FROC/S@0.5"] == pytest.approx(200 / 3)
+    assert numbers["FROC/average"] == pytest.approx(200 / 3)
+    assert numbers["FROC/thin_average"] == pytest.approx(100)
+    assert numbers["FROC/thick_average"] == 0
+
+
+def test_result_file_gives_the_same_table_again(tmp_path):
+    metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
+    box = [10.0, 10.0, 30.0, 30.0]
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, 10:31, 10:31] = True
+    metric.process({}, [sample(box, [shifted(box)], [0.9], masks=masks)])
+    numbers = metric.evaluate(size=1)
+    records = read_results(tmp_path / "results.json.gz")
+    assert froc_table(records)[0]["average"] == numbers["FROC/average"] == 100
+    np.testing.assert_array_equal(coco_mask.decode(records[0]["masks"][0]), masks[0].numpy())
+    assert (tmp_path / "results.froc.json").exists()
+
+
+def test_no_detections_at_all():
+    metric = FROCMetric()
+    metric.process({}, [sample([10.0, 10, 30, 30], [], [])])
+    assert metric.evaluate(size=1)["FROC/average"] == 0

@@ -1,0 +1,162 @@
+"""The preprocessor, and every experiment of the repository built and run."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.structures import InstanceData
+from mmengine.utils import import_modules_from_strings
+
+from deeplesion.data.slices import window_hu
+from mmdet_ext.models.preprocessor import CTDataPreprocessor
+from mmdet_ext.ops import OPERATORS
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/*.py"))
+CONFIGS += sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/demo/*.py"))
+
+
+def sample(height=64, width=64, slices=3, thickness=2.0, lesions=1, seed=0):
+    """A packed sample: a bright square on noise."""
+    generator = torch.Generator().manual_seed(seed)
+    volume = torch.randint(-1100, 2200, (1, slices, height, width), generator=generator)
+    mask = np.zeros((lesions, height, width), np.uint8)
+    mask[:, 20:44, 16:40] = 1
+    data = DetDataSample(
+        metainfo=dict(
+            img_path="a/001.png",
+            img_shape=(height, width),
+            ori_shape=(height, width),
+            scale_factor=(1.0, 1.0),
+            thickness_mm=thickness,
+        )
+    )
+    data.gt_instances = InstanceData(
+        bboxes=torch.tensor([[16.0, 20, 40, 44]] * lesions).reshape(-1, 4),
+        labels=torch.zeros(lesions, dtype=torch.long),
+        masks=BitmapMasks(mask, height, width),
+    )
+    return volume.to(torch.int16), data
+
+
+def collate(*samples):
+    return {"inputs": [s[0] for s in samples], "data_samples": [s[1] for s in samples]}
+
+
+def test_windowing_on_the_device_is_that_of_the_data_package():
+    volume, data = sample()
+    images, thickness = CTDataPreprocessor()(collate((volume, data)))["inputs"]
+    np.testing.assert_allclose(images[0, 0].numpy(), window_hu(volume[0].numpy()), atol=1e-4)
+    assert images.shape == (1, 1, 3, 64, 64) and images.dtype == torch.float32
+    assert images.min() == -50 and images.max() == pytest.approx(205)
+    assert thickness.tolist() == [2.0]
+
+
+def test_sizes_are_padded_with_air_to_a_common_multiple_of_32():
+    small, large = sample(40, 64), sample(64, 70, thickness=float("inf"))
+    out = CTDataPreprocessor()(collate(small, large), training=True)
+    images, thickness = out["inputs"]
+    assert images.shape == (2, 1, 3, 64, 96)
+    assert (images[0, :, :, 40:] == -50).all() and (images[1, :, :, :, 70:] == -50).all()
+    assert thickness.tolist() == [2.0, float("inf")]
+    for data in out["data_samples"]:
+        assert data.batch_input_shape == (64, 96)
+        assert data.gt_instances.masks.masks.shape == (1, 64, 96)
+        assert data.gt_instances.masks.masks[0, 20:40, 16:40].all()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+def test_bad_thickness_is_named(bad):
+    with pytest.raises(ValueError, match=r"a/001.png.*thickness_mm"):
+        CTDataPreprocessor()(collate(sample(thickness=bad)))
+
+
+def test_unequal_depth_is_refused():
+    with pytest.raises(ValueError, match="equal depth"):
+        CTDataPreprocessor()(collate(sample(slices=3), sample(slices=7)))
+
+
+def test_window_must_be_ordered():
+    with pytest.raises(ValueError, match="low < high"):
+        CTDataPreprocessor(low=100, high=100)
+
+
+def build(path):
+    config = Config.fromfile(ROOT / path)
+    import_modules_from_strings(**config.custom_imports)
+    if DefaultScope.get_current_instance() is None:
+        init_default_scope("mmdet")
+    config.model.backbone.init_cfg = None
+    # Fewer RoIs than the recipe: its mask head alone would take most of the test's time.
+    config.model.train_cfg.rcnn.sampler.num = 8
+    config.model.test_cfg.rcnn.max_per_img = 3
+    return MODELS.build(config.model), config
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_every_config_runs_forward_and_backward(path):
+    torch.manual_seed(0)
+    model, config = build(path)
+    slices = config.train_dataloader.dataset.pipeline[0].num_slices
+    batch = collate(
+        sample(slices=slices, thickness=1.0),
+        sample(slices=slices, thickness=float("inf"), lesions=0),
+    )
+    data = model.data_preprocessor(batch, training=True)
+    losses = model(**data, mode="loss")
+    total, values = model.parse_losses(losses)
+    assert all(torch.isfinite(v).all() for v in values.values())
+    assert values["loss_mask"] > 0
+    total.backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, f"no gradient reaches {without}"
+
+    model.eval()
+    with torch.no_grad():
+        results = model(**model.data_preprocessor(batch), mode="predict")
+    assert len(results) == 2
+    for result in results:
+        found = result.pred_instances
+        assert len(found) <= 3
+        assert found.masks.shape[1:] == (64, 64)
+
+
+@pytest.mark.parametrize("path", [c for c in CONFIGS if "demo" not in c])
+def test_configs_hold_the_recipe_of_the_papers(path):
+    config = Config.fromfile(ROOT / path)
+    slices = int(path.split("_")[-1][0])
+    pipelines = [config[f"{s}_dataloader"].dataset.pipeline for s in ("train", "val", "test")]
+    assert {p[0].num_slices for p in pipelines} == {slices}
+    backbone = config.model.backbone
+    if backbone.get("slices_as_channels"):
+        assert (backbone.in_channels, config.model.neck.num_slices) == (slices, 1)
+    else:
+        assert config.model.neck.num_slices == slices
+    assert {tuple(np.atleast_1d(p[-2].size)) for p in pipelines} == {(512,)}
+    policy = "keep_thick" if "alignshift" in path else "normalize"
+    assert {p[0].policy for p in pipelines} == {policy}
+    generator = dict(config.model.rpn_head.anchor_generator)
+    anchors = [s * generator["strides"][0] for s in generator["scales"]]
+    assert anchors == [16, 24, 32, 48, 96, 192]
+    assert config.model.test_cfg.rcnn.max_per_img == 50
+    assert config.model.train_cfg.rcnn.sampler.num == 64
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.9, 1e-4)
+    assert config.train_cfg.max_epochs == 20
+    milestones = [10, 13] if "acs" in path else [9, 16]
+    assert config.param_scheduler[1].milestones == milestones
+
+
+def test_there_is_an_experiment_for_every_operator_and_depth():
+    operators = defaultdict(set)
+    for path in (c for c in CONFIGS if "demo" not in c):
+        config = Config.fromfile(ROOT / path)
+        operators[config.num_slices].add(config.model.backbone.fusion.type)
+    assert operators == {3: set(OPERATORS), 7: set(OPERATORS)}
