@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from benchmarks.measure import Case
+from deeplesion.conventions import HU_WINDOW
 from deeplesion.data import recist
 from deeplesion.data.prepare import prepare
 from deeplesion.data.slices import SliceFolder
@@ -63,7 +64,8 @@ def published_grabcut(hu: np.ndarray, bbox: np.ndarray, ends: np.ndarray) -> np.
 
     Improved RetinaNet (Zlocha et al., MICCAI 2019); arguments and result as `mask_from_recist`'s.
     """
-    grey = np.clip((hu + 1024.0) * (255 / 3074), 0, 255).astype(np.uint8)
+    low, high = HU_WINDOW
+    grey = np.clip((hu - float(low)) * (255 / (high - low)), 0, 255).astype(np.uint8)
     x1, y1, x2, y2 = np.round(bbox).astype(int)
     labels = np.full(hu.shape, cv2.GC_BGD, np.uint8)
     labels[max(y1, 0) : y2 + 1, max(x1, 0) : x2 + 1] = cv2.GC_PR_FGD

@@ -1,10 +1,13 @@
-"""What the benchmark fixes, each constant once."""
+"""What DeepLesion and its benchmark fix: every constant of theirs stands here, and once."""
 
 from __future__ import annotations
 
+# `Train_Val_Test` of DL_info.csv.
 SPLITS = {1: "train", 2: "val", 3: "test"}
+# Key slices without noisy lesions, as the papers count them.
+PUBLISHED_KEY_SLICES = {"train": 22_478, "val": 4_791, "test": 4_817}
 
-# The columns of DL_info.csv and how many numbers a cell holds (0: text).
+# The columns of DL_info.csv, in its order, and how many numbers a cell holds (0: text).
 DL_INFO_COLUMNS = {
     "File_name": 0,
     "Patient_index": 1,
@@ -25,9 +28,7 @@ DL_INFO_COLUMNS = {
     "Patient_age": 1,
     "Train_Val_Test": 1,
 }
-
-THIN_MM = 2.0
-
+# `Coarse_lesion_type`; unknown throughout the training split.
 LESION_TYPES = {
     1: "bone",
     2: "abdomen",
@@ -40,8 +41,16 @@ LESION_TYPES = {
     -1: "unknown",
 }
 
-# Files count pixel centres, mmdet pixel edges. Added here, taken off in froc_metric.py.
-PIXEL_CENTRE = 0.5
+# A PNG holds Hounsfield units plus this.
+HU_OFFSET = 32768
+# Network input: these HU become [0, 255], minus the shift (MULAN's code, AlignShift's and A3D's).
+HU_WINDOW = (-1024, 2050)
+HU_SHIFT = 50
 
-# DeepLesion draws a box around the RECIST end points with this margin on every side.
+# Slices of up to this thickness are thin, in every table.
+THIN_MM = 2.0
+
+# A box is drawn around the RECIST end points with this margin in px on every side.
 RECIST_MARGIN = 5.0
+# Files count pixel centres, mmdet and pictures pixel edges: a file's coordinate plus this.
+PIXEL_CENTRE = 0.5

@@ -159,3 +159,27 @@ def test_rooms_open_with_the_layers_above_blocked(names, blocked):
     code = BLOCKED.format(blocked=sorted(blocked), modules=", ".join(names))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_importing_changes_nothing_of_the_framework():
+    """Loaders, seeds and threads stay as they were until a command asks for it."""
+    code = """
+import random, sys
+import numpy as np, torch
+from mmengine.runner import CheckpointLoader
+import mmdet.datasets, mmdet.models, mmdet.evaluation
+
+def state():
+    return (
+        dict(CheckpointLoader._schemes), random.getstate(), np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype(),
+        torch.is_grad_enabled(), sys.getrecursionlimit(),
+    )
+
+before = state()
+import {modules}
+assert state() == before
+"""
+    code = code.format(modules=", ".join(MODULES))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

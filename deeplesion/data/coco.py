@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
-from deeplesion.conventions import LESION_TYPES
+from deeplesion.conventions import LESION_TYPES, PIXEL_CENTRE
 from deeplesion.data.run_lengths import mask_areas
 from deeplesion.errors import DataError, MissingDataError
 
 MOST_LISTED = 20
-_EDGE = 0.5 + 1e-4  # an image reaches half a pixel beyond its pixels' centres; files are rounded
+_TYPES = tuple(sorted(LESION_TYPES))
+# An image reaches half a pixel beyond its pixels' centres; files are rounded.
+_EDGE = PIXEL_CENTRE + 1e-4
 
 
 def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
@@ -150,7 +152,7 @@ def _annotation_problems(annotations: list[dict], images: list[dict], category: 
         check("recist", recist is None or is_numbers(recist, 8), "8 numbers or null")
         check("diameters_mm", diameters is None or is_numbers(diameters, 2), "2 numbers or null")
         kind = annotation.get("lesion_type", -1)
-        check("lesion_type", _is_whole(kind) and kind in LESION_TYPES, f"one of {[*LESION_TYPES]}")
+        check("lesion_type", _is_whole(kind) and kind in _TYPES, f"one of {_TYPES}")
         if image is None:
             continue
         box, size = annotation.get("bbox"), [image["height"], image["width"]]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deeplesion.conventions import DL_INFO_COLUMNS, SPLITS
+from deeplesion.conventions import DL_INFO_COLUMNS, LESION_TYPES, SPLITS
 
 _INDICES = ("Patient_index", "Study_index", "Series_ID", "Key_slice_index", "Slice_range")
 _MAY_BE_MISSING = ("Patient_age", "Normalized_lesion_location")
@@ -186,7 +186,7 @@ def _inconsistencies(
     for name in _INDICES:
         flag_not_whole(name, 0, 999_999)
     flag_not_whole("Image_size", 1, 65_535)
-    flag_not_in("Coarse_lesion_type", (-1, 1, 2, 3, 4, 5, 6, 7, 8))
+    flag_not_in("Coarse_lesion_type", tuple(sorted(LESION_TYPES)))
     flag_not_in("Possibly_noisy", (0, 1))
     flag_not_in("Train_Val_Test", tuple(SPLITS))
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from deeplesion.conventions import SPLITS, THIN_MM
+from deeplesion.conventions import PUBLISHED_KEY_SLICES, SPLITS, THIN_MM
 from deeplesion.data import recist
 from deeplesion.data.coco import encode_mask, to_coco
 from deeplesion.data.dl_info import read_dl_info
@@ -24,8 +24,6 @@ from deeplesion.data.slices import SliceFolder, files_in_reach
 from deeplesion.files import write_whole
 from deeplesion.processes import available_cores, in_processes
 
-# Key slices without noisy lesions, as the papers count them.
-PUBLISHED_KEY_SLICES = {"train": 22_478, "val": 4_791, "test": 4_817}
 # The deepest stack of the papers: the neighbours it touches must be there.
 NUM_SLICES = 7
 

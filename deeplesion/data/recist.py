@@ -21,8 +21,6 @@ MARGIN = 8
 # The grey window reaches as far from the lesion's HU as its surroundings differ, at least so many
 # HU: as little as can be is lost to 8 bits, and a lesion like its surroundings is not all noise.
 MIN_HALF_WINDOW = 60
-# Edges of a contour that differ by less are parallel, in radians.
-ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,14 +181,15 @@ def mask_outline(mask: np.ndarray) -> np.ndarray:
 def recist_from_contour(contour: np.ndarray) -> np.ndarray:
     """The RECIST measurement of a closed polygon: (n, 2) corners x, y -> (4, 2) end points.
 
-    The long axis is the polygon's diameter, found by rotating callipers: two parallel lines turned
-    around the convex hull touch every pair of corners that can be farthest apart. The short axis is
-    the longest perpendicular: of all lines at right angles to the long axis, the one whose
-    outermost crossings with the polygon lie farthest apart.
+    The long axis is the polygon's diameter, the longest distance of two corners of its convex hull.
+    The short axis is the longest perpendicular: of all lines at right angles to the long axis, the
+    one whose outermost crossings with the polygon lie farthest apart.
     """
     contour = np.asarray(contour, np.float64).reshape(-1, 2)
-    start, end = _farthest_pair(contour)
-    length = np.hypot(*(end - start))
+    hull = contour[cv2.convexHull(contour.astype(np.float32), returnPoints=False)[:, 0]]
+    lengths = np.linalg.norm(hull[:, None] - hull, axis=2)
+    start, end = hull[list(np.unravel_index(lengths.argmax(), lengths.shape))]
+    length = lengths.max()
     if length == 0:
         return np.repeat(start[None], 4, axis=0)
 
@@ -214,23 +213,6 @@ def recist_from_contour(contour: np.ndarray) -> np.ndarray:
     widest = np.argmax(above - below)
     foot = start + places[widest] * direction
     return np.stack([start, end, foot + above[widest] * normal, foot + below[widest] * normal])
-
-
-def _farthest_pair(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two of (n, 2) points that lie farthest apart, by rotating callipers (Shamos, 1978)."""
-    order = cv2.convexHull(points.astype(np.float32), returnPoints=False)[:, 0]
-    hull = points[order]
-    # The callipers lie on one edge after the other, whose direction keeps turning to the left;
-    # opposite is the corner before the edge that has turned by half a circle. Every pair of corners
-    # that the callipers touch includes the start of the edge that stops them next.
-    edges = np.roll(hull, -1, axis=0) - hull
-    angles = np.arctan2(edges[:, 1], edges[:, 0])
-    turns = (np.diff(angles, prepend=angles[0]) + ROUNDING) % (2 * np.pi) - ROUNDING
-    turned = np.cumsum(turns)
-    twice = np.concatenate([turned, turned + 2 * np.pi])
-    opposite = hull[np.searchsorted(twice, turned + np.pi - ROUNDING) % len(hull)]
-    longest = np.argmax(np.linalg.norm(hull - opposite, axis=1))
-    return hull[longest], opposite[longest]
 
 
 def _checked_recist(recist: np.ndarray) -> np.ndarray:

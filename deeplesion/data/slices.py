@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from deeplesion.conventions import HU_OFFSET, HU_SHIFT, HU_WINDOW
 from deeplesion.errors import DataError, MissingDataError
 
 try:
@@ -38,7 +39,7 @@ class SliceFolder:
         return self.root / file_name
 
     def read(self, file_name: str) -> np.ndarray:
-        """Read one slice, (H, W) int16 Hounsfield units (the stored value minus 32768).
+        """Read one slice, (H, W) int16 Hounsfield units (the stored value minus `HU_OFFSET`).
 
         Raises DataError if it is truncated, damaged, or anything but a 16-bit grey PNG, and
         MissingDataError if there is no such file.
@@ -59,7 +60,7 @@ class SliceFolder:
         if len(encoded) >= 26 and header != GREY_16:
             raise DataError(
                 f"{path} is a PNG of {header[0]} bits and colour type {header[1]}; expected 16-bit"
-                " grey (value - 32768 = Hounsfield units), as NIH distributes DeepLesion"
+                f" grey (value - {HU_OFFSET} = Hounsfield units), as NIH distributes DeepLesion"
             )
         image = _decode_png(encoded)
         if image is None or image.dtype != np.uint16 or image.ndim != 2:
@@ -68,11 +69,11 @@ class SliceFolder:
                 " Unpack or download it again"
             )
         # Modulo 2**16 the subtraction is the wanted one, so no wider type is needed in between.
-        image -= np.uint16(32768)
+        image -= np.uint16(HU_OFFSET)
         return image.view(np.int16)
 
 
-def window_hu(hu: np.ndarray, low: float = -1024, high: float = 2050) -> np.ndarray:
+def window_hu(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
     """Map Hounsfield units to network input: [low, high] linearly to [-50, 205], clipped, float32.
 
     Takes an array of any shape and returns one of the same shape. The mapping is the one of MULAN,
@@ -83,7 +84,7 @@ def window_hu(hu: np.ndarray, low: float = -1024, high: float = 2050) -> np.ndar
     scaled = np.clip(np.asarray(hu, np.float32), low, high)
     scaled -= np.float32(low)
     scaled *= np.float32(255 / (high - low))
-    scaled -= np.float32(50)
+    scaled -= np.float32(HU_SHIFT)
     return scaled
 
 

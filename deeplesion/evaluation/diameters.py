@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from deeplesion.data.recist import Diameters, recist_from_mask
-from deeplesion.evaluation.intervals import QUANTILES
+from deeplesion.evaluation.intervals import QUANTILES, draw_groups
 from deeplesion.evaluation.matching import match
 
 AXES = ("long", "short")
@@ -78,9 +78,6 @@ def measure(rle: dict, spacing_mm: float) -> Diameters | None:
 
 def _drawn_means(errors: np.ndarray, patients: Sequence, resamples: int, seed: int) -> np.ndarray:
     """(resamples, 2) mean errors of as many patients as there are, drawn with replacement."""
-    labels, patient = np.unique(patients, return_inverse=True)
-    times = np.random.default_rng(seed).multinomial(
-        len(labels), np.full(len(labels), 1 / len(labels)), size=resamples
-    )
+    patient, times = draw_groups(patients, resamples, seed)
     sums = np.stack([np.bincount(patient, errors[:, i]) for i in range(2)], axis=1)
     return (times @ sums) / (times @ np.bincount(patient))[:, None]

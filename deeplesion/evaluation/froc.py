@@ -12,6 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
+from deeplesion.evaluation.intervals import draw_groups
+
 TABLE_FPS = (0.5, 1, 2, 4, 8, 16)
 SCORE_FPS = (0.5, 1, 2, 4)
 
@@ -137,16 +139,11 @@ class FROC:
                 f"{len(self.counted)} images"
             )
         fps = _operating_points(fps)
-        labels, group = np.unique(groups, return_inverse=True)
-        rng = np.random.default_rng(seed)
-        times = np.stack(
-            [np.bincount(rng.integers(len(labels), size=len(labels)), minlength=len(labels))
-             for _ in range(number)]
-        )  # (number, groups): how many times each is drawn  # fmt: skip
+        group, times = draw_groups(groups, number, seed)
 
         # The most false positives a draw may have at each operating point: the largest whole number
         # c with c / images <= fps, in the arithmetic of the curve.
-        images = (times @ np.bincount(group[self.counted], minlength=len(labels)))[:, None]
+        images = (times @ np.bincount(group[self.counted], minlength=times.shape[1]))[:, None]
         with np.errstate(invalid="ignore", divide="ignore"):
             most = np.floor(fps * images) + 1
             for _ in range(2):

@@ -9,10 +9,8 @@ import csv
 import io
 import json
 import math
-import multiprocessing
 import shutil
-import signal
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from deeplesion.conventions import DL_INFO_COLUMNS, HU_OFFSET, RECIST_MARGIN
 from deeplesion.files import write_whole
 from deeplesion.phantom.body import (
     BODY_LENGTH,
@@ -29,23 +28,7 @@ from deeplesion.phantom.body import (
     Body,
 )
 from deeplesion.phantom.findings import Finding, Scan, draw_finding, measure
-
-COLUMNS = (
-    *("File_name", "Patient_index", "Study_index", "Series_ID", "Key_slice_index"),
-    *("Measurement_coordinates", "Bounding_boxes", "Lesion_diameters_Pixel_"),
-    *("Normalized_lesion_location", "Coarse_lesion_type", "Possibly_noisy", "Slice_range"),
-    *("Spacing_mm_px_", "Image_size", "DICOM_windows", "Patient_gender", "Patient_age"),
-    "Train_Val_Test",
-)
-
-
-# --- the outline of an object, and its RECIST diameters -------------------------------------------
-
-
-# --- lesions and distractors ----------------------------------------------------------------------
-
-
-# --- a series -------------------------------------------------------------------------------------
+from deeplesion.processes import in_processes
 
 
 @dataclass(frozen=True)
@@ -196,7 +179,7 @@ def make_series(root: Path, series: Series) -> dict:
     for index in sorted({i for key in keys for i in range(key.first, key.last + 1)}):
         hu = render_slice(body, index * series.thickness, series.thickness, findings)
         hu = np.clip(np.rint(hu + sigma * _ct_noise(rng, series.size)), -1024, 3071)
-        pixels = (hu + 32768).astype(np.uint16)
+        pixels = (hu + HU_OFFSET).astype(np.uint16)
         _write_png(root / "Images_png" / series.name / f"{index:03d}.png", pixels)
     record: dict = {"rows": [], "truth": {}}
     for key in keys:
@@ -222,7 +205,7 @@ def _describe(rng: np.random.Generator, series: Series, body: Body, key: KeySlic
                 "shape": finding.outline.shape,
                 "irregularity": finding.outline.irregularity,
                 "diameters_mm": (_lengths(recist) * body.spacing).tolist(),
-                "bbox": [*(recist.min(0) - 5), *(recist.max(0) + 5)],
+                "bbox": [*(recist.min(0) - RECIST_MARGIN), *(recist.max(0) + RECIST_MARGIN)],
                 "speed_px_per_mm": float(np.hypot(*finding.velocity)),
             }
         )
@@ -237,7 +220,7 @@ def _describe(rng: np.random.Generator, series: Series, body: Body, key: KeySlic
                 f"{series.name}_{key.index:03d}.png",
                 *(series.patient, series.study, 1, key.index),
                 _numbers(points),
-                _numbers([*(points.min(0) - 5), *(points.max(0) + 5)]),
+                _numbers([*(points.min(0) - RECIST_MARGIN), *(points.max(0) + RECIST_MARGIN)]),
                 _numbers(_lengths(points)),
                 _numbers([*place, finding.z / BODY_LENGTH]),
                 -1 if series.split == 1 else LESION_TYPE.get(finding.tissue, finding.tissue),
@@ -275,9 +258,6 @@ def _numbers(values) -> str:
     return ", ".join(f"{value:.6g}" for value in np.ravel(values))
 
 
-# --- the whole ------------------------------------------------------------------------------------
-
-
 def _write_png(path: Path, pixels: np.ndarray) -> None:
     encoded, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
     if not encoded:
@@ -301,11 +281,6 @@ def _claim(root: Path, arguments: dict) -> None:
         )
     else:
         write_whole(note, json.dumps(arguments).encode())
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: they finish their series
-    cv2.setNumThreads(1)
 
 
 def make_phantom(
@@ -338,23 +313,13 @@ def make_phantom(
     if not table.exists():
         series = plan_series(patients, size, seed)
         bar = partial(tqdm, total=len(series), desc="series", disable=not progress)
-        make = partial(make_series, root)
-        if workers == 1:
-            records = list(bar(map(make, series)))
-        else:
-            # Not forked: OpenCV's threads do not survive a fork.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-                try:
-                    records = list(bar(pool.map(make, series)))
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+        with closing(in_processes(partial(make_series, root), series, workers)) as made:
+            records = list(bar(made))
         truth = {name: entry for record in records for name, entry in record["truth"].items()}
         write_whole(root / "phantom_truth" / "truth.json", json.dumps(truth, indent=1).encode())
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(DL_INFO_COLUMNS)
         writer.writerows(row for record in records for row in record["rows"])
         write_whole(table, text.getvalue().encode())
     shutil.rmtree(root / "phantom_truth" / "series", ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from deeplesion.conventions import LESION_TYPES, THIN_MM
+from deeplesion.conventions import LESION_TYPES, PIXEL_CENTRE, THIN_MM
 from deeplesion.data.recist import mask_outline
 from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.breakdowns import size_group
@@ -169,7 +169,7 @@ def _shape(box: Sequence, mask: dict | None, recist: Iterable | None) -> dict:
 
 def _edges(points: Iterable) -> list[float]:
     """Pixel-centre coordinates of files -> pixel edges, which pictures count; tenths will do."""
-    return np.round(np.asarray(points, float).ravel() + 0.5, 1).tolist()
+    return np.round(np.asarray(points, float).ravel() + PIXEL_CENTRE, 1).tolist()
 
 
 def _type(lesion: dict) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.slices import SliceFolder, load_slices, plan_stack
 from deeplesion.evaluation.diameters import measure
 from deeplesion.evaluation.matching import match
@@ -191,7 +192,7 @@ class Panel:
     def points(self, points: Iterable) -> np.ndarray:
         """Pixel-centre coordinates, any number of pairs -> (n, 2) pixels of the panel, int32."""
         points = np.reshape(np.asarray(points, float), (-1, 2))
-        return np.round((points + 0.5) * self.scale - 0.5).astype(np.int32)
+        return np.round((points + PIXEL_CENTRE) * self.scale - PIXEL_CENTRE).astype(np.int32)
 
     def finished(self) -> np.ndarray:
         """The picture, with the texts over all that is drawn."""
@@ -227,7 +228,7 @@ def neighbour_panel(
         return panel
     hu, distance = neighbour
     large = enlarged(to_grey(hu, window), scale)
-    middle = np.array(large.shape[1::-1]) / 2 if centre is None else (centre + 0.5) * scale
+    middle = np.array(large.shape[1::-1]) / 2 if centre is None else (centre + PIXEL_CENTRE) * scale
     x, y = np.clip(middle - SIDE / 2, 0, np.maximum(np.array(large.shape[1::-1]) - SIDE, 0))
     part = large[int(y) : int(y) + SIDE, int(x) : int(x) + SIDE]
     panel[: part.shape[0], : part.shape[1]] = part

@@ -1,7 +1,8 @@
 """The training pipeline between an annotation and the network: load slices, augment, pack.
 
 Coordinates inside the pipeline count pixel edges, as mmdet's do: pixel (0, 0) spans [0, 1) and its
-centre is at 0.5. Files count pixel centres; `deeplesion.py` and `froc_metric.py` convert, nothing here.
+centre is at 0.5. Files count pixel centres; `deeplesion.py` and `froc_metric.py`
+convert, nothing here.
 """
 
 from __future__ import annotations

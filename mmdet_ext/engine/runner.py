@@ -41,6 +41,10 @@ class ResumableRunner(Runner):
 
     _strict = False
 
+    def __init__(self, *args, **kwargs) -> None:
+        install_safe_loading()
+        super().__init__(*args, **kwargs)
+
     def load_or_resume(self) -> None:
         """Weights (`load_from`), or all of a run (`resume`); a damaged last checkpoint is named
         and the one before it used."""
@@ -188,15 +192,13 @@ def load_from_elsewhere(filename: str, map_location=None) -> dict:
     raise CheckpointError(f"{filename}: checkpoints are loaded from a file or an http(s) address")
 
 
-# Every door of mmengine (load_from, resume, init_cfg of any module, test) goes through these; its
-# own fall back to unsafe loading.
-CheckpointLoader.register_scheme("", load_from_file, force=True)
-CheckpointLoader.register_scheme(["http://", "https://"], load_from_http, force=True)
-CheckpointLoader.register_scheme(
-    [
+def install_safe_loading() -> None:
+    """Every door of mmengine (load_from, resume, init_cfg of any module, test) leads to the loaders
+    above from now on; its own fall back to unsafe loading."""
+    CheckpointLoader.register_scheme("", load_from_file, force=True)
+    CheckpointLoader.register_scheme(["http://", "https://"], load_from_http, force=True)
+    elsewhere = (
         *("modelzoo://", "torchvision://", "open-mmlab://", "openmmlab://", "mmcls://", "pavi://"),
         *(r"(\S+\:)?s3://", r"(\S+\:)?petrel://"),
-    ],
-    load_from_elsewhere,
-    force=True,
-)
+    )
+    CheckpointLoader.register_scheme(list(elsewhere), load_from_elsewhere, force=True)

@@ -11,6 +11,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
+from deeplesion.conventions import HU_SHIFT, HU_WINDOW
+
 
 @MODELS.register_module()
 class CTDataPreprocessor(BaseDataPreprocessor):
@@ -27,9 +29,9 @@ class CTDataPreprocessor(BaseDataPreprocessor):
 
     def __init__(
         self,
-        low: float = -1024,
-        high: float = 2050,
-        shift: float = 50,
+        low: float = HU_WINDOW[0],
+        high: float = HU_WINDOW[1],
+        shift: float = HU_SHIFT,
         pad_size_divisor: int = 32,
         non_blocking: bool = False,
     ) -> None:

@@ -17,11 +17,8 @@ from mmdet.structures import SampleList
 from mmdet.structures.mask import mask_target
 from torch import Tensor
 
+from deeplesion.conventions import PIXEL_CENTRE
 from mmdet_ext.models.detectors import KeySliceMaskRCNN
-
-# DeepLesion's x1 and x2 are pixel centres. mmdet 1.x took them as first and last pixel; by edges
-# that box reaches half a pixel farther on every side than the distance between the two centres.
-HALF_PIXEL = 0.5
 
 
 @TASK_UTILS.register_module()
@@ -96,14 +93,15 @@ class ReleasedKeySliceMaskRCNN(KeySliceMaskRCNN):
     """KeySliceMaskRCNN whose boxes are those of mmdet 1.x, by the edges of their pixels.
 
     Ground truth goes in half a pixel larger on every side, predictions come out half a pixel
-    smaller: a box (x1, x2) of pixel centres is in there (x1, x2 + 1).
+    smaller: a box (x1, x2) of pixel centres is in there (x1, x2 + 1), as mmdet 1.x took
+    DeepLesion's x1 and x2 for the first and the last pixel.
     """
 
     def loss(self, batch_inputs: tuple[Tensor, Tensor], batch_data_samples: SampleList) -> dict:
         samples = [sample.new() for sample in batch_data_samples]  # the caller's stay as they are
         for sample in samples:
             sample.gt_instances = sample.gt_instances.new()
-            sample.gt_instances.bboxes = grown(sample.gt_instances.bboxes, HALF_PIXEL)
+            sample.gt_instances.bboxes = grown(sample.gt_instances.bboxes, PIXEL_CENTRE)
         return super().loss(batch_inputs, samples)
 
     def predict(
@@ -116,7 +114,7 @@ class ReleasedKeySliceMaskRCNN(KeySliceMaskRCNN):
         for sample in samples:
             found = sample.pred_instances
             pixel = found.bboxes.new_tensor(sample.scale_factor if rescale else (1, 1)).reciprocal()
-            found.bboxes = grown(found.bboxes, -HALF_PIXEL * pixel)
+            found.bboxes = grown(found.bboxes, -PIXEL_CENTRE * pixel)
         return samples
 
 

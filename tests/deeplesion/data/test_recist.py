@@ -355,7 +355,7 @@ def test_contour_measures_as_by_brute_force(draw, seed):
 
 
 @given(st.lists(st.tuples(st.integers(-12, 12), st.integers(-12, 12)), min_size=1, max_size=30))
-def test_callipers_find_the_farthest_pair(points):
+def test_the_long_axis_joins_the_farthest_pair(points):
     """Small whole numbers: many parallel edges, corners in line, points twice, all in one place."""
     points = np.array(points, float) / 2
     recist = recist_from_contour(points)
@@ -367,7 +367,7 @@ def test_callipers_find_the_farthest_pair(points):
         assert lengths(recist)[1] <= farthest + 1e-9
 
 
-def test_callipers_on_parallel_edges_that_rounding_turns():
+def test_the_long_axis_among_parallel_edges_that_rounding_turns():
     rng = np.random.default_rng(0)
     for _ in range(3000):
         points = rng.integers(-5, 6, (rng.integers(2, 10), 2)) * (1, rng.integers(2))
