@@ -1,5 +1,9 @@
 """Refuses what a config says but nothing reads: misspelt options, unknown types, variables set too
-late. mmengine passes many of them over in silence. `config_overrides` does so for --cfg-options."""
+late. mmengine passes many of them over in silence. `overrides` does so for --cfg-options.
+
+What is provably unread is refused: an option that its class would not take, a type that no registry
+has, a near-miss of a valid name. Where the code takes a dict apart itself, what it mentions by name
+counts as read; what is left is not known to be read, and is warned of."""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ import ast
 import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmcv.ops
 import mmdet.registry as registries
@@ -20,7 +27,7 @@ from torch.distributed import init_process_group
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from mmdet_ext.config.signatures import arguments
+from mmdet_ext.config.signatures import arguments, mentions, names_used
 from mmdet_ext.ops import OPERATORS
 
 # What a `type` may name, by the part of the config that it stands in ...
@@ -39,7 +46,7 @@ PARTS = {
     "optim_wrapper": ("OPTIM_WRAPPERS", "OPTIMIZERS"),
     "param_scheduler": ("PARAM_SCHEDULERS",),
     "default_hooks": ("HOOKS",),
-    "custom_hooks": ("HOOKS",),
+    "custom_hooks": ("HOOKS", "TRANSFORMS"),
     "visualizer": ("VISUALIZERS", "VISBACKENDS"),
     "log_processor": ("LOG_PROCESSORS",),
     "model_wrapper_cfg": ("MODEL_WRAPPERS",),
@@ -54,8 +61,11 @@ OPTIONS = {
     "collate_fn": FUNCTIONS,
     "worker_init_fn": FUNCTIONS,
 }
-# Options that the framework takes out before it calls the class, by the option they stand in.
+# Options that the framework takes out before it calls the class, by the option they stand in or
+# the part of the config.
 TAKEN_OUT = {
+    "default_hooks": {"priority"},
+    "custom_hooks": {"priority"},
     "optim_wrapper": {"constructor", "paramwise_cfg"},
     "param_scheduler": {"convert_to_iter_based"},
     "norm_cfg": {"requires_grad"},
@@ -71,7 +81,6 @@ def _names(function: Callable) -> set[str]:
 
 # The options of dicts whose type, if they have one, names no class, by where they stand.
 LOADER_OPTIONS = _names(DataLoader) | {"num_batch_per_epoch", "disable_subprocess_warning"}
-PROPOSALS = {"nms_pre", "max_per_img", "nms", "min_bbox_size"}
 UNTYPED = {
     "train_dataloader": LOADER_OPTIONS,
     "val_dataloader": LOADER_OPTIONS,
@@ -87,14 +96,11 @@ UNTYPED = {
     "randomness": _names(Runner.set_randomness) - {"self"},
     "auto_scale_lr": {"enable", "base_batch_size"},
     "custom_imports": {"imports", "allow_failed_imports"},
-    "model.train_cfg": {"rpn", "rpn_proposal", "rcnn"},
-    "model.train_cfg.rpn": {"assigner", "sampler", "allowed_border", "pos_weight", "debug"},
-    "model.train_cfg.rpn_proposal": PROPOSALS,
-    "model.train_cfg.rcnn": {"assigner", "sampler", "mask_size", "pos_weight", "debug"},
-    "model.test_cfg": {"rpn", "rcnn"},
-    "model.test_cfg.rpn": PROPOSALS,
-    "model.test_cfg.rcnn": {"score_thr", "nms", "max_per_img", "mask_thr_binary"},
 }  # fmt: skip
+# Dicts that a detector hands on to its parts, and what is in those of MMDetection's own configs
+# though nothing reads it any more.
+READ_BY_THE_MODEL = {"train_cfg", "test_cfg"}
+LEFT_OVER = {"debug"}
 # Dicts whose keys the user chooses.
 NAMED_BY_USER = {"optim_wrapper.paramwise_cfg.custom_keys"}
 # The top level: what the runner is made of, and what it looks up in the config later.
@@ -113,29 +119,69 @@ class ConfigError(ValueError):
     """A config, or an option of the command line, that says what nothing reads."""
 
 
-def check_config(config: Config) -> None:
+class Valid(NamedTuple):
+    """The options that a dict may have.
+
+    Attributes:
+        names: those that are known.
+        others: what becomes of others, as in `signatures.Arguments`.
+        mentioned: not among the class's arguments, but the code there may take them out before it
+            calls the class. (If it does not, the class raises a TypeError: none is lost.)
+    """
+
+    names: set[str]
+    others: str
+    mentioned: Set[str] = frozenset()
+
+
+def check_option_names(config: Config) -> None:
     """Checks names and types of the whole config, and what its files assign at the top level.
 
-    Raises ConfigError for the first that is unknown, with its path and the nearest valid name.
+    Raises ConfigError for the first that nothing reads, with its path and the nearest valid name.
+    Warns of those of which that is not known.
     """
     if config.filename:
         _check_file(Path(config.filename))
-    for key, value in config.to_dict().items():
+    options = config.to_dict()
+    for key, value in options.items():
         if key in RUNNER:
-            _check_values(value, key)
+            _check_values(options, value, key)
 
 
-def _check_values(value: Any, path: str) -> None:
+def _check_values(config: Mapping, value: Any, path: str) -> None:
     if isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            _check_values(item, f"{path}.{i}")
+            _check_values(config, item, f"{path}.{i}")
     if not isinstance(value, Mapping):
         return
-    valid = valid_names(value, path)
+    valid = valid_names(config, value, path)
+    for key in value:
+        here = f"{path}.{key}"
+        if key not in valid.names and key not in valid.mentioned and valid.others != "kept":
+            message = f"{here}: {unknown_name(here, value, valid.names)}"
+            if valid.others == "refused" or any(misspells(key, name) for name in valid.names):
+                raise ConfigError(message)
+            warnings.warn(f"nothing seems to read {message}", stacklevel=2)
     for key, item in value.items():
-        if valid is not None and key not in valid:
-            raise ConfigError(f"{path}.{key}: {unknown_name(f'{path}.{key}', value, valid)}")
-        _check_values(item, f"{path}.{key}")
+        _check_values(config, item, f"{path}.{key}")
+
+
+def misspells(name: str, valid: str) -> bool:
+    """Whether a name is a valid one with a letter too few, too many, another or two swapped."""
+    same = sum(itertools.takewhile(bool, map(operator.eq, name, valid)))
+    rest, expected = name[same:], valid[same:]
+    return (
+        rest == expected[1:]
+        or rest[1:] == expected
+        or rest[1:] == expected[1:]
+        or (rest[:2] == expected[1::-1] and rest[2:] == expected[2:])
+    )
+
+
+def nearest(name: str, valid: Iterable[str], cutoff: float) -> str | None:
+    """The valid name that is most like another, if it is like it at all."""
+    close = difflib.get_close_matches(name, valid, 1, cutoff)
+    return close[0] if close else None
 
 
 def unknown_name(path: str, holder: Mapping, valid: Iterable[str], rest: str = "") -> str:
@@ -147,10 +193,12 @@ def unknown_name(path: str, holder: Mapping, valid: Iterable[str], rest: str = "
         message = f"{parent} has no option {name!r}"
     else:
         message = f"{getattr(kind, '__name__', kind)} has no argument {name!r}"
-    close = difflib.get_close_matches(name, valid, 1, cutoff=0.5)
-    if close:
-        return f"{message}; did you mean {parent}.{close[0]}{rest}?"
-    message += f"; valid are {', '.join(sorted({*valid} - {'type', '_scope_'})) or 'none'}"
+    known = sorted({*valid} - {"type", "_scope_"})
+    few = len(known) < 50  # else all that the model's code mentions
+    if close := nearest(name, valid, cutoff=0.5 if few else 0.8):
+        return f"{message}; did you mean {parent}.{close}{rest}?"
+    if few:
+        message += f"; valid are {', '.join(known) or 'none'}"
     if kind is not None:
         message += (
             f". To replace a type and its options as well: --cfg-options {parent}._delete_=True "
@@ -159,17 +207,51 @@ def unknown_name(path: str, holder: Mapping, valid: Iterable[str], rest: str = "
     return message
 
 
-def valid_names(holder: Mapping, path: str) -> set[str] | None:
-    """The options that the dict at `path` may have; None if that is not known."""
-    if "type" not in holder or path in UNTYPED:
-        names = UNTYPED.get(path)
-        if names and path.startswith("model.") and not names & {*holder}:
-            return None  # another detector's
-        return names
-    names = arguments(resolve(holder["type"], path))
-    if names is None:
-        return None
-    return {*names, "type", "_scope_"} | TAKEN_OUT.get(_option(path), set())
+def valid_names(config: Mapping, holder: Mapping, path: str) -> Valid:
+    """The options that the dict at `path` of the config, `holder`, may have."""
+    if path in UNTYPED:
+        return Valid(UNTYPED[path], "refused")
+    if "type" not in holder:
+        if not path.startswith("model.") or not READ_BY_THE_MODEL & {*path.split(".")}:
+            return Valid(set(), "kept")
+        read = {*LEFT_OVER}
+        for part in _classes(config["model"], "model"):
+            read |= names_used(part)
+        return Valid(read, "lost")
+    kind, parent = resolve(config, holder["type"], path), _holding_class(config, path)
+    if kind is None:
+        return Valid(set(), "kept")
+    taken = arguments(kind)
+    names = {*taken.defaults, "type", "_scope_"}
+    for place in {_option(path), path.rpartition(".")[0]}:
+        names |= TAKEN_OUT.get(place, set())
+    if taken.others != "refused" or _option(path) in OPTIONS:
+        return Valid(names, taken.others)
+    return Valid(names, "refused", mentions(kind).strings | mentions(parent).strings)
+
+
+def _classes(value: Any, path: str) -> Iterator[Any]:
+    """The classes that the dicts in `value` name."""
+    if isinstance(value, Mapping):
+        if "type" in value:
+            yield _find(value["type"], path)
+        value = value.items()
+    elif isinstance(value, (list, tuple)):
+        value = enumerate(value)
+    else:
+        return
+    for key, item in value:
+        yield from _classes(item, f"{path}.{key}")
+
+
+def _holding_class(config: Mapping, path: str) -> Any:
+    """The class to which the dict at `path` is given, as an option or within one, or None."""
+    found, parts, node = None, path.split("."), config
+    for i, part in enumerate(parts[:-1]):
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node.get(part, {})
+        if isinstance(node, Mapping) and "type" in node:
+            found = _find(node["type"], ".".join(parts[: i + 1])) or found
+    return found
 
 
 def _option(path: str) -> str:
@@ -177,32 +259,51 @@ def _option(path: str) -> str:
     return [part for part in path.split(".") if not part.isdigit()][-1]
 
 
-def resolve(kind: Any, path: str) -> Any:
-    """The class or function that a `type` names where it stands."""
-    if not isinstance(kind, str):
-        return kind
-    places = OPTIONS.get(_option(path)) or PARTS.get(path.partition(".")[0], ())
-    if isinstance(places, Mapping):
-        if kind in places:
-            return places[kind]
-        known = [name for name, value in places.items() if callable(value)]
-    else:
-        places = [places] if isinstance(places, Registry) else [_registry(p) for p in places]
-        for registry in places:
-            with contextlib.suppress(RuntimeError):
-                if found := registry.get(kind):
-                    return found
-        known = [name for registry in places for name in _registered(registry)]
-    close = difflib.get_close_matches(kind, known, 1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+def resolve(config: Mapping, kind: Any, path: str) -> Any:
+    """The class or function that the `type` of the dict at `path` names; None if that is for the
+    class there to say, which takes the dict apart itself."""
+    if (found := _find(kind, path)) is not None:
+        return found
+    known, code = _known_types(path), mentions(_holding_class(config, path))
+    if kind in code.strings and _option(path) not in OPTIONS:
+        return None
+    message = f"{path}.type: {kind!r} is not registered"
+    if "type" in code.popped and not any(misspells(kind, name) for name in known):
+        warnings.warn(f"{message}, but the code there has types of its own", stacklevel=2)
+        return None
+    close = nearest(kind, known, cutoff=0.5)
+    hint = f"; did you mean {close!r}?" if close else ""
     raise ConfigError(
-        f"{path}.type: {kind!r} is not registered{hint} (a class of your own is registered when "
-        "its module is in custom_imports)"
+        f"{message}{hint} (a class of your own is registered when its module is in custom_imports)"
     )
 
 
-def _registry(name: str) -> Registry:
-    return getattr(registries, name)
+def _places(path: str) -> Mapping | list[Registry]:
+    places = OPTIONS.get(_option(path)) or PARTS.get(path.partition(".")[0], ())
+    if isinstance(places, Mapping):
+        return places
+    return [places] if isinstance(places, Registry) else [getattr(registries, p) for p in places]
+
+
+def _find(kind: Any, path: str) -> Any:
+    """The class or function that `kind` names at `path`; None if no registry has it."""
+    if not isinstance(kind, str):
+        return kind
+    places = _places(path)
+    if isinstance(places, Mapping):
+        return places.get(kind)
+    for registry in places:
+        with contextlib.suppress(RuntimeError):  # of a package that is not installed
+            if found := registry.get(kind):
+                return found
+    return None
+
+
+def _known_types(path: str) -> list[str]:
+    places = _places(path)
+    if isinstance(places, Mapping):
+        return [name for name, value in places.items() if callable(value)]
+    return [name for registry in places for name in _registered(registry)]
 
 
 def _registered(registry: Registry | None) -> Iterator[str]:
@@ -246,10 +347,9 @@ def _check_file(path: Path) -> list[set[str]]:
                 "nothing. Set the options that are made from it (configs/_base_/"
                 "detector_7slice.py does that for num_slices)."
             )
-        close = difflib.get_close_matches(name, RUNNER, 1, cutoff=0.8)
-        if close:
+        if close := nearest(name, RUNNER, cutoff=0.8):
             raise ConfigError(
                 f"{path}: {name} is no option of the runner and nothing reads it; did you mean "
-                f"{close[0]}?"
+                f"{close}?"
             )
     return [*bases, read]

@@ -13,6 +13,7 @@ from mmdet_ext.config.check import (
     NAMED_BY_USER,
     RUNNER,
     ConfigError,
+    Valid,
     resolve,
     unknown_name,
     valid_names,
@@ -85,16 +86,18 @@ def _check_override(config: dict, path: str, value: Any, overrides: Mapping[str,
         if part in ("type", "_delete_"):
             return
         holder = {**node, **typed}
-        valid = valid_names(holder, here)
-        if valid is None and not holder.get("type") and here not in NAMED_BY_USER:
+        valid = valid_names(config, holder, here)
+        known = valid.others != "kept"
+        if not known and not holder.get("type") and here not in NAMED_BY_USER:
             # It is not known what is valid here: what is there, and what has a type.
-            valid = {*node} | ({part} if f"{here}.{part}.type" in overrides else set())
-        if valid is not None and part not in valid:
+            valid = Valid({*node} | ({part} if f"{here}.{part}.type" in overrides else set()), "")
+            known = True
+        if known and part not in node and part not in valid.names | valid.mentioned:
             raise ConfigError(
-                unknown_name(f"{here}.{part}", holder, valid, _dotted(parts[i + 1 :]))
+                unknown_name(f"{here}.{part}", holder, valid.names, _dotted(parts[i + 1 :]))
             )
         if part not in node:
-            _check_new(holder, here, part, parts[i + 1 :])
+            _check_new(config, holder, here, part, parts[i + 1 :])
             return
         node = node[part]
     kind = "True or False" if isinstance(node, bool) else "a number"
@@ -106,11 +109,12 @@ def _dotted(parts: Iterable[str]) -> str:
     return "".join(f".{part}" for part in parts)
 
 
-def _check_new(holder: Mapping, here: str, part: str, rest: list[str]) -> None:
+def _check_new(config: Mapping, holder: Mapping, here: str, part: str, rest: list[str]) -> None:
     """Of an argument that the config leaves at its default no piece can be set."""
     if not rest or "type" not in holder:
         return
-    default = (arguments(resolve(holder["type"], here)) or {}).get(part)
+    kind = resolve(config, holder["type"], here)
+    default = arguments(kind).defaults.get(part) if kind else None
     if default is not None and not isinstance(default, Mapping):
         raise ConfigError(
             f"{here}.{part} is not in the config and by default {default!r}: give all of it, "

@@ -1,16 +1,22 @@
 """Configs and --cfg-options: what is valid passes, what nothing would read is refused by name."""
 
 import argparse
+import contextlib
 import copy
 import functools
+import operator
+import re
 from pathlib import Path
 
+import mmdet
 import pytest
+import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
+from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmdet_ext.config.check import ConfigError, check_config
+from mmdet_ext.config.check import RUNNER, ConfigError, check_option_names, misspells
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.config.signatures import arguments
 
@@ -28,12 +34,160 @@ DEMO = ROOT / "configs/demo/alignshift_3slice.py"  # init_cfg=None, AdamW
     ),
 )
 def test_configs_pass(path):
-    check_config(Config.fromfile(ROOT / path))
+    check_option_names(Config.fromfile(ROOT / path))
+
+
+# Of MMDetection's config folders: other data sets, trackers, and training recipes.
+NO_MODEL_FAMILIES = {
+    "_base_", "common", "albu_example", "bytetrack", "cityscapes", "crowddet", "deepfashion",
+    "deepsort", "dsdl", "instaboost", "legacy_1.x", "lvis", "mask2former_vis", "masktrack_rcnn",
+    "misc", "objects365", "ocsort", "openimages", "pascal_voc", "qdtrack", "reid", "scratch",
+    "selfsup_pretrain", "simple_copy_paste", "soft_teacher", "sort", "strong_baselines",
+    "strongsort", "timm_example", "v3det", "wider_face",
+}  # fmt: skip
+# Twins of other files, with a deeper backbone or a longer schedule.
+TWIN = re.compile("(?!.*(dconv|dcn)).*([rx]101|[23]x_)")
+
+
+def test_every_model_of_mmdetection_that_builds_passes():
+    models, refused = {}, {}
+    root = Path(mmdet.__file__).parent / ".mim/configs"
+    for path in sorted(root.glob("*/*.py")):
+        if path.parent.name in NO_MODEL_FAMILIES or TWIN.match(path.name):
+            continue
+        with contextlib.suppress(ImportError):  # of mmpretrain, which is not installed
+            if model := Config.fromfile(path).get("model"):
+                models.setdefault(str(model), (path, model))
+    assert len(models) > 261
+    for path, model in models.values():
+        try:
+            check_option_names(Config(dict(model=model)))
+        except ConfigError as error:
+            refused[path] = error, model
+    for path, (error, model) in refused.items():
+        mmdet_scope = DefaultScope.overwrite_default_scope("mmdet")
+        # A TypeError is of an argument that a class does not have.
+        with mmdet_scope, torch.device("meta"), contextlib.suppress(TypeError):
+            MODELS.build(model)
+            pytest.fail(f"{path} builds, but is refused: {error}")
+
+
+def options_of(value, path=""):
+    """The dotted paths of all options in a config."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        here = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict):
+            yield here
+        if isinstance(item, (dict, list, tuple)):
+            yield from options_of(item, here)
+
+
+NAMED_BY_USER = ("default_hooks", "data_prefix")
+
+
+@pytest.mark.parametrize("path", [ALIGNSHIFT, DEMO], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("slip", [lambda n: n + n[-1], lambda n: n[1] + n[0] + n[2:]])
+def test_each_option_of_our_experiments_is_refused_when_misspelt(path, slip):
+    config = read(path).to_dict()
+    config["val_evaluator"] = [config["val_evaluator"]]
+    count = 0
+    for option in options_of({key: config[key] for key in RUNNER & {*config}}):
+        first, *between = [int(p) if p.isdigit() else p for p in option.split(".")]
+        if not between:
+            continue
+        name = between.pop()
+        by_user = "custom_keys" in between or [first, *between][-1] in NAMED_BY_USER
+        misspelt = slip(name) if len(name) > 2 else name
+        if by_user or name == "type" or misspelt == name:
+            continue
+        wrong = {first: copy.deepcopy(config[first])}
+        holder = functools.reduce(operator.getitem, between, wrong[first])
+        holder[misspelt] = holder.pop(name)
+        with pytest.raises(ConfigError, match=re.escape(f".{misspelt}: ")):
+            check_option_names(Config(wrong))
+            pytest.fail(f"{option} as {misspelt} passes")
+        count += 1
+    assert count > 150
+
+
+class Builder(nn.Module):
+    """Takes its dict apart itself."""
+
+    def __init__(self, layer, **kwargs):
+        super().__init__()
+        self.kind = layer.pop("type")
+
+
+MODELS.register_module(name="BuilderOfTheTests", module=Builder)
+OTHER_HEAD = dict(type="Mask2FormerHead", in_channels=[1], feat_channels=1, out_channels=1)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (dict(type="BuilderOfTheTests", layer=dict(type="any-layer")), "'any-layer' is not reg"),
+        (dict(type="RPN", rpn_head=dict(**OTHER_HEAD, strides=[4])), "no argument 'strides'"),
+        (dict(type="RPN", train_cfg=dict(rpn=dict(zzz=1))), "no option 'zzz'"),
+    ],
+)
+def test_what_may_be_read_is_warned_of(model, message):
+    with pytest.warns(UserWarning, match=message):
+        check_option_names(Config(dict(model=model)))
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (dict(type="BuilderOfTheTests", layer=dict(type="ResNet-")), "did you mean 'ResNet'"),
+        (dict(type="BuilderOfTheTests", layr=1), "did you mean model.layer"),
+        (dict(type="ResNet", depth=50, dcn=dict(type="DCN", fallback_on_strid=1)), "fallback_on_"),
+        (dict(type="RPN", rpn_head=dict(type="RPNHead"), train_cfg=dict(rpn=dict(allowed_borde=1))),
+         "did you mean model.train_cfg.rpn.allowed_border"),
+        (dict(type="RetinaNet", test_cfg=dict(score_th=1), bbox_head=dict(type="RetinaHead")),
+         "did you mean model.test_cfg.score_thr"),
+        (dict(type=MODELS.get("FPN"), out_chanels=1), "did you mean model.out_channels"),
+        (dict(type="mmdet.FPN", out_chanels=1), "did you mean model.out_channels"),
+        (dict(type="FPN", _scope_="mmdet", out_chanels=1), "did you mean model.out_channels"),
+    ],
+)  # fmt: skip
+def test_near_misses_are_refused_in_other_detectors(model, message):
+    with pytest.raises(ConfigError, match=message):
+        check_option_names(Config(dict(model=model)))
+
+
+@pytest.mark.parametrize("lr, error", [("lr", None), ("lrr", "did you mean .*optimizer.lr")])
+def test_lazy_configs(tmp_path, lr, error):
+    """MMEngine's newer format: classes in place of their names."""
+    file = tmp_path / "lazy.py"
+    file.write_text(
+        "from mmengine.config import read_base\n"
+        "from mmengine.optim import OptimWrapper\nfrom torch.optim import SGD\n"
+        f"optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, {lr}=0.1))\n"
+    )
+    with pytest.raises(ConfigError, match=error) if error else contextlib.nullcontext():
+        check_option_names(Config.fromfile(file))
+
+
+@pytest.mark.parametrize(
+    "name, valid, expected",
+    [
+        ("score_th", "score_thr", True),
+        ("scores_thr", "score_thr", True),
+        ("scare_thr", "score_thr", True),
+        ("socre_thr", "score_thr", True),
+        ("isr", "score_thr", False),
+        ("pos_weight", "loss_weight", False),
+        ("soer_thr", "score_thr", False),
+    ],
+)
+def test_a_misspelling_is_one_slip(name, valid, expected):
+    assert misspells(name, valid) == misspells(valid, name) == expected
 
 
 def test_a_config_passes_as_a_run_has_dumped_it(tmp_path):
     Config.fromfile(DEMO).dump(tmp_path / "dumped.py")
-    check_config(Config.fromfile(tmp_path / "dumped.py"))
+    check_option_names(Config.fromfile(tmp_path / "dumped.py"))
 
 
 @functools.cache
@@ -47,7 +201,7 @@ def override(path, *options):
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
     config = copy.deepcopy(read(path))
     apply_overrides(config, parser.parse_args(["--cfg-options", *options]).cfg_options)
-    check_config(config)
+    check_option_names(config)
     return config
 
 
@@ -172,7 +326,7 @@ def test_files_are_checked(tmp_path, text, message):
     file = tmp_path / "mine.py"
     file.write_text(f"_base_ = '{ALIGNSHIFT}'\n{text}\n")
     with pytest.raises(ConfigError, match=message):
-        check_config(Config.fromfile(file))
+        check_option_names(Config.fromfile(file))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +344,7 @@ def test_files_are_checked(tmp_path, text, message):
 def test_files_of_users_pass(tmp_path, text):
     file = tmp_path / "mine.py"
     file.write_text(f"_base_ = '{ALIGNSHIFT}'\n{text}\n")
-    check_config(Config.fromfile(file))
+    check_option_names(Config.fromfile(file))
 
 
 class Parent:
@@ -220,25 +374,31 @@ class Keeps:
         self.options = kwargs
 
 
+class SkipsAParent(Passes):
+    def __init__(self, d, **kwargs):
+        super(Passes, self).__init__(1, **kwargs)
+
+
 @pytest.mark.parametrize(
-    "function, expected",
+    "function, expected, others",
     [
-        (Parent, {"a", "b"}),
-        (Passes, {"a", "b", "c", "looked_up"}),
-        (Swallows, {"c"}),
-        (LooksUp, {"size"}),
-        (Keeps, None),
-        (type("Child", (Passes,), {}), {"a", "b", "c", "looked_up"}),
-        (lambda x, y=1: 0, {"x", "y"}),
-        (lambda **k: 0, None),
-        (object, set()),
+        (Parent, {"a", "b"}, "refused"),
+        (Passes, {"a", "b", "c", "looked_up"}, "refused"),
+        (SkipsAParent, {"a", "b", "d"}, "refused"),
+        (Swallows, {"c"}, "lost"),
+        (LooksUp, {"size"}, "lost"),
+        (Keeps, {"c"}, "kept"),
+        (type("Child", (Passes,), {}), {"a", "b", "c", "looked_up"}, "refused"),
+        (lambda x, y=1: 0, {"x", "y"}, "refused"),
+        (lambda **k: 0, set(), "kept"),
+        (object, set(), "refused"),
     ],
 )
-def test_arguments_follow_kwargs_to_where_they_go(function, expected):
+def test_arguments_follow_kwargs_to_where_they_go(function, expected, others):
     found = arguments(function)
-    assert found == expected if expected is None else set(found) == expected
+    assert (set(found.defaults), found.others) == (expected, others)
 
 
 def test_defaults_come_with_the_arguments():
-    assert arguments(Passes)["b"] == 2
-    assert arguments(MODELS.get("TruncatedDenseNet3D"))["growth"] == 32
+    assert arguments(Passes).defaults["b"] == 2
+    assert arguments(MODELS.get("TruncatedDenseNet3D")).defaults["growth"] == 32
