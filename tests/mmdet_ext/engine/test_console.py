@@ -22,7 +22,7 @@ class Speaker(Hook):
     def before_train(self, runner):
         runner.logger.info("a logged detail")
         runner.logger.warning("a logged warning")
-        warnings.warn("a warning of Python")
+        warnings.warn("a warning of Python", stacklevel=1)
 
 
 @pytest.fixture
