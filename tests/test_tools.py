@@ -101,7 +101,9 @@ def test_testing_prints_the_table_writes_json_and_draws(trained, repository, pha
     lines = output.splitlines()
     (best,) = work_dir.glob("best_*.pth")
     assert f"checkpoint  {best}" in lines and f"work dir    {tmp_path}" in lines
-    assert "System environment" in log(tmp_path) and len(lines) < 20, output
+    assert len(lines) < 20 and "backend" not in output, output
+    logged = log(tmp_path)
+    assert "System environment" in logged and f"file backend from path: {best}" in logged
     records = read_results(tmp_path / "results.json.gz")
     rows = json.loads((tmp_path / "results.froc.json").read_text())["froc"]
     assert froc_table(records) == rows

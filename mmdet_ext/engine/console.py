@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -36,6 +37,17 @@ def import_mmdet() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         for module in ("mmdet.datasets", "mmdet.evaluation"):
             importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def prints_logged(logger: MMLogger) -> Iterator[None]:
+    """What is printed inside goes to the log file instead of the console."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            yield
+        finally:
+            for line in printed.getvalue().splitlines():
+                logger.info(line)
 
 
 class ConsoleHook(Hook):

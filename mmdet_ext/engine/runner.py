@@ -6,9 +6,7 @@ The runner saves and restores, the loop knows its place; hooks.py says when.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from mmdet_ext.checkpoint import (
     load_checkpoint_file,
     save_checkpoint_file,
 )
-from mmdet_ext.engine.console import only_warnings_on_console
+from mmdet_ext.engine.console import only_warnings_on_console, prints_logged
 
 NOT_WHOLE = (
     "{path} holds no {missing}: training cannot be resumed from it. Resume from an epoch_*.pth or "
@@ -77,7 +75,7 @@ class ResumableRunner(Runner):
     ) -> dict:
         """Loads weights. Raises CheckpointError if, in testing or resuming, they do not fit."""
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # mmengine prints what it logs too
+            with prints_logged(self.logger):  # mmengine prints from where it loads
                 return super().load_checkpoint(
                     filename, map_location, strict or self._strict, **options
                 )
