@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import logging
 import math
@@ -79,7 +81,8 @@ class DeepLesionDataset(CocoDataset):
         if not Path(self.ann_file).is_file():
             raise MissingDataError(NO_DATA.format(path=self.ann_file))
         read_annotations(self.ann_file, need_lesions=not self.test_mode)
-        samples = super().load_data_list()
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints that it indexes
+            samples = super().load_data_list()
         # Which were logged as bad; workers share it.
         self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
         print_log(f"{self.ann_file}: slices come from {self.cache or 'PNGs'}", "current")
