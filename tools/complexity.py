@@ -24,8 +24,8 @@ def main() -> None:
             parts = detector_complexity(config, size)
         except (ValueError, FileNotFoundError) as error:
             sys.exit(f"complexity: {error}")
-        fusion = config.model.backbone.fusion["type"]
-        print(f"{path}: {fusion}, {slices} x {size} x {size}")
+        fusion = config.model.backbone.get("fusion", {}).get("type")
+        print(f"{path}: {fusion or config.model.type}, {slices} x {size} x {size}")
         print(format_complexity(parts))
         if fusion == "P3DConv":
             print(P3D_NOTE)

@@ -3,22 +3,28 @@ multiply-adds. Nothing is computed: the network runs on tensors without data."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
+from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdet_ext.ops import P3DConv
+from mmdet_ext.models.preprocessor import CTDataPreprocessor
+from mmdet_ext.ops import P3DConv, SliceConv
 
 aten = torch.ops.aten
 NORMS = {aten.native_batch_norm, aten._native_batch_norm_legit_no_training}
 RELUS = {aten.relu, aten.relu_}
 POOLS = {aten.max_pool2d_with_indices, aten.avg_pool2d}
+# Which argument is the left matrix.
+MATRIX_PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}
 PRODUCTS = {aten.mul, aten.mul_, aten.addcmul, aten.addcmul_, aten.lerp, aten.lerp_}
 
 
@@ -31,7 +37,7 @@ class Complexity:
         multiply_adds: of convolutions, matrix products and the operators' own mixing of slices.
         paper_flops: as A3D (MICCAI 2021), Table 1 counts: 1 a convolution's multiply-add, 2 an
             element that BatchNorm gives out, 1 an element of a ReLU, 1 an element that a pooling
-            takes in. Mixing slices (shifts, A3D's products) is not counted. For P3D the published
+            takes in. Mixing slices, an operator's `fuse`, is not counted. For P3D the published
             figures come out with one more BatchNorm and ReLU on the output of each dense layer's
             1 x 1 convolution: they are counted, though `P3DConv` has none.
     """
@@ -40,6 +46,11 @@ class Complexity:
     multiply_adds: int = 0
     paper_flops: int = 0
 
+    def __add__(self, other: Complexity) -> Complexity:
+        return Complexity(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(Complexity))
+        )
+
 
 class Count(TorchDispatchMode):
     """Counts the operations that run inside it."""
@@ -47,29 +58,54 @@ class Count(TorchDispatchMode):
     def __init__(self, result: Complexity) -> None:
         super().__init__()
         self.result = result
+        self.mixing = False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         operation = function.overloadpacket
-        result = self.result
+        multiply_adds = paper_flops = 0
         if operation is aten.convolution:
             transposed = args[6]
-            macs = (args[0] if transposed else out).numel() * args[1][0].numel()
-            result.multiply_adds += macs
-            result.paper_flops += macs
+            multiply_adds = (args[0] if transposed else out).numel() * args[1][0].numel()
+            paper_flops = multiply_adds
         elif operation in NORMS:
-            result.paper_flops += 2 * out[0].numel()
+            paper_flops = 2 * out[0].numel()
         elif operation in RELUS:
-            result.paper_flops += out.numel()
+            paper_flops = out.numel()
         elif operation in POOLS:
-            result.paper_flops += args[0].numel()
-        elif operation in (aten.addmm, aten.mm, aten.bmm):
-            matrix = args[1] if operation is aten.addmm else args[0]
-            result.multiply_adds += out.numel() * matrix.shape[-1]
-            result.paper_flops += out.numel() * matrix.shape[-1]
+            paper_flops = args[0].numel()
+        elif operation in MATRIX_PRODUCTS:
+            matrix = args[MATRIX_PRODUCTS[operation]]
+            multiply_adds = paper_flops = out.numel() * matrix.shape[-1]
         elif operation in PRODUCTS:
-            result.multiply_adds += out.numel()
+            multiply_adds = out.numel()
+        self.result.multiply_adds += multiply_adds
+        if not self.mixing:
+            self.result.paper_flops += paper_flops
         return out
+
+    @contextlib.contextmanager
+    def mixing_of(self, part: nn.Module) -> Iterator[None]:
+        """Meanwhile what the operators in `part` do to mix slices is known as that."""
+
+        def marked(fuse):
+            def run(*args, **kwargs):
+                outer, self.mixing = self.mixing, True
+                try:
+                    return fuse(*args, **kwargs)
+                finally:
+                    self.mixing = outer
+
+            return run
+
+        operators = [module for module in part.modules() if isinstance(module, SliceConv)]
+        for operator in operators:
+            operator.fuse, operator.fuse_ = marked(operator.fuse), marked(operator.fuse_)
+        try:
+            yield
+        finally:
+            for operator in operators:
+                del operator.fuse, operator.fuse_
 
 
 def count(part: nn.Module, *inputs) -> tuple[Complexity, object]:
@@ -81,7 +117,7 @@ def count(part: nn.Module, *inputs) -> tuple[Complexity, object]:
             result.paper_flops += 3 * output.numel()
 
     hooks = [m.register_forward_hook(published_p3d) for m in part.modules() if type(m) is P3DConv]
-    with torch.no_grad(), Count(result):
+    with torch.no_grad(), Count(result) as counter, counter.mixing_of(part):
         outputs = part(*inputs)
     for hook in hooks:
         hook.remove()
@@ -89,24 +125,42 @@ def count(part: nn.Module, *inputs) -> tuple[Complexity, object]:
 
 
 def input_shape(config: Config) -> tuple[int, int]:
-    """Number of slices and image size (px) that an experiment's network sees."""
-    return config.stack.num_slices, config.resize.size
+    """Number of slices (of a 2D detector: the 3 channels of an image) and image size (px) that an
+    experiment's test pipeline makes; of the size, what becomes of a square image.
+
+    Raises ValueError if the pipeline resizes by neither RandomAffineResize nor Resize.
+    """
+    dataset = config.test_dataloader.dataset
+    steps = {step["type"]: step for step in dataset.get("pipeline", [])}
+    if "RandomAffineResize" in steps:
+        size = steps["RandomAffineResize"]["size"]
+    elif "scale" in steps.get("Resize", {}):
+        size = min(steps["Resize"]["scale"])
+    else:
+        raise ValueError(
+            f"{config.filename}: no RandomAffineResize, and no Resize with a scale, in "
+            "test_dataloader.dataset.pipeline to tell the image size"
+        )
+    return dataset.get("stack", {}).get("num_slices", 3), size
 
 
 def detector_complexity(config: Config, size: int | None = None) -> dict[str, Complexity]:
-    """Complexity of a detector of this repository on one image at test time.
+    """Complexity of a detector, of this repository or another single-stage or two-stage one of
+    MMDetection, on one image at test time.
 
     Args:
         config: of an experiment.
         size: height and width in px, a multiple of 32; default: what the config resizes to.
 
     Returns:
-        `backbone`, `neck`, `rpn_head`, `bbox_head` (on test_cfg.rpn.max_per_img proposals) and
-        `mask_head` (on test_cfg.rcnn.max_per_img detections). RoIAlign, NMS and the decoding of
-        boxes are not counted.
+        Those parts that the detector has, by mmdet's names: `backbone`, `neck`; `rpn_head`,
+        `shared_head`, `bbox_head` (on test_cfg.rpn.max_per_img proposals) and `mask_head` (on
+        test_cfg.rcnn.max_per_img detections; shared_head too if there is one) of a two-stage
+        detector, the stages of a cascade together; `bbox_head` of a single-stage one. RoIAlign,
+        NMS and the decoding of boxes are not counted.
 
     Raises:
-        ValueError: size is not a positive multiple of 32.
+        ValueError: size is not a positive multiple of 32; a detector with other parts.
     """
     slices, config_size = input_shape(config)
     size = size or config_size
@@ -117,28 +171,59 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
         # As in training: at inference norms go into the kernels, but the papers count them.
         model = MODELS.build(options).train()
-        images, thickness = torch.empty(1, 1, slices, size, size), torch.empty(1)
+        if not isinstance(model, (SingleStageDetector, TwoStageDetector)):
+            raise ValueError(f"{options.type} is neither a single-stage nor a two-stage detector")
+        if isinstance(model.data_preprocessor, CTDataPreprocessor):
+            inputs = (torch.empty(1, 1, slices, size, size), torch.empty(1))
+        else:
+            inputs = (torch.empty(1, 3, size, size),)
         parts = {}
-        parts["backbone"], maps = count(model.backbone, images, thickness)
-        parts["neck"], features = count(model.neck, maps)
-        parts["rpn_head"], _ = count(model.rpn_head, features)
-        for name, number in (
-            ("bbox", model.test_cfg.rpn.max_per_img),
-            ("mask", model.test_cfg.rcnn.max_per_img),
-        ):
-            extractor = options.roi_head[f"{name}_roi_extractor"]
-            side = extractor.roi_layer.output_size
-            regions = torch.empty(number, extractor.out_channels, side, side)
-            head = getattr(model.roi_head, f"{name}_head")
-            parts[f"{name}_head"], _ = count(head, regions)
+        parts["backbone"], features = count(model.backbone, *inputs)
+        if model.with_neck:
+            parts["neck"], features = count(model.neck, features)
+        if isinstance(model, TwoStageDetector):
+            parts["rpn_head"], _ = count(model.rpn_head, features)
+            parts |= _roi_head_parts(model)
+        else:
+            parts["bbox_head"], _ = count(model.bbox_head, features)
+    parameters = sum(p.numel() for p in model.parameters())
+    counted = sum(part.parameters for part in parts.values())
+    if counted != parameters:
+        raise ValueError(
+            f"{options.type} has {parameters - counted} parameters outside its {', '.join(parts)}: "
+            "such a detector cannot be counted"
+        )
+    return parts
+
+
+def _roi_head_parts(model: TwoStageDetector) -> dict[str, Complexity]:
+    head, parts = model.roi_head, {}
+    for name, has_it, number in (
+        ("bbox", head.with_bbox, model.test_cfg.rpn.max_per_img),
+        ("mask", head.with_mask, model.test_cfg.rcnn.max_per_img),
+    ):
+        if not has_it:
+            continue
+        stages, extractors = getattr(head, f"{name}_head"), getattr(head, f"{name}_roi_extractor")
+        if not isinstance(stages, nn.ModuleList):
+            stages, extractors = [stages], [extractors]
+        for stage, extractor in zip(stages, extractors, strict=True):
+            regions = torch.empty(
+                number, extractor.out_channels, *extractor.roi_layers[0].output_size
+            )
+            if head.with_shared_head:
+                shared, regions = count(head.shared_head, regions)
+                if "shared_head" in parts:
+                    shared.parameters = 0  # once
+                parts["shared_head"] = parts.get("shared_head", Complexity()) + shared
+            of_stage, _ = count(stage, regions)
+            parts[f"{name}_head"] = parts.get(f"{name}_head", Complexity()) + of_stage
     return parts
 
 
 def format_complexity(parts: dict[str, Complexity]) -> str:
     """One line a part and their total, as `tools/complexity.py` prints them."""
-    total = Complexity(
-        *(sum(getattr(p, f.name) for p in parts.values()) for f in fields(Complexity))
-    )
+    total = sum(parts.values(), Complexity())
     return "\n".join(
         f"{name:<10}{part.paper_flops / 1e9:8.2f} GFLOPs (paper)"
         f"{part.multiply_adds / 1e9:9.2f} G multiply-adds"

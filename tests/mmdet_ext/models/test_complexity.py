@@ -1,16 +1,26 @@
 """Operations counted against formulas, and against Table 1 of the A3D paper."""
 
+import functools
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import mmdet
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from mmdet_ext.config.experiment import read_experiment
-from mmdet_ext.models.complexity import Complexity, count, detector_complexity, format_complexity
-from mmdet_ext.ops import OPERATORS, build_conv3d
+from mmdet_ext.models.complexity import (
+    Complexity,
+    count,
+    detector_complexity,
+    format_complexity,
+    input_shape,
+)
+from mmdet_ext.ops import OPERATORS, SliceConv, build_conv3d
 
 # A3D (MICCAI 2021), Table 1, "GFLOPs (3)" and "GFLOPs (7)".
 TABLE_1 = {
@@ -100,6 +110,108 @@ def test_operators_by_formula(name):
     mixing = {"A3DConv": 9 * 16 * 2 * 64, "AlignShiftConv": 4 * pixels + 2}
     if "Mean" not in name and "Soft" not in name:  # these also scale their kernels
         assert result.multiply_adds == flops.get(name, weights * pixels) + mixing.get(name, 0)
+
+
+class EinsumMix(SliceConv):
+    """Every slice a weighted sum of all."""
+
+    def fuse(self, x, thickness):
+        return torch.einsum("bcdhw,kd->bckhw", x, x.new_empty(x.shape[2], x.shape[2]))
+
+
+class MatmulMix(EinsumMix):
+    def fuse(self, x, thickness):
+        weight = x.new_empty(x.shape[2], x.shape[2])
+        return (weight @ x.flatten(3)).view(x.shape)
+
+
+@pytest.mark.parametrize("operator", [EinsumMix, MatmulMix])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_mixing_of_slices_is_not_in_the_papers_figures_however_it_is_written(operator, inplace):
+    conv = nn.Sequential(operator(4, 6, 3, padding=1, bias=False)).to("meta")
+    conv[0].forward = functools.partial(conv[0].forward, inplace=inplace)
+    result, out = count(conv, *meta(2, 4, 3, 8, 8))
+    macs, mixing = 2 * 3 * 64 * 6 * 4 * 9, 2 * 4 * 64 * 3 * 3
+    assert out.shape == (2, 6, 3, 8, 8)
+    assert (result.paper_flops, result.multiply_adds) == (macs, macs + mixing)
+    again, _ = count(conv, *meta(2, 4, 3, 8, 8))
+    assert again == result
+
+
+MMDETECTION = Path(mmdet.__file__).parent / ".mim/configs"
+# Convolutions of ResNet-50 on a 224 x 224 image, without the classifier: torchvision, 4.09 G.
+RESNET50_MACS = 4_087_136_256
+RESNET50_PARAMETERS = 25_557_032 - (2048 * 1000 + 1000)
+
+
+def fpn_by_hand(cells, channels=(256, 512, 1024, 2048)):
+    """Multiply-adds: a 1 x 1 and a 3 x 3 convolution to 256 channels a level."""
+    return sum(n * 256 * (c + 9 * 256) for n, c in zip(cells, channels, strict=True))
+
+
+def test_a_2d_two_stage_detector_without_masks():
+    config = Config.fromfile(MMDETECTION / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")
+    assert input_shape(config) == (3, 800)
+    parts = detector_complexity(config, 224)
+    assert list(parts) == ["backbone", "neck", "rpn_head", "bbox_head"]
+    assert parts["backbone"].multiply_adds == RESNET50_MACS
+    assert parts["backbone"].parameters == RESNET50_PARAMETERS
+    cells = [56**2, 28**2, 14**2, 7**2]
+    assert parts["neck"].multiply_adds == fpn_by_hand(cells)
+    cells.append(4**2)
+    assert parts["rpn_head"].multiply_adds == sum(cells) * 256 * (9 * 256 + 3 + 12)
+    box = 256 * 49 * 1024 + 1024 * 1024 + 1024 * (81 + 320)
+    assert parts["bbox_head"].multiply_adds == 1000 * box
+
+
+def test_a_2d_single_stage_detector():
+    config = Config.fromfile(MMDETECTION / "retinanet/retinanet_r50_fpn_1x_coco.py")
+    parts = detector_complexity(config, 256)
+    assert list(parts) == ["backbone", "neck", "bbox_head"]
+    assert parts["backbone"].multiply_adds * 49 == RESNET50_MACS * 64
+    cells = [32**2, 16**2, 8**2]
+    extra = 9 * 256 * (2048 * 4**2 + 256 * 2**2)
+    assert parts["neck"].multiply_adds == fpn_by_hand(cells, (512, 1024, 2048)) + extra
+    towers = 256 * 9 * (8 * 256 + 9 * 80 + 9 * 4)
+    assert parts["bbox_head"].multiply_adds == (sum(cells) + 4**2 + 2**2) * towers
+
+
+@pytest.mark.parametrize(
+    "path, names",
+    [
+        ("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", "neck rpn_head bbox_head mask_head"),
+        ("faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py", "rpn_head shared_head bbox_head"),
+    ],
+)
+def test_every_parameter_is_in_one_part(path, names):
+    parts = detector_complexity(Config.fromfile(MMDETECTION / path), 64)
+    assert list(parts) == ["backbone", *names.split()]
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("detr/detr_r50_8xb2-150e_coco.py", "DETR is neither"),
+        ("grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco.py", "parameters outside its backbone"),
+    ],
+)
+def test_a_detector_that_cannot_be_counted_is_named(path, message):
+    with pytest.raises(ValueError, match=message):
+        detector_complexity(Config.fromfile(MMDETECTION / path), 64)
+
+
+def test_the_command_prints_a_2d_detector(repository):
+    path = MMDETECTION / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
+    run = subprocess.run(
+        [sys.executable, "tools/complexity.py", path, "--size", "64"],
+        cwd=repository, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "FasterRCNN, 3 x 64 x 64" in run.stdout and "mask_head" not in run.stdout
+
+
+def test_the_number_of_slices_is_read_from_the_stack():
+    dataset = dict(pipeline=[dict(type="RandomAffineResize", size=64)], stack=dict(num_slices=5))
+    assert input_shape(Config(dict(test_dataloader=dict(dataset=dataset)))) == (5, 64)
 
 
 def meta(*shape):
