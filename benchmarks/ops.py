@@ -43,8 +43,8 @@ def _alone(
     ours = x.contiguous(memory_format=torch.channels_last_3d)
     return Case(
         f"{name} {kernel} x {kernel}, {channels} -> {out_channels}",
-        plain.without_graph(lambda: conv(ours, thickness)),
-        plain.without_graph(lambda: plain.operator(conv, x, thickness)),
+        plain.at_inference(lambda: conv(ours, thickness)),
+        plain.at_inference(lambda: plain.operator(conv, x, thickness)),
         plain.close,
         memory=True,
     )
@@ -55,7 +55,7 @@ def _in_backbone(name: str, slices: int, size: int) -> Case:
         backbone, neck = plain.build(operator, slices)
         backbone.eval(), neck.eval()
         images, thickness = plain.volumes(1, slices, size)
-        return plain.without_graph(lambda: neck(backbone.maps(images, thickness))[0])
+        return plain.at_inference(lambda: neck(backbone.maps(images, thickness))[0])
 
     return Case(f"{name} backbone, to SliceConv's", run(name), run("SliceConv"), same_shape)
 

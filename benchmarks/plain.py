@@ -75,7 +75,11 @@ def operator(conv: SliceConv, x: Tensor, thickness: Tensor | None = None) -> Ten
         return F.conv3d(y, conv.depth_weight, padding=(taps // 2, 0, 0), groups=conv.groups)
     if isinstance(conv, (ACSConv, MeanACSConv)) and conv.kernel_size != (1, 1):
         return three_views(conv, x)
-    return conv3d(conv, x, conv.weight)
+    if conv.convolve.__func__ in (SliceConv.convolve, ACSConv.convolve, MeanACSConv.convolve):
+        return conv3d(conv, conv.fuse(x, thickness), conv.weight)
+    raise ValueError(
+        f"give {type(conv).__name__}, which has a convolution of its own, a plain form"
+    )
 
 
 def conv3d(conv: SliceConv, x: Tensor, weight: Tensor, view: int = 2, bias: bool = True) -> Tensor:
@@ -139,7 +143,7 @@ def volumes(batch: int, num_slices: int, size: int) -> tuple[Tensor, Tensor]:
     return images, torch.tensor([1.0, 5.0] * batch, device=DEVICE)[-batch:]
 
 
-def without_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def at_inference(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """`function` at inference, which returns when the result is there."""
 
     @torch.no_grad()

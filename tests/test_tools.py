@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,13 +50,45 @@ def trained(repository, phantom, tmp_path_factory):
     return work_dir, output
 
 
+def log(work_dir):
+    """What the only run of a folder logged."""
+    (file,) = work_dir.glob("*/*.log")
+    return file.read_text()
+
+
 def test_training_validates_each_epoch_and_keeps_the_best(trained):
-    work_dir, output = trained
-    assert output.count("Sensitivity (%) at false positives per image") == 2
-    assert "Epoch(val) [2]" in output
+    work_dir, _ = trained
+    logged = log(work_dir)
+    assert logged.count("Sensitivity (%) at false positives per image") == 2
+    assert "Epoch(val) [2]" in logged
     assert (work_dir / "epoch_2.pth").exists()
     assert len(list(work_dir.glob("best_FROC_average_epoch_*.pth"))) == 1
     assert list(work_dir.rglob("events.out.tfevents.*")), "TensorBoard scalars are missing"
+
+
+def test_training_prints_a_page_and_logs_the_rest(trained, phantom):
+    work_dir, output = trained
+    lines = output.splitlines()
+    (file,) = work_dir.glob("*/*.log")
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    counts = f"{len(content['images'])} images with {len(content['annotations'])} lesions"
+    assert lines[:2] == [
+        f"config      {DEMO}",
+        f"training    {counts}, {phantom / 'annotations/train.json'}",
+    ]
+    assert f"work dir    {work_dir}" in lines and f"log         {file}" in lines
+    (best,) = work_dir.glob("best_*.pth")
+    assert f"best        {best}" in lines
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    form = r"epoch {}/2  loss \d\.\d{{4}}  lr \S+  left \d\d:\d\d  val FROC/average \d+\.\d\d"
+    for number, line in enumerate(epochs, 1):
+        assert re.match(form.format(number), line), line
+    assert len(epochs) == 2 and len(lines) < 20, output
+    # mmdet's words on optional packages, pycocotools' on its index.
+    assert not re.search("OneDL|faster_coco_eval|index", output)
+    logged = file.read_text()
+    for fact in ("System environment", "Config:", "DeepLesionDataset", "paramwise_options"):
+        assert fact in logged
 
 
 def test_testing_prints_the_table_writes_json_and_draws(trained, repository, phantom, tmp_path):
@@ -64,7 +97,13 @@ def test_testing_prints_the_table_writes_json_and_draws(trained, repository, pha
         repository, "tools/test.py", DEMO, work_dir, "--work-dir", tmp_path, "--show-dir",
         tmp_path / "show", root=phantom,
     )  # fmt: skip
-    assert "Avg.[0.5,1,2,4]" in output
+    assert output.count("Avg.[0.5,1,2,4]") == 1
+    lines = output.splitlines()
+    (best,) = work_dir.glob("best_*.pth")
+    assert f"checkpoint  {best}" in lines and f"work dir    {tmp_path}" in lines
+    assert len(lines) < 20 and "backend" not in output, output
+    logged = log(tmp_path)
+    assert "System environment" in logged and f"file backend from path: {best}" in logged
     records = read_results(tmp_path / "results.json.gz")
     rows = json.loads((tmp_path / "results.froc.json").read_text())["froc"]
     assert froc_table(records) == rows
@@ -115,7 +154,10 @@ def test_resuming_continues_after_the_last_epoch(trained, repository, phantom, t
         repository, "tools/train.py", DEMO, "--work-dir", tmp_path, "--resume",
         work_dir / "epoch_2.pth", *options, root=phantom,
     )  # fmt: skip
-    assert "Epoch(train) [3]" in output and "Epoch(train) [2]" not in output
+    logged = log(tmp_path)
+    assert "Epoch(train) [3]" in logged and "Epoch(train) [2]" not in logged
+    assert f"resumed     {work_dir / 'epoch_2.pth'}, goes on with epoch 3, iteration" in output
+    assert "\nepoch 3/3 " in output and "epoch 2/3" not in output
     resumed = torch.load(tmp_path / "epoch_3.pth", weights_only=True)
     assert resumed["meta"]["iter"] > last["meta"]["iter"]
 

@@ -2,6 +2,7 @@
 python tools/test.py configs/alignshift_7slice.py work_dirs/alignshift_7slice"""
 
 import argparse
+import json
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -9,6 +10,7 @@ from mmengine.dist import is_main_process
 
 from deeplesion.evaluation.results import Run, read_results, table_file
 from deeplesion.report.pictures import draw_results
+from deeplesion.report.tables import format_table
 from mmdet_ext.engine.distributed import launched
 from mmdet_ext.engine.run import actionable_errors, load_config, test
 
@@ -32,7 +34,9 @@ def main() -> None:
     config.launcher = options.launcher
     result_file = test(config, options.checkpoint, options.out)
     if is_main_process():
-        print(f"detections: {result_file}, table: {table_file(Path(result_file))}")
+        table = table_file(Path(result_file))
+        print(format_table(json.loads(table.read_text())["froc"]))
+        print(f"detections: {result_file}, table: {table}")
         if options.show_dir:
             dataset = config.test_dataloader.dataset
             images = Path(dataset.data_root) / dataset.data_prefix.img

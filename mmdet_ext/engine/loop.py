@@ -34,11 +34,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if self._states is not None:
             set_random_states(self._states)
             self._states = None
-        if self.validation_pending and self._validates_after(self._epoch):
+        if self.validation_pending and self.validates_after(self._epoch):
             self._validate()
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
-            if self._validates_after(self._epoch):
+            if self.validates_after(self._epoch):
                 self._validate()
         self.runner.call_hook("after_train")
         return self.runner.model
@@ -62,7 +62,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
 
-    def _validates_after(self, epoch: int) -> bool:
+    def validates_after(self, epoch: int) -> bool:
         """Whether validation follows when `epoch` epochs are over."""
         step = bisect.bisect(self.dynamic_milestones, epoch + 1)
         self.val_interval = self.dynamic_intervals[step - 1]

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
 
 from deeplesion.errors import DataError, MissingDataError, message_of
 from mmdet_ext.config.check import ConfigError, check_option_names
+from mmdet_ext.config.experiment import spread
 from mmdet_ext.config.overrides import apply_overrides
+from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
 from mmdet_ext.engine.run_record import write_run_record
 from mmdet_ext.engine.runner import ResumableRunner
@@ -35,8 +39,11 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no config file {path}; the experiments are in configs/")
+    only_warnings_on_console(MMLogger.get_current_instance())  # mmengine's own, until a run has one
+    import_mmdet()
     config = Config.fromfile(path)
     apply_overrides(config, overrides or {})
+    spread(config)
     check_option_names(config)
     if work_dir or config.get("work_dir") is None:
         config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)
@@ -47,6 +54,8 @@ def build_runner(config: Config) -> ResumableRunner:
     """The runner, of several processes also on a machine without a GPU; records the run."""
     join_processes(config)
     runner = ResumableRunner.from_cfg(config)
+    if is_main_process():
+        runner.register_hook(ConsoleHook())
     write_run_record(runner)
     return runner
 
@@ -85,7 +94,7 @@ def train(
 
 
 def test(config: Config, checkpoint: str, result_file: str | None = None) -> str:
-    """Tests a checkpoint on the test split, printing the FROC table; returns the result file.
+    """Tests a checkpoint on the test split; returns the result file, the FROC table beside it.
 
     Args:
         checkpoint: a file, or a work directory, whose best checkpoint is taken.

@@ -18,7 +18,7 @@ from mmengine.dist import (
     all_reduce_params,
     is_main_process,
 )
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -29,6 +29,7 @@ from mmdet_ext.checkpoint import (
     load_checkpoint_file,
     save_checkpoint_file,
 )
+from mmdet_ext.engine.console import only_warnings_on_console, prints_logged
 
 NOT_WHOLE = (
     "{path} holds no {missing}: training cannot be resumed from it. Resume from an epoch_*.pth or "
@@ -44,6 +45,11 @@ class ResumableRunner(Runner):
     def __init__(self, *args, **kwargs) -> None:
         install_safe_loading()
         super().__init__(*args, **kwargs)
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        only_warnings_on_console(logger)
+        return logger
 
     def load_or_resume(self) -> None:
         """Weights (`load_from`), or all of a run (`resume`); a damaged last checkpoint is named
@@ -69,9 +75,10 @@ class ResumableRunner(Runner):
     ) -> dict:
         """Loads weights. Raises CheckpointError if, in testing or resuming, they do not fit."""
         try:
-            return super().load_checkpoint(
-                filename, map_location, strict or self._strict, **options
-            )
+            with prints_logged(self.logger):  # mmengine prints from where it loads
+                return super().load_checkpoint(
+                    filename, map_location, strict or self._strict, **options
+                )
         except RuntimeError as error:
             raise CheckpointError(f"{filename} does not fit the config: {error}") from error
 

@@ -21,7 +21,7 @@ from deeplesion.report.tables import format_table
 class FROCMetric(BaseMetric):
     """Sensitivity at 0.5, 1, 2, 4, 8, 16 false positives an image, thin and thick slices apart.
 
-    Prints the table of the papers and returns its main numbers in percent: `FROC/average` (the mean
+    Logs the table of the papers and returns its main numbers in percent: `FROC/average` (the mean
     at 0.5, 1, 2, 4, by which a model is chosen), `FROC/S@0.5` ..., `FROC/thin_average`,
     `FROC/thick_average`.
 

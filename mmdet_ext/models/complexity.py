@@ -132,7 +132,6 @@ def input_shape(config: Config) -> tuple[int, int]:
     """
     dataset = config.test_dataloader.dataset
     steps = {step["type"]: step for step in dataset.get("pipeline", [])}
-    stack = dataset.get("stack") or config.get("stack") or steps.get("LoadCTSlices") or {}
     if "RandomAffineResize" in steps:
         size = steps["RandomAffineResize"]["size"]
     elif "scale" in steps.get("Resize", {}):
@@ -142,7 +141,7 @@ def input_shape(config: Config) -> tuple[int, int]:
             f"{config.filename}: no RandomAffineResize, and no Resize with a scale, in "
             "test_dataloader.dataset.pipeline to tell the image size"
         )
-    return stack.get("num_slices", 3), size
+    return dataset.get("stack", {}).get("num_slices", 3), size
 
 
 def detector_complexity(config: Config, size: int | None = None) -> dict[str, Complexity]:

@@ -62,13 +62,15 @@ class DenseLayer(nn.Module):
             y = self.bottleneck(features, thickness)
         return self.conv2(y, thickness)
 
-    def without_graph(self, x: Tensor, thickness: Tensor) -> Tensor:
+    def infer(self, x: Tensor, thickness: Tensor) -> Tensor:
         """`forward` of all input channels in one map, where autograd does not record."""
+        if not (self.conv1.runs_on_strips and self.conv2.runs_on_strips):
+            return self.conv2(self.bottleneck([x], thickness), thickness, inplace=True)
 
         def strip(x: Tensor) -> Tensor:
             return self.conv2.fuse_(self.bottleneck([x], thickness), thickness)
 
-        return self.conv2.convolve(in_strips(self, strip, x), None)
+        return self.conv2.convolve_affine(in_strips(self, strip, x))
 
 
 class DenseBlock(nn.Module):
@@ -84,20 +86,20 @@ class DenseBlock(nn.Module):
 
     def forward(self, x: Tensor, thickness: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return self.without_graph(x, thickness)
+            return self.infer(x, thickness)
         features = [x]
         for layer in self.children():
             # A new list each time: checkpointing reads the one it was given again, later.
             features = [*features, layer(features, thickness)]
         return torch.cat(features, dim=1)
 
-    def without_graph(self, x: Tensor, thickness: Tensor) -> Tensor:
+    def infer(self, x: Tensor, thickness: Tensor) -> Tensor:
         """Every layer reads what is there of the output and writes its own part: no copies."""
         batch, channels, *size = x.shape
         out = empty_map(x, (batch, channels + len(self._modules) * self.growth, *size))
         out[:, :channels] = x
         for layer in self.children():
-            y = layer.without_graph(out[:, :channels], thickness)
+            y = layer.infer(out[:, :channels], thickness)
             out[:, channels : channels + self.growth] = y
             channels += self.growth
         return out

@@ -53,7 +53,8 @@ def norm_relu(norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
 
 def conv_norm_relu(conv: SliceConv, norm: nn.BatchNorm3d, x: Tensor, *args, **kwargs) -> Tensor:
     """relu(norm(conv(x))), the norm folded into the kernel where it uses running statistics."""
-    affine = affine_of(norm)
+    # A hook on the convolution sees its own output, not the norm's.
+    affine = None if conv._forward_hooks else affine_of(norm)
     if affine is None:
         return F.relu(norm(conv(x, *args, **kwargs)), inplace=True)
     return conv(x, *args, affine=affine, **kwargs).relu_()

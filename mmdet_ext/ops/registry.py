@@ -12,11 +12,17 @@ OPERATORS: dict[str, type[nn.Module]] = {}
 def register_operator(operator: type[nn.Module]) -> type[nn.Module]:
     """Class decorator: makes `operator`, a subclass of `SliceConv`, buildable by its class name.
 
-    Raises TypeError for a class without `fuse` and `convolve`, which the backbone calls.
+    Raises TypeError for a class without `fuse` and `convolve`, and ValueError for a name that
+    another operator has.
     """
     if not (hasattr(operator, "fuse") and hasattr(operator, "convolve")):
         raise TypeError(f"{operator.__name__}: an operator derives from mmdet_ext.ops.SliceConv")
-    OPERATORS[operator.__name__] = operator
+    other = OPERATORS.setdefault(operator.__name__, operator)
+    if other is not operator:
+        raise ValueError(
+            f"an operator {operator.__name__} is registered already, from {other.__module__}: give "
+            "yours another name"
+        )
     return operator
 
 

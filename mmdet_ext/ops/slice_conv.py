@@ -94,12 +94,8 @@ def conv_depth(
     return unfold(fold(total.flatten(1, 2)), len(x))
 
 
-def fold_affine(
-    weight: Tensor, bias: Tensor | None, affine: Affine | None
-) -> tuple[Tensor, Tensor | None]:
+def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor]:
     """The kernel (C', ...) and bias whose convolution has times scale plus shift in it."""
-    if affine is None:
-        return weight, bias
     scale, shift = affine
     weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
     return weight, shift if bias is None else torch.addcmul(shift, scale, bias)
@@ -138,9 +134,20 @@ class SliceConv(nn.Module):
 
         out[b, :, d] = conv2d(fuse(x)[b, :, d], weight) + bias
 
-    where `fuse` is the identity. Operators that mix slices before a per-slice convolution (TSM,
-    AlignShift, A3D) override `fuse`, those whose kernel reaches along depth `convolve`. Depth is
-    kept.
+    where `fuse` is the identity. Depth is kept.
+
+    An operator of one's own derives from this class and overrides `fuse`, which mixes slices before
+    the per-slice convolution (TSM, AlignShift, A3D), or `convolve`, whose kernel may reach along
+    depth (I3D, P3D, ACS), or both. That is enough to be computed correctly everywhere. Two class
+    attributes make it faster at inference, where they are true of it; `check_operator` checks them:
+
+    `pixelwise`: neither `fuse` nor, with a 1 x 1 kernel, `convolve` mixes pixels of a slice. The
+        backbone then runs them on strips of rows, which stay in the processor's cache.
+    `linear`: `convolve(x, scale * weight, scale * bias + shift)` is the result times scale plus
+        shift, one number an output channel. A norm that follows then goes into the kernel.
+
+    Both count for the class that sets them and for its children, until one of these overrides
+    `fuse` or `convolve` itself.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -190,11 +197,23 @@ class SliceConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
+    pixelwise = linear = True
+
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:
+        own = cls.__dict__
+        if "forward" in own:
             # The backbone calls the two halves of `forward` by themselves.
             raise TypeError(f"{cls.__name__}: override fuse or convolve, not forward")
+        if "fuse_" in own and "fuse" not in own:
+            raise TypeError(f"{cls.__name__}: fuse_ is fuse in place; override fuse as well")
+        # What a parent says of its methods need not hold for those of its child.
+        if "fuse" in own and "fuse_" not in own:
+            cls.fuse_ = SliceConv.fuse_
+        if ("fuse" in own or "convolve" in own) and "pixelwise" not in own:
+            cls.pixelwise = False
+        if "convolve" in own and "linear" not in own:
+            cls.linear = False
 
     def _sides(self) -> tuple[int, int, int, int]:
         """Zero padding left, right, top, bottom."""
@@ -234,12 +253,30 @@ class SliceConv(nn.Module):
         """`fuse` that may overwrite `x`, for operators that save memory traffic by it."""
         return self.fuse(x, thickness)
 
-    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
-        """The convolution, then `affine`; (B, C, D, H, W) -> (B, C', D, H', W')."""
-        weight, bias = fold_affine(self.weight, self.bias, affine)
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution, (B, C, D, H, W) -> (B, C', D, H', W').
+
+        `weight`, shaped as the attribute, and `bias` (C',) or None are the operator's own, or what
+        became of them with a norm folded in: use these, not the attributes.
+        """
         return conv_depth(
             x, weight.unsqueeze(2), bias, self.stride, self.sides, self.dilation, self.groups
         )
+
+    def convolve_affine(self, x: Tensor, affine: Affine | None = None) -> Tensor:
+        """`convolve`, then `affine`: the half of `forward` that follows `fuse`."""
+        if affine is None:
+            return self.convolve(x, self.weight, self.bias)
+        if self.linear:
+            return self.convolve(x, *fold_affine(self.weight, self.bias, affine))
+        y = self.convolve(x, self.weight, self.bias)
+        scale, shift = (a.to(y.dtype).view(-1, 1, 1, 1) for a in affine)
+        return torch.addcmul(shift, y, scale)
+
+    @property
+    def runs_on_strips(self) -> bool:
+        """Whether the halves of `forward` may be run by themselves on strips of rows."""
+        return self.pixelwise and not (self._forward_hooks or self._forward_pre_hooks)
 
     def forward(
         self,
@@ -253,15 +290,14 @@ class SliceConv(nn.Module):
             x: (B, C, D, H, W).
             thickness: (B,) mm.
             affine: (scale, shift), each (C',): the result times scale plus shift, as a norm that
-                follows the convolution has it at inference. It goes into the kernel and costs
-                nothing.
+                follows the convolution has it at inference.
             inplace: `x` may be overwritten, unless autograd records.
 
         Returns:
             (B, C', D, H', W').
         """
         fuse = self.fuse_ if inplace and not torch.is_grad_enabled() else self.fuse
-        return self.convolve(fuse(x, thickness), affine)
+        return self.convolve_affine(fuse(x, thickness), affine)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"

@@ -29,6 +29,8 @@ class TSMConv(SliceConv):
         ValueError: n_fold < 2.
     """
 
+    pixelwise = True
+
     def __init__(self, *args, n_fold: int = 8, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if n_fold < 2:

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.models.complexity import (
     Complexity,
     count,
@@ -68,7 +69,7 @@ def densenet_by_hand(slices, size, growth=32, blocks=(6, 12, 24)):
 
 
 def test_backbone_neck_and_heads_by_hand(repository):
-    config = Config.fromfile(repository / "configs/nofusion_3slice.py")
+    config = read_experiment(repository / "configs/nofusion_3slice.py")
     parts = detector_complexity(config, 256)
     macs, parameters = densenet_by_hand(3, 256)
     assert (parts["backbone"].multiply_adds, parts["backbone"].parameters) == (macs, parameters)
@@ -208,12 +209,9 @@ def test_the_command_prints_a_2d_detector(repository):
     assert "FasterRCNN, 3 x 64 x 64" in run.stdout and "mask_head" not in run.stdout
 
 
-@pytest.mark.parametrize("where", ["dataset", "config"])
-def test_the_number_of_slices_is_read_from_the_stack(where):
-    dataset = dict(pipeline=[dict(type="RandomAffineResize", size=64)])
-    config = dict(test_dataloader=dict(dataset=dataset))
-    (dataset if where == "dataset" else config)["stack"] = dict(num_slices=5)
-    assert input_shape(Config(config)) == (5, 64)
+def test_the_number_of_slices_is_read_from_the_stack():
+    dataset = dict(pipeline=[dict(type="RandomAffineResize", size=64)], stack=dict(num_slices=5))
+    assert input_shape(Config(dict(test_dataloader=dict(dataset=dataset)))) == (5, 64)
 
 
 def meta(*shape):

@@ -14,6 +14,8 @@ from mmdet_ext.models.neck import KeySliceFPN
 from mmdet_ext.models.pretrained import fetch_weights
 from mmdet_ext.ops import OPERATORS
 
+from ..ops.users_operators import OPERATORS_OF_USERS
+
 SMALL = dict(growth=4, bn_size=2, block_config=(2, 3, 2), stem_channels=8)
 ALIGN = dict(type="AlignShiftConv", n_fold=4)
 OWN = {"A3DConv": dict(num_slices=3), "TSMConv": dict(n_fold=4), "AlignShiftConv": dict(n_fold=4)}
@@ -109,6 +111,59 @@ def test_inference_and_training_equal_the_papers_way(fusion):
         got = neck(backbone(volumes, thickness))[0]
         for a, b in zip(torch.autograd.grad(got.square().sum(), parameters), wanted):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("operator", OPERATORS_OF_USERS)
+def test_operators_of_users_are_computed_alike_in_training_eval_and_inference(
+    operator, monkeypatch
+):
+    """Strips, folded norms and work in place are for those that say they can take it."""
+    monkeypatch.setitem(OPERATORS, operator.__name__, operator)
+    monkeypatch.setattr(inference, "STRIP_BYTES", 4000)
+    backbone = TruncatedDenseNet3D(dict(type=operator.__name__), **SMALL).double()
+    randomise_norms(backbone)
+    volumes, thickness = images(size=64), torch.tensor([1.0, 5.0], dtype=torch.float64)
+
+    def plain_maps(backbone):
+        """Layer by layer, through `forward` of the operators and the norms as they are."""
+        x = backbone.root(volumes)
+        for i in (1, 2, 3):
+            if i > 1:
+                transition = getattr(backbone, f"transition{i - 1}")
+                x = F.avg_pool3d(transition.conv(F.relu(transition.norm(x))), (1, 2, 2))
+            for layer in getattr(backbone, f"denseblock{i}").children():
+                y = layer.conv1(F.relu(layer.norm1(x)), thickness)
+                y = layer.conv2(F.relu(layer.norm2(y)), thickness)
+                x = torch.cat([x, y], 1)
+            yield x
+
+    for training in (True, False):
+        backbone.train(training)
+        expected = list(plain_maps(copy.deepcopy(backbone)))
+        for a, b in zip(copy.deepcopy(backbone)(volumes, thickness), expected):
+            torch.testing.assert_close(a, b)
+        with torch.no_grad():
+            for a, b in zip(copy.deepcopy(backbone)(volumes, thickness), expected):
+                torch.testing.assert_close(a, b)
+
+
+def test_hooks_on_operators_see_what_they_see_in_training():
+    """An operator with hooks is called as a whole, and its norm stays apart."""
+    backbone = TruncatedDenseNet3D(ALIGN, **SMALL).double().eval()
+    randomise_norms(backbone)
+    volumes, thickness = images(), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    seen = []
+    for name, module in backbone.named_modules():
+        if name.endswith(("conv1", "conv2")):
+            module.register_forward_hook(lambda module, x, y: seen.append(y.detach().clone()))
+    maps = backbone(volumes, thickness)
+    with_graph, seen[:] = list(seen), []
+    with torch.no_grad():
+        for a, b in zip(backbone(volumes, thickness), maps):
+            torch.testing.assert_close(a, b)
+    assert len(seen) == len(with_graph) == 14
+    for a, b in zip(seen, with_graph):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("fusion", [ALIGN, dict(type="A3DConv", num_slices=3)])
