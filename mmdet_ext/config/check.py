@@ -213,8 +213,11 @@ def unknown_name(path: str, holder: Mapping, valid: Iterable[str], rest: str = "
 
 def valid_names(config: Mapping, holder: Mapping, path: str) -> Valid:
     """The options that the dict at `path` of the config, `holder`, may have."""
-    if path in UNTYPED:
-        return Valid(UNTYPED[path], "refused")
+    if path == "resize":  # goes to every RandomAffineResize
+        taken = arguments(registries.TRANSFORMS.get("RandomAffineResize"))
+        return Valid({*taken.defaults}, taken.others)
+    if (known := "stack" if path.endswith(".dataset.stack") else path) in UNTYPED:
+        return Valid(UNTYPED[known], "refused")
     if "type" not in holder:
         if not path.startswith("model.") or not READ_BY_THE_MODEL & {*path.split(".")}:
             return Valid(set(), "kept")

@@ -160,7 +160,8 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         NMS and the decoding of boxes are not counted.
 
     Raises:
-        ValueError: size is not a positive multiple of 32; a detector with other parts.
+        ValueError: size is not a positive multiple of 32; a detector with other parts, or with one
+            that does not run on its own or without data (deformable convolutions).
     """
     slices, config_size = input_shape(config)
     size = size or config_size
@@ -168,9 +169,9 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         raise ValueError(f"size must be a positive multiple of 32 px, got {size}")
     options = copy.deepcopy(config.model)
     options.backbone.init_cfg = None
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        # As in training: at inference norms go into the kernels, but the papers count them.
-        model = MODELS.build(options).train()
+    # As in training: at inference norms go into the kernels, but the papers count them.
+    model = _build_without_data(options).train()
+    with torch.device("meta"):
         if not isinstance(model, (SingleStageDetector, TwoStageDetector)):
             raise ValueError(f"{options.type} is neither a single-stage nor a two-stage detector")
         if isinstance(model.data_preprocessor, CTDataPreprocessor):
@@ -178,14 +179,14 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         else:
             inputs = (torch.empty(1, 3, size, size),)
         parts = {}
-        parts["backbone"], features = count(model.backbone, *inputs)
+        parts["backbone"], features = _count_option("backbone", model.backbone, *inputs)
         if model.with_neck:
-            parts["neck"], features = count(model.neck, features)
+            parts["neck"], features = _count_option("neck", model.neck, features)
         if isinstance(model, TwoStageDetector):
-            parts["rpn_head"], _ = count(model.rpn_head, features)
+            parts["rpn_head"], _ = _count_option("rpn_head", model.rpn_head, features)
             parts |= _roi_head_parts(model)
         else:
-            parts["bbox_head"], _ = count(model.bbox_head, features)
+            parts["bbox_head"], _ = _count_option("bbox_head", model.bbox_head, features)
     parameters = sum(p.numel() for p in model.parameters())
     counted = sum(part.parameters for part in parts.values())
     if counted != parameters:
@@ -194,6 +195,27 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
             "such a detector cannot be counted"
         )
     return parts
+
+
+def _build_without_data(options: dict) -> nn.Module:
+    """The model with tensors that hold no data."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        try:
+            with torch.device("meta"):
+                return MODELS.build(copy.deepcopy(options))
+        except RuntimeError:  # a constructor that looks at its numbers, as Swin's
+            return MODELS.build(options).to("meta")
+
+
+def _count_option(option: str, part: nn.Module, *inputs) -> tuple[Complexity, object]:
+    """`count` of the part that `model.<option>` describes, which an error names."""
+    try:
+        return count(part, *inputs)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model.{option}: {type(part).__name__} cannot be counted, which takes a part that runs on its own "
+            f"and without data: {error}"
+        ) from error
 
 
 def _roi_head_parts(model: TwoStageDetector) -> dict[str, Complexity]:
@@ -212,11 +234,11 @@ def _roi_head_parts(model: TwoStageDetector) -> dict[str, Complexity]:
                 number, extractor.out_channels, *extractor.roi_layers[0].output_size
             )
             if head.with_shared_head:
-                shared, regions = count(head.shared_head, regions)
+                shared, regions = _count_option("roi_head.shared_head", head.shared_head, regions)
                 if "shared_head" in parts:
                     shared.parameters = 0  # once
                 parts["shared_head"] = parts.get("shared_head", Complexity()) + shared
-            of_stage, _ = count(stage, regions)
+            of_stage, _ = _count_option(f"roi_head.{name}_head", stage, regions)
             parts[f"{name}_head"] = parts.get(f"{name}_head", Complexity()) + of_stage
     return parts
 

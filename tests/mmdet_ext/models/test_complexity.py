@@ -125,7 +125,13 @@ class MatmulMix(EinsumMix):
         return (weight @ x.flatten(3)).view(x.shape)
 
 
-@pytest.mark.parametrize("operator", [EinsumMix, MatmulMix])
+class BroadcastMix(EinsumMix):
+    def fuse(self, x, thickness):
+        weight = x.new_empty(x.shape[2], x.shape[2], 1, 1)
+        return (weight * x.unsqueeze(2)).sum(3)
+
+
+@pytest.mark.parametrize("operator", [EinsumMix, MatmulMix, BroadcastMix])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_mixing_of_slices_is_not_in_the_papers_figures_however_it_is_written(operator, inplace):
     conv = nn.Sequential(operator(4, 6, 3, padding=1, bias=False)).to("meta")
@@ -181,6 +187,7 @@ def test_a_2d_single_stage_detector():
     [
         ("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", "neck rpn_head bbox_head mask_head"),
         ("faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py", "rpn_head shared_head bbox_head"),
+        ("swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py", "neck rpn_head bbox_head mask_head"),
     ],
 )
 def test_every_parameter_is_in_one_part(path, names):
@@ -193,6 +200,8 @@ def test_every_parameter_is_in_one_part(path, names):
     [
         ("detr/detr_r50_8xb2-150e_coco.py", "DETR is neither"),
         ("grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco.py", "parameters outside its backbone"),
+        ("dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py", "model.backbone: ResNet cannot be counted"),
+        ("double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py", "model.roi_head.bbox_head: Double"),
     ],
 )
 def test_a_detector_that_cannot_be_counted_is_named(path, message):
