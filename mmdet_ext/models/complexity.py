@@ -213,7 +213,7 @@ def _count_option(option: str, part: nn.Module, *inputs) -> tuple[Complexity, ob
         return count(part, *inputs)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"model.{option}: {type(part).__name__} cannot be counted: it has to run on its own and "
+            f"model.{option}: {type(part).__name__} cannot be counted: it must run on its own and "
             f"without data, but {error}"
         ) from error
 
