@@ -24,6 +24,7 @@ from mmdet_ext.models.inference import (
     in_pieces,
     in_strips,
     norm_relu,
+    takes_strips,
 )
 from mmdet_ext.models.pretrained import fetch_weights
 from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
@@ -62,13 +63,16 @@ class DenseLayer(nn.Module):
             y = self.bottleneck(features, thickness)
         return self.conv2(y, thickness)
 
-    def without_graph(self, x: Tensor, thickness: Tensor) -> Tensor:
+    def infer(self, x: Tensor, thickness: Tensor) -> Tensor:
         """`forward` of all input channels in one map, where autograd does not record."""
+        conv = self.conv2
+        if not (takes_strips(self.conv1) and takes_strips(conv)):
+            return conv(self.bottleneck([x], thickness), thickness, inplace=True)
 
         def strip(x: Tensor) -> Tensor:
-            return self.conv2.fuse_(self.bottleneck([x], thickness), thickness)
+            return conv.fuse_(self.bottleneck([x], thickness), thickness)
 
-        return self.conv2.convolve(in_strips(self, strip, x), None)
+        return conv.convolve(in_strips(self, strip, x), conv.weight, conv.bias)
 
 
 class DenseBlock(nn.Module):
@@ -84,20 +88,20 @@ class DenseBlock(nn.Module):
 
     def forward(self, x: Tensor, thickness: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return self.without_graph(x, thickness)
+            return self.infer(x, thickness)
         features = [x]
         for layer in self.children():
             # A new list each time: checkpointing reads the one it was given again, later.
             features = [*features, layer(features, thickness)]
         return torch.cat(features, dim=1)
 
-    def without_graph(self, x: Tensor, thickness: Tensor) -> Tensor:
+    def infer(self, x: Tensor, thickness: Tensor) -> Tensor:
         """Every layer reads what is there of the output and writes its own part: no copies."""
         batch, channels, *size = x.shape
         out = empty_map(x, (batch, channels + len(self._modules) * self.growth, *size))
         out[:, :channels] = x
         for layer in self.children():
-            y = layer.without_graph(out[:, :channels], thickness)
+            y = layer.infer(out[:, :channels], thickness)
             out[:, channels : channels + self.growth] = y
             channels += self.growth
         return out
@@ -248,10 +252,13 @@ class TruncatedDenseNet3D(BaseModule):
                 cut.append(key)
             else:
                 unexpected.append(key)
-        # Files older than PyTorch 0.4 lack the batch counters; operators bring parameters of
-        # their own, which keep their initial values.
+        # Files older than PyTorch 0.4 lack the batch counters; operators bring parameters and
+        # modules of their own, which keep their initial values.
         own_only = {k for k in own if k.endswith("num_batches_tracked")}
-        own_only |= {k for k in own if not re.search(r"(conv\d?|norm\d?)\.(weight|bias|r\w+)$", k)}
+        for path, module in self.named_modules():
+            if isinstance(module, SliceConv):
+                keys = {f"{path}.{key}" for key in module.state_dict()}
+                own_only |= keys - {f"{path}.weight"}
         missing = [k for k in own if k not in loaded and k not in own_only]
         problems = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in unexpected]
         for key, value in loaded.items():

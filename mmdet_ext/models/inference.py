@@ -56,21 +56,39 @@ def conv_norm_relu(conv: SliceConv, norm: nn.BatchNorm3d, x: Tensor, *args, **kw
     affine = affine_of(norm)
     if affine is None:
         return F.relu(norm(conv(x, *args, **kwargs)), inplace=True)
-    return conv(x, *args, affine=affine, **kwargs).relu_()
+    # In place only where autograd does not record: the operator's last step may need its output.
+    y = conv(x, *args, affine=affine, **kwargs)
+    return F.relu(y, inplace=not torch.is_grad_enabled())
+
+
+def takes_strips(conv: SliceConv) -> bool:
+    """Whether strips of rows may go through `conv` one by one, and its two halves be called apart:
+    its class says that it is `pixelwise`, and no hook waits for its calls (pruning and spectral
+    norm have such hooks, for one)."""
+    return conv.pixelwise and not (conv._forward_pre_hooks or conv._forward_hooks)
+
+
+def looks_at_the_batch(module: nn.Module) -> bool:
+    """Whether anything in `module` is in training mode, or normalises without running statistics,
+    and so may look at the whole map that it is given."""
+    return any(
+        m.training or (isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is None)
+        for m in module.modules()
+    )
 
 
 def in_pieces(
     module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, dim: int, length: int
 ) -> Tensor:
     """function(x) of a (B, C, D, H, W) map, at inference on a CPU computed from pieces of `length`
-    along `dim`, for functions to which the pieces are independent.
+    along `dim`, for functions of `module` to which the pieces are independent there.
 
     What several passes write and read stays in the processor's cache, and what lies between input
     and output takes the memory of a piece.
     """
     size = x.shape[dim]
-    whole = torch.is_grad_enabled() or module.training or x.device.type != "cpu"
-    if whole or length >= size or torch.compiler.is_compiling():
+    whole = torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling()
+    if whole or length >= size or looks_at_the_batch(module):
         return function(x)
     out, done = None, 0
     for piece in x.split(length, dim):

@@ -1,30 +1,30 @@
-"""Context-fusion operators: 2D convolutions that also look along depth, one operator a file."""
+"""Context-fusion operators: 2D convolutions that also look along depth, one operator a file.
 
-from .a3d import A3DConv
-from .acs import ACSConv, MeanACSConv, SoftACSConv
-from .alignshift import AlignShiftConv
-from .i3d import I3DConv
-from .p3d import P3DConv
+Every file of this folder is imported, and what it registers is a name of this package.
+"""
+
+import importlib
+import pkgutil
+
+from .check import check_operator
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import Affine, SliceConv, conv_depth, fold, shift_depth, unfold
-from .tsm import TSMConv
+from .slice_conv import Affine, SliceConv, check_thickness, conv_depth, fold, shift_depth, unfold
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+globals().update(OPERATORS)
 
 __all__ = [
     "OPERATORS",
-    "A3DConv",
-    "ACSConv",
     "Affine",
-    "AlignShiftConv",
-    "I3DConv",
-    "MeanACSConv",
-    "P3DConv",
     "SliceConv",
-    "SoftACSConv",
-    "TSMConv",
     "build_conv3d",
+    "check_operator",
+    "check_thickness",
     "conv_depth",
     "fold",
     "register_operator",
     "shift_depth",
     "unfold",
 ]
+__all__ += sorted(OPERATORS.keys() - {"SliceConv"})

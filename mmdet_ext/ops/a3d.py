@@ -29,6 +29,8 @@ class A3DConv(SliceConv):
         ValueError: num_slices < 1; in `forward`, a volume of another depth.
     """
 
+    pixelwise = True
+
     def __init__(self, *args, num_slices: int, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if num_slices < 1:

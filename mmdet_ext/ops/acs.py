@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .registry import register_operator
-from .slice_conv import Affine, SliceConv, conv_depth, fold_affine, square_kernel
+from .slice_conv import SliceConv, conv_depth, square_kernel
 
 AXIAL, CORONAL, SAGITTAL = range(3)
 
@@ -66,6 +66,8 @@ class ACSConv(ThreeViewConv):
             where each view takes its own channels).
     """
 
+    pixelwise = linear = True
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.groups not in (1, self.in_channels):
@@ -74,10 +76,9 @@ class ACSConv(ThreeViewConv):
                 f"{self.in_channels} (depthwise), got {self.groups}"
             )
 
-    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.kernel_size == (1, 1):
-            return super().convolve(x, affine)
-        weight, whole_bias = fold_affine(self.weight, self.bias, affine)
+            return super().convolve(x, weight, bias)
         depthwise = self.groups > 1
         if depthwise:
             # One input channel an output channel, so that both split alike.
@@ -87,9 +88,9 @@ class ACSConv(ThreeViewConv):
         for view, (start, end) in enumerate(pairwise(share)):
             if start == end:
                 continue
-            bias = None if whole_bias is None else whole_bias[start:end]
             inputs, groups = (x[:, start:end], end - start) if depthwise else (x, 1)
-            outputs.append(self.view(view, inputs, weight[start:end], bias, groups))
+            part = None if bias is None else bias[start:end]
+            outputs.append(self.view(view, inputs, weight[start:end], part, groups))
         return torch.cat(outputs, dim=1)
 
 
@@ -104,10 +105,11 @@ class MeanACSConv(ThreeViewConv):
         ValueError: a kernel that is not square.
     """
 
-    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
+    pixelwise = linear = True
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.kernel_size == (1, 1):
-            return super().convolve(x, affine)
-        weight, bias = fold_affine(self.weight, self.bias, affine)
+            return super().convolve(x, weight, bias)
         shares = self.shares()
         # The bias enters once, and a view's share goes into its kernel: convolution is linear.
         return sum(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .registry import register_operator
-from .slice_conv import Affine, SliceConv, conv_depth, fold_affine, square_kernel
+from .slice_conv import SliceConv, square_kernel
 
 
 @register_operator
@@ -44,7 +44,3 @@ class I3DConv(SliceConv):
         if weight is not None and weight.ndim == 4:
             state_dict[prefix + "weight"] = self._inflate(weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
-        weight, bias = fold_affine(self.weight, self.bias, affine)
-        return conv_depth(x, weight, bias, self.stride, self.sides, self.dilation, self.groups)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .registry import register_operator
-from .slice_conv import Affine, SliceConv, conv_depth, fold_affine, square_kernel
+from .slice_conv import SliceConv, conv_depth, square_kernel
 
 
 @register_operator
@@ -26,6 +26,9 @@ class P3DConv(SliceConv):
         ValueError: a kernel that is not square.
     """
 
+    # Not linear: the second step mixes the output channels of the first.
+    pixelwise = True
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         size = square_kernel(self, "K is the depth of the second kernel")
@@ -42,6 +45,6 @@ class P3DConv(SliceConv):
         self.depth_weight.zero_()
         self.depth_weight[:, :, (taps - 1) // 2, 0, 0] = identity.to(self.depth_weight)
 
-    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
-        weight, bias = fold_affine(self.depth_weight, None, affine)
-        return conv_depth(super().convolve(x, None), weight, bias, groups=self.groups)
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = super().convolve(x, weight, bias)
+        return conv_depth(y, self.depth_weight, groups=self.groups)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import difflib
 
-from torch import nn
+from .slice_conv import SliceConv
 
-OPERATORS: dict[str, type[nn.Module]] = {}
+OPERATORS: dict[str, type[SliceConv]] = {"SliceConv": SliceConv}
 
 
-def register_operator(operator: type[nn.Module]) -> type[nn.Module]:
+def register_operator(operator: type[SliceConv]) -> type[SliceConv]:
     """Class decorator: makes `operator`, a subclass of `SliceConv`, buildable by its class name.
 
-    Raises TypeError for a class without `fuse` and `convolve`, which the backbone calls.
+    Raises TypeError for another class, ValueError for a name that another operator has.
     """
-    if not (hasattr(operator, "fuse") and hasattr(operator, "convolve")):
-        raise TypeError(f"{operator.__name__}: an operator derives from mmdet_ext.ops.SliceConv")
-    OPERATORS[operator.__name__] = operator
+    name = operator.__name__
+    if not issubclass(operator, SliceConv):
+        raise TypeError(f"{name}: an operator derives from mmdet_ext.ops.SliceConv")
+    if OPERATORS.setdefault(name, operator) is not operator:
+        raise ValueError(
+            f"{operator.__module__}: there is an operator {name} already, in "
+            f"{OPERATORS[name].__module__}; give yours another name"
+        )
     return operator
 
 
 def build_conv3d(
     config: dict | str, in_channels: int, out_channels: int, kernel_size: int, **kwargs
-) -> nn.Module:
+) -> SliceConv:
     """Builds a context-fusion operator.
 
     Args:

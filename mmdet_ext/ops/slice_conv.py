@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .registry import register_operator
-
 Pair = int | tuple[int, int]
 Affine = tuple[Tensor, Tensor]
 
@@ -95,11 +93,9 @@ def conv_depth(
 
 
 def fold_affine(
-    weight: Tensor, bias: Tensor | None, affine: Affine | None
+    weight: Tensor, bias: Tensor | None, affine: Affine
 ) -> tuple[Tensor, Tensor | None]:
     """The kernel (C', ...) and bias whose convolution has times scale plus shift in it."""
-    if affine is None:
-        return weight, bias
     scale, shift = affine
     weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
     return weight, shift if bias is None else torch.addcmul(shift, scale, bias)
@@ -132,15 +128,26 @@ def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tens
     return thickness
 
 
-@register_operator
 class SliceConv(nn.Module):
     """No fusion: one 2D convolution for every slice (A3D, MICCAI 2021, section 2.1 (a)).
 
         out[b, :, d] = conv2d(fuse(x)[b, :, d], weight) + bias
 
     where `fuse` is the identity. Operators that mix slices before a per-slice convolution (TSM,
-    AlignShift, A3D) override `fuse`, those whose kernel reaches along depth `convolve`. Depth is
-    kept.
+    AlignShift, A3D) override `fuse`, those that convolve in another way `convolve`. Depth is kept.
+
+    The backbone calls `fuse` and `convolve` apart at inference, and lets a norm that follows go
+    into the convolution. What it may do to an operator, the class says of its own methods:
+
+        pixelwise: `fuse` mixes no pixels of a slice, and `convolve` none further apart than its
+            kernel reaches, so that strips of rows may go through the operator one by one.
+        linear: `convolve` is linear in weight and bias, every output channel in its own:
+            convolve(x, s * weight, s * bias + t) = s * convolve(x, weight, bias) + t, so that a
+            norm may go into them.
+
+    Both are True here. In a subclass that overrides such a method they are False until it says
+    otherwise: then it runs on whole maps, and norms come after it. `check_operator` tells whether
+    what a class says is true.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -149,10 +156,15 @@ class SliceConv(nn.Module):
 
     Attributes:
         weight: (out_channels, in_channels / groups, K, K), so that 2D checkpoints load unchanged.
+            One that reaches along depth has the number of taps ahead of K, K (see `conv_depth`).
 
     Raises:
         ValueError: sizes out of range, or channels that `groups` does not divide.
+        TypeError: on defining a subclass that overrides `forward`, or `fuse_` without `fuse`.
     """
+
+    pixelwise = True
+    linear = True
 
     def __init__(
         self,
@@ -192,9 +204,21 @@ class SliceConv(nn.Module):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:
+        if defined_at(cls, "forward") < cls.__mro__.index(SliceConv):
             # The backbone calls the two halves of `forward` by themselves.
             raise TypeError(f"{cls.__name__}: override fuse or convolve, not forward")
+        if defined_at(cls, "fuse_") < defined_at(cls, "fuse"):
+            raise TypeError(
+                f"{cls.__name__}: fuse_ is fuse in place, for inference; training calls fuse: "
+                "define both in one class"
+            )
+        # What a class says of its methods, or does in their stead, holds for these, and not for
+        # what a subclass or a mixin puts in their place.
+        if defined_at(cls, "fuse_") > defined_at(cls, "fuse"):
+            cls.fuse_ = SliceConv.fuse_
+        for promise, methods in (("pixelwise", ("fuse", "convolve")), ("linear", ("convolve",))):
+            if any(defined_at(cls, promise) > defined_at(cls, method) for method in methods):
+                setattr(cls, promise, False)
 
     def _sides(self) -> tuple[int, int, int, int]:
         """Zero padding left, right, top, bottom."""
@@ -227,19 +251,22 @@ class SliceConv(nn.Module):
         self.weight.copy_(weight)
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        """Mixes slices ahead of the convolution; (B, C, D, H, W) -> the same shape."""
+        """Mixes slices ahead of the convolution; (B, C, D, H, W) and (B,) mm or None -> the same
+        shape. `x` stays as it is."""
         return x
 
     def fuse_(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         """`fuse` that may overwrite `x`, for operators that save memory traffic by it."""
         return self.fuse(x, thickness)
 
-    def convolve(self, x: Tensor, affine: Affine | None) -> Tensor:
-        """The convolution, then `affine`; (B, C, D, H, W) -> (B, C', D, H', W')."""
-        weight, bias = fold_affine(self.weight, self.bias, affine)
-        return conv_depth(
-            x, weight.unsqueeze(2), bias, self.stride, self.sides, self.dilation, self.groups
-        )
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, C, D, H, W) -> (B, C', D, H', W').
+
+        `weight` and `bias` are the operator's own or have a norm in them: an override uses these,
+        not `self.weight` and `self.bias`.
+        """
+        weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
+        return conv_depth(x, weight, bias, self.stride, self.sides, self.dilation, self.groups)
 
     def forward(
         self,
@@ -253,15 +280,22 @@ class SliceConv(nn.Module):
             x: (B, C, D, H, W).
             thickness: (B,) mm.
             affine: (scale, shift), each (C',): the result times scale plus shift, as a norm that
-                follows the convolution has it at inference. It goes into the kernel and costs
-                nothing.
+                follows the convolution has it at inference. It costs nothing where `convolve` is
+                linear.
             inplace: `x` may be overwritten, unless autograd records.
 
         Returns:
             (B, C', D, H', W').
         """
         fuse = self.fuse_ if inplace and not torch.is_grad_enabled() else self.fuse
-        return self.convolve(fuse(x, thickness), affine)
+        x = fuse(x, thickness)
+        if affine is None:
+            return self.convolve(x, self.weight, self.bias)
+        if self.linear:
+            return self.convolve(x, *fold_affine(self.weight, self.bias, affine))
+        y = self.convolve(x, self.weight, self.bias)
+        scale, shift = (a.to(y.dtype).view(-1, 1, 1, 1) for a in affine)
+        return torch.addcmul(shift, y, scale)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -271,6 +305,11 @@ class SliceConv(nn.Module):
         if any(self.sides):
             text += f", padding={self.padding!r}"
         return text if self.bias is not None else text + ", bias=False"
+
+
+def defined_at(cls: type, name: str) -> int:
+    """Where in the order of inheritance, 0 for `cls` itself, `name` is defined."""
+    return next(i for i, parent in enumerate(cls.__mro__) if name in vars(parent))
 
 
 def in_plane_pair(name: str, value: Pair, least: int = 1) -> tuple[int, int]:

@@ -29,22 +29,37 @@ class TSMConv(SliceConv):
         ValueError: n_fold < 2.
     """
 
+    pixelwise = True
+    zero_padding = True
+
     def __init__(self, *args, n_fold: int = 8, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if n_fold < 2:
             raise ValueError(f"n_fold must be at least 2, got {n_fold}")
         self.n_fold = n_fold
 
-    def shift(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
-        """What `ChannelShift` is to do with `x`: fold, alpha and zero_padding."""
-        return self.in_channels // self.n_fold, None, True
+    def alpha(self, thickness: Tensor | None, batch: int) -> Tensor | None:
+        """The share of the neighbouring slice in a shifted channel, (B,); None is 1."""
+        return None
+
+    def how(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
+        """What `shift_channels_` is to do with `x`: fold, alpha and zero_padding."""
+        alpha = self.alpha(thickness, len(x))
+        if alpha is not None:
+            if alpha.requires_grad:
+                raise TypeError(
+                    f"{type(self).__name__}: alpha gets no gradient here; to learn it, derive from "
+                    "SliceConv and write fuse with torch's own functions"
+                )
+            alpha = alpha.to(x.dtype).view(-1, 1, 1, 1, 1)
+        return self.in_channels // self.n_fold, alpha, self.zero_padding
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        return ChannelShift.apply(x, *self.shift(x, thickness))
+        return ChannelShift.apply(x, *self.how(x, thickness))
 
     def fuse_(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        fold, *how = self.shift(x, thickness)
-        return shift_channels_(x, x[:, : 2 * fold].clone(), fold, *how)
+        fold, alpha, zero_padding = self.how(x, thickness)
+        return shift_channels_(x, x[:, : 2 * fold].clone(), fold, alpha, zero_padding)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_fold={self.n_fold}"
