@@ -29,7 +29,7 @@ def _case(fusion: str, slices: int, size: int, batch: int) -> Case:
     backbone.eval(), neck.eval()
     images, thickness = plain.volumes(batch, slices, size)
 
-    ours = plain.without_graph(lambda: neck(backbone.maps(images, thickness))[0])
-    baseline = plain.without_graph(lambda: plain.network(backbone, neck, images, thickness))
+    ours = plain.at_inference(lambda: neck(backbone.maps(images, thickness))[0])
+    baseline = plain.at_inference(lambda: plain.network(backbone, neck, images, thickness))
     name = f"{fusion} {slices} x {size} x {size}, batch {batch}"
     return Case(name, ours, baseline, plain.close, memory=True)

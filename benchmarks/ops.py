@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks import plain, train_step
+from benchmarks import plain, train_step, twins
 from benchmarks.measure import Case
 from mmdet_ext.ops import OPERATORS, build_conv3d
 
@@ -35,7 +35,7 @@ def _alone(
     name: str, channels: int, out_channels: int, kernel: int, slices: int, size: int
 ) -> Case:
     torch.manual_seed(0)
-    options = plain.operator_config(name, slices)
+    options = twins.config(name, slices)
     conv = build_conv3d(options, channels, out_channels, kernel, padding=kernel // 2, bias=False)
     conv = conv.to(plain.DEVICE)
     x = torch.randn(1, channels, slices, size, size, device=plain.DEVICE)
@@ -43,8 +43,8 @@ def _alone(
     ours = x.contiguous(memory_format=torch.channels_last_3d)
     return Case(
         f"{name} {kernel} x {kernel}, {channels} -> {out_channels}",
-        plain.without_graph(lambda: conv(ours, thickness)),
-        plain.without_graph(lambda: plain.operator(conv, x, thickness)),
+        plain.at_inference(lambda: conv(ours, thickness)),
+        plain.at_inference(lambda: twins.plain(conv, x, thickness)),
         plain.close,
         memory=True,
     )
@@ -55,7 +55,7 @@ def _in_backbone(name: str, slices: int, size: int) -> Case:
         backbone, neck = plain.build(operator, slices)
         backbone.eval(), neck.eval()
         images, thickness = plain.volumes(1, slices, size)
-        return plain.without_graph(lambda: neck(backbone.maps(images, thickness))[0])
+        return plain.at_inference(lambda: neck(backbone.maps(images, thickness))[0])
 
     return Case(f"{name} backbone, to SliceConv's", run(name), run("SliceConv"), same_shape)
 

@@ -158,14 +158,15 @@ def check_slice_by_slice(make: Make) -> None:
     "work on x.clone() or out of place in fuse; do in fuse_ what fuse does, or leave it out",
 )
 def check_in_place(make: Make) -> None:
-    for conv in both(make):
-        x = volumes()
-        kept = x.clone()
-        expected = conv(x, THICKNESS)
-        with torch.no_grad():
-            same(conv(x, THICKNESS), expected, "where autograd does not record")
-            same(x, kept, "the input of fuse")
-            same(conv(x, THICKNESS, inplace=True), expected, "in place")
+    for depth in (SLICES, 2, 1):
+        for conv in both(make, depth=depth):
+            x = volumes(depth)
+            kept = x.clone()
+            expected = conv(x, THICKNESS, inplace=True)  # autograd records: not in place
+            with torch.no_grad():
+                same(conv(x, THICKNESS), expected, "where autograd does not record")
+                same(x, kept, "the input of fuse")
+                same(conv(x, THICKNESS, inplace=True), expected, "in place")
 
 
 @promise(
