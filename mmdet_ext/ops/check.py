@@ -243,7 +243,7 @@ def check_thickness_meaning(make: Make) -> None:
 )
 def check_gradients(make: Make) -> None:
     for conv in both(make):
-        x = volumes()[:, :, :, :3, :2].requires_grad_()
+        x = volumes()[:, :, :, :3, :2].contiguous().requires_grad_()
         names, parameters = zip(*conv.named_parameters(), strict=True)
 
         def run(x, *parameters, conv=conv, names=names):

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import plain
+from benchmarks.twins import TWINS, config
 from mmdet_ext.models import inference
 from mmdet_ext.models.densenet import TruncatedDenseNet3D
 from mmdet_ext.models.neck import KeySliceFPN
 from mmdet_ext.models.pretrained import fetch_weights
-from mmdet_ext.ops import OPERATORS
+from mmdet_ext.ops import OPERATORS, SliceConv
 
 SMALL = dict(growth=4, bn_size=2, block_config=(2, 3, 2), stem_channels=8)
 ALIGN = dict(type="AlignShiftConv", n_fold=4)
-OWN = {"A3DConv": dict(num_slices=3), "TSMConv": dict(n_fold=4), "AlignShiftConv": dict(n_fold=4)}
 every_operator = pytest.mark.parametrize(
-    "fusion", [dict(type=name, **OWN.get(name, {})) for name in OPERATORS], ids=list(OPERATORS)
+    "fusion", [config(name, 3, twin.variants[0]) for name, twin in TWINS.items()], ids=list(TWINS)
 )
 
 
@@ -142,6 +142,25 @@ def test_pieces_are_of_the_asked_length_and_only_at_inference_on_a_cpu():
         module.eval()
     inference.in_pieces(module, halve, x, dim=3, length=4)
     assert seen == [10, 10]
+
+
+def test_imagenet_weights_load_beside_whatever_an_operator_holds(monkeypatch):
+    """Modules and parameters of its own, whatever their names."""
+
+    class Own(SliceConv):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.rate = nn.Parameter(torch.ones(1))
+            self.norm = nn.BatchNorm3d(self.in_channels)
+            self.conv1 = SliceConv(self.in_channels, self.in_channels, 1)
+
+    monkeypatch.setitem(OPERATORS, "Own", Own)
+    backbone = TruncatedDenseNet3D(dict(type="Own"))
+    weights = imagenet_file(".")
+    report = backbone.load_imagenet(weights)
+    assert "84 rate" in report
+    expected = weights["features.denseblock1.denselayer1.conv.1.weight"]
+    assert torch.equal(backbone.denseblock1.denselayer1.conv1.weight, expected)
 
 
 def test_norms_of_the_batch_are_counted_without_a_graph_too():
