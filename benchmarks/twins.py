@@ -43,6 +43,8 @@ def twin(operator: str, *variants: dict) -> Callable:
 
 def plain(conv: SliceConv, x: Tensor, thickness: Tensor | None = None) -> Tensor:
     """What `conv` computes: (B, C, D, H, W) and (B,) mm -> (B, C', D, H', W')."""
+    if type(conv).__name__ not in TWINS:
+        raise ValueError(f"{type(conv).__name__} has no twin yet: write it in benchmarks/twins.py")
     return TWINS[type(conv).__name__].function(conv, x, thickness)
 
 

@@ -1,6 +1,3 @@
 # 2.5D x7 of "AlignShift" (MICCAI 2020), Tables 2 and 3: slices are the channels of the 2D network.
-_base_ = "_base_/detector_7slice.py"
-model = dict(
-    backbone=dict(slices_as_channels=True, in_channels=_base_.num_slices, stem="tile"),
-    neck=dict(num_slices=1),
-)
+_base_ = "25d_3slice.py"
+stack = dict(num_slices=7)

@@ -1,3 +1,3 @@
 # A3D x7 of "Asymmetric 3D Context Fusion" (MICCAI 2021), Tables 2 and 3.
-_base_ = "_base_/detector_7slice.py"
-model = dict(backbone=dict(fusion=dict(type="A3DConv", num_slices=_base_.num_slices)))
+_base_ = "a3d_3slice.py"
+stack = dict(num_slices=7)

@@ -1,5 +1,5 @@
 # ACS x3 of "Reinventing 2D Convolutions for 3D Images" (JBHI 2021), Table VII.
-_base_ = "_base_/detector_3slice.py"
+_base_ = "_base_/detector.py"
 model = dict(backbone=dict(fusion=dict(type="ACSConv")))
 
 # The ACS paper lowers the learning rate earlier than the others.

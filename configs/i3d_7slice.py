@@ -1,3 +1,3 @@
 # I3D x7 of "Asymmetric 3D Context Fusion" (MICCAI 2021), Table 2.
-_base_ = "_base_/detector_7slice.py"
-model = dict(backbone=dict(fusion=dict(type="I3DConv")))
+_base_ = "i3d_3slice.py"
+stack = dict(num_slices=7)

@@ -1,5 +1,5 @@
 # Mean-ACS x3: a variant in "Reinventing 2D Convolutions for 3D Images" (JBHI 2021), Eq. 4.
-_base_ = "_base_/detector_3slice.py"
+_base_ = "_base_/detector.py"
 model = dict(backbone=dict(fusion=dict(type="MeanACSConv")))
 
 # The ACS paper lowers the learning rate earlier than the others.

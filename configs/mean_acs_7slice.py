@@ -1,9 +1,3 @@
 # Mean-ACS x7: a variant in "Reinventing 2D Convolutions for 3D Images" (JBHI 2021), Eq. 4.
-_base_ = "_base_/detector_7slice.py"
-model = dict(backbone=dict(fusion=dict(type="MeanACSConv")))
-
-# The ACS paper lowers the learning rate earlier than the others.
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(type="MultiStepLR", by_epoch=True, milestones=[10, 13], gamma=0.1, end=20),
-]
+_base_ = "mean_acs_3slice.py"
+stack = dict(num_slices=7)

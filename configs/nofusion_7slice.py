@@ -1,4 +1,4 @@
 # No fusion x7 of "Asymmetric 3D Context Fusion" (MICCAI 2021), Table 2: slices meet in the neck
 # only.
-_base_ = "_base_/detector_7slice.py"
-model = dict(backbone=dict(fusion=dict(type="SliceConv")))
+_base_ = "nofusion_3slice.py"
+stack = dict(num_slices=7)

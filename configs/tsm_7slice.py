@@ -1,3 +1,3 @@
 # TSM x7 of "AlignShift" (MICCAI 2020), Tables 2 and 3.
-_base_ = "_base_/detector_7slice.py"
-model = dict(backbone=dict(fusion=dict(type="TSMConv", n_fold=8)))
+_base_ = "tsm_3slice.py"
+stack = dict(num_slices=7)

@@ -1,19 +1,20 @@
 # DeepLesion (or a phantom of its format) prepared by tools/prepare_data.py.
-# num_slices and the thickness policy are set by each experiment on LoadCTSlices.
 data_root = "{{$DEEPLESION_ROOT:data/DeepLesion}}"
-num_slices = 3
-image_size = 512
 
-load_slices = dict(type="LoadCTSlices", num_slices=num_slices, policy="normalize")
+# Which slices around a key slice the network sees, and what becomes of them in-plane: stated here
+# once for the detector and for training, validation and test.
+stack = dict(num_slices=3, policy="normalize", target_mm=2.0, interpolation="exact")
+resize = dict(size=512)
+
 train_pipeline = [
-    load_slices,
+    dict(type="LoadCTSlices"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="RandomAffineResize", size=image_size),
+    dict(type="RandomAffineResize"),
     dict(type="PackCTInputs"),
 ]
 test_pipeline = [
-    load_slices,
-    dict(type="RandomAffineResize", size=image_size, prob=0, flip_prob=0),
+    dict(type="LoadCTSlices"),
+    dict(type="RandomAffineResize", augment=False),
     dict(type="PackCTInputs"),
 ]
 

@@ -1,5 +1,5 @@
 # The detector of the AlignShift and A3D papers: truncated DenseNet-121 3D backbone, 3D-to-2D neck,
-# Mask R-CNN heads on one stride-4 map. The experiment sets the fusion operator and num_slices.
+# Mask R-CNN heads on one stride-4 map. The experiment sets the fusion operator.
 model = dict(
     type="KeySliceMaskRCNN",
     data_preprocessor=dict(type="CTDataPreprocessor", low=-1024, high=2050, shift=50),
@@ -13,7 +13,7 @@ model = dict(
             checkpoint="https://download.pytorch.org/models/densenet121-a639ec97.pth",
         ),
     ),
-    neck=dict(type="KeySliceFPN", in_channels=(256, 512, 1024), num_slices=3, out_channels=512),
+    neck=dict(type="KeySliceFPN", in_channels=(256, 512, 1024), out_channels=512),
     rpn_head=dict(
         type="RPNHead",
         in_channels=512,

@@ -2,7 +2,7 @@
 # from scratch on a phantom in a few minutes of two CPU cores. Same classes, other numbers.
 _base_ = "../alignshift_3slice.py"
 channels = 64
-image_size = 192
+resize = dict(size=192, prob=0.3)
 
 model = dict(
     # Of 256 levels over the papers' 3074 HU a faint lesion would have three or four: learnt too
@@ -29,14 +29,10 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
 )
 
-augment = dict(type="RandomAffineResize", size=image_size, prob=0.3)
-resize = dict(type="RandomAffineResize", size=image_size, prob=0, flip_prob=0)
-train_pipeline = [*_base_.train_pipeline[:2], augment, dict(type="PackCTInputs")]
-test_pipeline = [_base_.load_slices, resize, dict(type="PackCTInputs")]
 auto_scale_lr = dict(base_batch_size=4)
-train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
-test_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(batch_size=4, num_workers=1)
+val_dataloader = dict(num_workers=1)
+test_dataloader = dict(num_workers=1)
 
 # From random weights Adam gets there in fewer steps than SGD; what has no normalisation follows
 # more slowly than the backbone.

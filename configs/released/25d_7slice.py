@@ -1,7 +1,3 @@
 # 2.5D x7 as released: the higher score threshold.
-_base_ = "../_base_/released_7slice.py"
-model = dict(
-    backbone=dict(slices_as_channels=True, in_channels=_base_.num_slices, stem="tile"),
-    neck=dict(num_slices=1),
-    test_cfg=dict(rcnn=dict(score_thr=5e-3)),
-)
+_base_ = "25d_3slice.py"
+stack = dict(num_slices=7)

@@ -1,6 +1,6 @@
 # A3D x3 as released: the lower score threshold.
-_base_ = "../_base_/released_3slice.py"
+_base_ = "../_base_/released.py"
 model = dict(
-    backbone=dict(fusion=dict(type="A3DConv", num_slices=_base_.num_slices)),
+    backbone=dict(fusion=dict(type="A3DConv")),
     test_cfg=dict(rcnn=dict(score_thr=5e-5)),
 )

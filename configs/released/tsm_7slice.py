@@ -1,5 +1,3 @@
 # TSM x7 as released: the lower score threshold.
-_base_ = "../_base_/released_7slice.py"
-model = dict(
-    backbone=dict(fusion=dict(type="TSMConv", n_fold=8)), test_cfg=dict(rcnn=dict(score_thr=5e-5))
-)
+_base_ = "tsm_3slice.py"
+stack = dict(num_slices=7)

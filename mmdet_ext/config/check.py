@@ -20,6 +20,7 @@ from torch.distributed import init_process_group
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
+from deeplesion.data.slices import plan_stack
 from mmdet_ext.config.signatures import arguments
 from mmdet_ext.ops import OPERATORS
 
@@ -81,6 +82,7 @@ UNTYPED = {
         "custom_keys", "lr_mult", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult",
         "dwconv_decay_mult", "flat_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate",
     },
+    "stack": _names(plan_stack) - {"key_slice", "thickness_mm", "slice_range"},
     "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
     "env_cfg.mp_cfg": {"mp_start_method", "opencv_num_threads"},
     "env_cfg.dist_cfg": _names(init_process_group),
@@ -101,6 +103,8 @@ NAMED_BY_USER = {"optim_wrapper.paramwise_cfg.custom_keys"}
 RUNNER = (_names(Runner.__init__) - {"self", "cfg"}) | {
     "custom_imports",
     "model_wrapper_cfg",
+    "stack",
+    "resize",
     "find_unused_parameters",
     "sync_bn",
     "compile",

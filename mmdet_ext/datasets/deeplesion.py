@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from mmengine.logging import print_log
 
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.coco import read_annotations
+from deeplesion.data.slices import plan_stack
 from deeplesion.errors import CacheError, DataError, MissingDataError
 from mmdet_ext.datasets.sampler import SampleKey
 from mmdet_ext.random_states import seeded
@@ -39,6 +41,8 @@ class DeepLesionDataset(CocoDataset):
     the annotations as the file has them (pixel-centre coordinates), for evaluation.
 
     Args:
+        stack: which slices around a key slice are looked at, what `load_slices` takes: `num_slices`
+            (D, odd), `policy`, `target_mm`, `interpolation`.
         cache: folder, maybe below `data_root`, that `tools/prepare_data.py --cache` wrote; where it
             is there, slices are read from it instead of from their PNGs.
         on_bad_slice: what a slice that is missing, damaged or of the wrong size does in training:
@@ -47,14 +51,22 @@ class DeepLesionDataset(CocoDataset):
     Raises:
         MissingDataError: the annotation file is missing, with how to get or make the data.
         DataError: it is not as `read_annotations` wants it, or, of training, has no lesions.
-        ValueError: an `on_bad_slice` that is neither, or 'skip' in testing.
+        ValueError: a `stack` out of its range; an `on_bad_slice` that is neither, or 'skip' in
+            testing.
     """
 
     METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
 
     def __init__(
-        self, *args, cache: str | None = None, on_bad_slice: str = "stop", **kwargs
+        self,
+        *args,
+        stack: Mapping,
+        cache: str | None = None,
+        on_bad_slice: str = "stop",
+        **kwargs,
     ) -> None:
+        self.stack = dict(stack)
+        plan_stack(0, None, (0, 0), **self.stack)  # refuses a bad option before the first sample
         if on_bad_slice not in ("stop", "skip"):
             raise ValueError(f"on_bad_slice must be 'stop' or 'skip', got {on_bad_slice!r}")
         if on_bad_slice == "skip" and kwargs.get("test_mode"):
@@ -133,6 +145,7 @@ class DeepLesionDataset(CocoDataset):
 
     def _run_pipeline(self, index: int, key: SampleKey | None) -> dict:
         sample = self.get_data_info(index)
+        sample["stack"] = self.stack
         if key:
             sample["augmentation_key"] = key
         if sample["lesions"] and all(lesion["recist"] for lesion in sample["lesions"]):

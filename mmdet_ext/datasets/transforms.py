@@ -19,34 +19,16 @@ from mmdet.structures.mask import BitmapMasks
 
 from deeplesion.conventions import RECIST_MARGIN
 from deeplesion.data.slice_cache import CachedSliceFolder
-from deeplesion.data.slices import SliceFolder, load_slices, plan_stack
+from deeplesion.data.slices import SliceFolder, load_slices
 from deeplesion.errors import DataError
 
 
 @TRANSFORMS.register_module()
 class LoadCTSlices(BaseTransform):
-    """Reads the slices around a key slice: `img` becomes (H, W, num_slices) int16 HU.
+    """Reads the slices around a key slice: `img` becomes (H, W, D) int16 HU.
 
-    Args:
-        num_slices: odd.
-        policy: 'keep_thick' (AlignShift: thin data to `target_mm`, thick data as it is) or
-            'normalize' (everything to `target_mm`).
-        target_mm: physical distance of the slices after resampling.
-        interpolation: 'exact', or 'released' to repeat the weights of the authors' code.
+    Which slices, the sample says: its `stack` is the data set's (see `DeepLesionDataset`).
     """
-
-    def __init__(
-        self,
-        num_slices: int,
-        policy: str = "keep_thick",
-        target_mm: float = 2.0,
-        interpolation: str = "exact",
-    ) -> None:
-        self.options = dict(
-            num_slices=num_slices, policy=policy, target_mm=target_mm, interpolation=interpolation
-        )
-        # Refuses a bad option now, not at the first sample.
-        plan_stack(0, None, (0, 0), **self.options)
 
     def transform(self, results: dict) -> dict:
         """Adds `img`, `img_shape`, `ori_shape` and the stack's `thickness_mm`, maybe infinite."""
@@ -57,7 +39,7 @@ class LoadCTSlices(BaseTransform):
             results["file_name"],
             results["file_thickness_mm"],
             results["slice_range"],
-            **self.options,
+            **results["stack"],
         )
         expected = (results["height"], results["width"])
         if slices.shape[:2] != expected:
@@ -69,10 +51,6 @@ class LoadCTSlices(BaseTransform):
         results["img_shape"] = results["ori_shape"] = slices.shape[:2]
         results["thickness_mm"] = float(thickness_mm)
         return results
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
-        return f"{type(self).__name__}({options})"
 
 
 @TRANSFORMS.register_module()
@@ -87,6 +65,7 @@ class RandomAffineResize(BaseTransform):
         size: (height, width) of the output, or one number for both.
         prob, shift, scale, rotation: probability; +- fraction of the image; +- fraction; +- deg.
         flip_prob: of a horizontal flip.
+        augment: False leaves the plain resize, whatever the probabilities.
         box_from: 'recist' redraws the box around the moved RECIST end points, +- 5 px (scaled), as
             DeepLesion defines it; 'corners' takes the rectangle around the moved box's corners
             (released code), which grows under rotation.
@@ -105,14 +84,15 @@ class RandomAffineResize(BaseTransform):
         flip_prob: float = 0.5,
         box_from: str = "recist",
         interpolation: str = "linear",
+        augment: bool = True,
     ) -> None:
         if box_from not in ("recist", "corners"):
             raise ValueError(f"box_from must be 'recist' or 'corners', got {box_from!r}")
         if interpolation not in ("linear", "cubic"):
             raise ValueError(f"interpolation must be 'linear' or 'cubic', got {interpolation!r}")
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.prob, self.shift, self.scale, self.rotation = prob, shift, scale, rotation
-        self.flip_prob = flip_prob
+        self.prob, self.flip_prob = (prob, flip_prob) if augment else (0, 0)
+        self.shift, self.scale, self.rotation = shift, scale, rotation
         self.box_from = box_from
         self.interpolation = cv2.INTER_LINEAR if interpolation == "linear" else cv2.INTER_CUBIC
 

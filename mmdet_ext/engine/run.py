@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from deeplesion.errors import DataError, MissingDataError, message_of
 from mmdet_ext.config.check import ConfigError, check_config
+from mmdet_ext.config.experiment import spread
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
 from mmdet_ext.engine.run_record import write_run_record
@@ -37,6 +38,7 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
         raise FileNotFoundError(f"no config file {path}; the experiments are in configs/")
     config = Config.fromfile(path)
     apply_overrides(config, overrides or {})
+    spread(config)
     check_config(config)
     if work_dir or config.get("work_dir") is None:
         config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)

@@ -24,7 +24,6 @@ from mmdet_ext.models.inference import (
     in_pieces,
     in_strips,
     norm_relu,
-    takes_strips,
 )
 from mmdet_ext.models.pretrained import fetch_weights
 from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
@@ -65,14 +64,13 @@ class DenseLayer(nn.Module):
 
     def infer(self, x: Tensor, thickness: Tensor) -> Tensor:
         """`forward` of all input channels in one map, where autograd does not record."""
-        conv = self.conv2
-        if not (takes_strips(self.conv1) and takes_strips(conv)):
-            return conv(self.bottleneck([x], thickness), thickness, inplace=True)
+        if not (self.conv1.runs_on_strips and self.conv2.runs_on_strips):
+            return self.conv2(self.bottleneck([x], thickness), thickness, inplace=True)
 
         def strip(x: Tensor) -> Tensor:
-            return conv.fuse_(self.bottleneck([x], thickness), thickness)
+            return self.conv2.fuse_(self.bottleneck([x], thickness), thickness)
 
-        return conv.convolve(in_strips(self, strip, x), conv.weight, conv.bias)
+        return self.conv2.convolve_affine(in_strips(self, strip, x))
 
 
 class DenseBlock(nn.Module):

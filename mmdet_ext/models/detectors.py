@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS
 from torch import Tensor
+
+from mmdet_ext.ops import OPERATORS
 
 
 @MODELS.register_module()
@@ -14,7 +18,26 @@ class KeySliceMaskRCNN(MaskRCNN):
 
     The 3D backbone and the 3D-to-2D neck make one 2D map; RPN, box head and mask head are mmdet's
     own. Only `extract_feat` differs.
+
+    Args:
+        num_slices: D, which the backbone gets (an operator that takes it, the channels of 2.5D) and
+            the neck.
+        backbone, neck, others: of mmdet's `MaskRCNN`.
+
+    Raises:
+        ValueError: a part has another number of slices.
     """
+
+    def __init__(self, backbone: dict, neck: dict, num_slices: int = 3, **others) -> None:
+        backbone, neck, depth = dict(backbone), dict(neck), num_slices
+        if backbone.get("slices_as_channels"):
+            set_once("backbone.in_channels", backbone, "in_channels", num_slices)
+            depth = 1
+        if takes_num_slices(fusion := dict(backbone["fusion"])):
+            set_once("backbone.fusion.num_slices", fusion, "num_slices", num_slices)
+            backbone["fusion"] = fusion
+        set_once("neck.num_slices", neck, "num_slices", depth)
+        super().__init__(backbone=backbone, neck=neck, **others)
 
     def extract_feat(self, batch_inputs: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         """((B, 1, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),)."""
@@ -23,3 +46,21 @@ class KeySliceMaskRCNN(MaskRCNN):
             return self.neck(self.backbone(images, thickness))
         # Saves memory: the neck is done with each map before the backbone makes the next.
         return self.neck(self.backbone.maps(images, thickness))
+
+
+def takes_num_slices(fusion: dict) -> bool:
+    """Whether an operator's constructor has `num_slices`, as A3D's."""
+    operator = OPERATORS.get(fusion["type"])  # one that is not there is refused when it is built
+    classes = operator.__mro__ if operator else ()
+    return any(
+        "num_slices" in inspect.signature(c.__init__).parameters for c in classes if c is not object
+    )
+
+
+def set_once(path: str, part: dict, name: str, value: int) -> None:
+    """Sets an option of a part; one that is there already must be the same."""
+    if part.setdefault(name, value) != value:
+        raise ValueError(
+            f"{path}={part[name]}, but the detector's stack needs {value}: leave it out, it "
+            "follows from num_slices"
+        )

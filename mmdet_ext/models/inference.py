@@ -53,7 +53,8 @@ def norm_relu(norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
 
 def conv_norm_relu(conv: SliceConv, norm: nn.BatchNorm3d, x: Tensor, *args, **kwargs) -> Tensor:
     """relu(norm(conv(x))), the norm folded into the kernel where it uses running statistics."""
-    affine = affine_of(norm)
+    # A hook on the convolution sees its own output, not the norm's.
+    affine = None if conv._forward_hooks else affine_of(norm)
     if affine is None:
         return F.relu(norm(conv(x, *args, **kwargs)), inplace=True)
     # In place only where autograd does not record: the operator's last step may need its output.
@@ -61,19 +62,12 @@ def conv_norm_relu(conv: SliceConv, norm: nn.BatchNorm3d, x: Tensor, *args, **kw
     return F.relu(y, inplace=not torch.is_grad_enabled())
 
 
-def takes_strips(conv: SliceConv) -> bool:
-    """Whether strips of rows may go through `conv` one by one, and its two halves be called apart:
-    its class says that it is `pixelwise`, and no hook waits for its calls (pruning and spectral
-    norm have such hooks, for one)."""
-    return conv.pixelwise and not (conv._forward_pre_hooks or conv._forward_hooks)
-
-
 def looks_at_the_batch(module: nn.Module) -> bool:
-    """Whether anything in `module` is in training mode, or normalises without running statistics,
-    and so may look at the whole map that it is given."""
+    """Whether anything in `module` is in training mode, or normalises without running statistics:
+    it may need the whole of what it is given."""
+    norm = nn.modules.batchnorm._NormBase
     return any(
-        m.training or (isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is None)
-        for m in module.modules()
+        m.training or (isinstance(m, norm) and m.running_mean is None) for m in module.modules()
     )
 
 
@@ -81,7 +75,7 @@ def in_pieces(
     module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, dim: int, length: int
 ) -> Tensor:
     """function(x) of a (B, C, D, H, W) map, at inference on a CPU computed from pieces of `length`
-    along `dim`, for functions of `module` to which the pieces are independent there.
+    along `dim`, for functions to which the pieces are independent.
 
     What several passes write and read stays in the processor's cache, and what lies between input
     and output takes the memory of a piece.

@@ -1,6 +1,6 @@
 """Context-fusion operators: 2D convolutions that also look along depth, one operator a file.
 
-Every file of this folder is imported, and what it registers is a name of this package.
+Every module of this folder is imported; what it registers and what it lists here is the package's.
 """
 
 import importlib
@@ -26,5 +26,5 @@ __all__ = [
     "register_operator",
     "shift_depth",
     "unfold",
+    *(name for name in OPERATORS if name != "SliceConv"),
 ]
-__all__ += sorted(OPERATORS.keys() - {"SliceConv"})

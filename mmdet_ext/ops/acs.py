@@ -88,8 +88,8 @@ class ACSConv(ThreeViewConv):
         for view, (start, end) in enumerate(pairwise(share)):
             if start == end:
                 continue
-            inputs, groups = (x[:, start:end], end - start) if depthwise else (x, 1)
             part = None if bias is None else bias[start:end]
+            inputs, groups = (x[:, start:end], end - start) if depthwise else (x, 1)
             outputs.append(self.view(view, inputs, weight[start:end], part, groups))
         return torch.cat(outputs, dim=1)
 

@@ -1,328 +1,224 @@
-"""check_operator: whether an operator keeps what the backbone, the converter and the training rely
-on, in double precision on small volumes, in well under a second."""
+"""check_operator: whether an operator keeps the promises that the backbone relies on."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .slice_conv import SliceConv
+from .slice_conv import SliceConv, fold, unfold
 
-CHANNELS, OUTPUTS, SLICES = 16, 6, 3
-# mm, one a volume. Operators get them in float32, whatever the volumes are in.
-THICKNESS = torch.tensor([0.8, 5.0, torch.inf])
-Make = Callable[..., SliceConv]
-
-
-class Promise(NamedTuple):
-    """One thing that an operator promises, how to mend it where broken, and who looks: a function
-    that makes operators by its argument and raises what it finds."""
-
-    text: str
-    mend: str
-    check: Callable[[Make], None]
-
-
-PROMISES: list[Promise] = []
+CHANNELS, OUTPUTS, SIZE, SLICES = 8, 6, 6, 3
 
 
 def check_operator(operator: type[SliceConv], **options) -> None:
-    """Checks what every operator promises; changes no random state.
+    """Checks an operator, one of your own or of this package, on small float64 volumes.
 
-    The operators made are of 16 to 6 channels with 1 x 1 and 3 x 3 kernels, in eval mode where not
-    said otherwise, each of their parameters moved a little from where it starts, so that a fusion
-    that starts as the identity shows. The promises, in the order in which they are checked:
+        check_operator(NeighbourMeanConv, strength=0.2)
 
-    - (B, C, D, H, W) becomes (B, C', D, H', W') of the same type, also with a stride; D = 1 too.
-    - The forward pass is `fuse` on the volumes and then `convolve`; where `convolve` is the one of
-      `SliceConv`, a 2D convolution of each slice by itself.
-    - `fuse` leaves its input as it is; in place it computes the same.
-    - One that says `pixelwise` gives on strips of rows what it gives on the whole.
-    - A norm that follows may go into the convolution, if it says `linear`.
-    - The volumes of a batch do not mix.
-    - Either the thickness plays no part, and may be missing; or a thickness that is missing, of
-      another shape, NaN or <= 0 raises ValueError, and at infinity no slice sees another.
-    - Every parameter gets a gradient, and the gradients are the numerical ones.
-    - Activation checkpointing (in training mode), memory format and autocast change no result.
-    - The weight of a 2D convolution loads.
+    Its parameters are drawn at random, so that one which starts without effect is checked too. What
+    is checked, for 1 x 1 and 3 x 3 kernels:
+
+    - the shape: depth is kept, stride and padding act in-plane, a 2D convolution's state loads;
+    - volumes of a batch do not mix;
+    - without a `convolve` of its own: every slice of the result is the 2D convolution of that slice
+      of `fuse(x)`;
+    - `pixelwise`: strips of rows give what the whole map gives;
+    - `linear`: a norm folded into the kernel gives what the norm gives afterwards;
+    - in place: `inplace=True` changes no result, and without it the input stays as it is;
+    - the gradients, against differences; and with activation checkpointing against without;
+    - thickness: it plays no part and may be missing; or a missing one, NaN, 0 and negative numbers
+      raise ValueError, and at infinity no slice sees another;
+    - channels-last memory changes no result, and autocast little;
+    - D = 1.
 
     Args:
-        operator: a subclass of `SliceConv`; it need not be registered.
-        options: its own, as in a config. `num_slices`, if there, is replaced by the D checked.
+        operator: the class.
+        options: what it takes besides a convolution's arguments. With `num_slices` that is the
+            depth of the volumes, and D = 1 is checked with num_slices=1.
 
     Raises:
-        AssertionError: a promise is broken; says which and how to mend it.
-        TypeError, ValueError: the operator does not take the options.
+        TypeError: it does not derive from `SliceConv`.
+        AssertionError: naming every promise that is not kept, and what to do.
     """
+    if not (isinstance(operator, type) and issubclass(operator, SliceConv)):
+        raise TypeError(f"{operator!r} does not derive from mmdet_ext.ops.SliceConv")
+    broken = []
+    for kernel in (1, 3):
+        for promise, check in _checks(operator, kernel, options):
+            try:
+                check()
+            except Exception as error:
+                broken.append(f"{kernel} x {kernel} kernel, {promise}\n    {_first_lines(error)}")
+    if broken:
+        listed = "\n  ".join(broken)
+        raise AssertionError(f"{operator.__name__} does not keep:\n  {listed}")
 
-    def make(kernel_size: int, depth: int = SLICES, **geometry) -> SliceConv:
-        own = dict(options, num_slices=depth) if "num_slices" in options else options
-        conv = operator(CHANNELS, OUTPUTS, kernel_size, **geometry, **own).double().eval()
-        with torch.no_grad():
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {'; '.join(lines[:3])}"
+
+
+def _checks(
+    operator: type[SliceConv], kernel: int, options: dict
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    depth = options.get("num_slices", SLICES)
+    thickness = torch.tensor([1.5, 5.0], dtype=torch.float64)
+
+    def make(**given) -> SliceConv:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            own = {**options, **given}
+            conv = operator(CHANNELS, OUTPUTS, kernel, padding=kernel // 2, **own).double().eval()
             for parameter in conv.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
         return conv
 
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        make(1), make(3, padding=1)  # what it refuses is raised as it is
-        for text, mend, check in PROMISES:
-            try:
-                check(make)
-            except Exception as error:
-                raise AssertionError(
-                    f"{operator.__name__} breaks a promise: {text}. {mend}.\n"
-                    f"{type(error).__name__}: {error}"
-                ) from error
+    def volume(depth: int = depth, size: int = SIZE) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        shape = (2, CHANNELS, depth, size, size)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
 
+    def shapes() -> None:
+        assert make()(volume(), thickness).shape == (2, OUTPUTS, depth, SIZE, SIZE)
+        half = make(stride=2)(volume(), thickness)
+        assert half.shape == (2, OUTPUTS, depth, SIZE // 2, SIZE // 2), tuple(half.shape)
+        flat = nn.Conv2d(CHANNELS, OUTPUTS, kernel).double()
+        make().load_weight2d(flat.weight)
+        report = make().load_state_dict(flat.state_dict(), strict=False)
+        assert not report.unexpected_keys and "weight" not in report.missing_keys, report
 
-def promise(text: str, mend: str) -> Callable:
-    """Decorator of a function that checks it."""
+    yield "shapes: forward takes (B, C, D, H, W) to (B, C', D, H', W')", shapes
 
-    def add(check: Callable[[Make], None]) -> Callable[[Make], None]:
-        PROMISES.append(Promise(text, mend, check))
-        return check
+    def apart() -> None:
+        conv, x = make(), volume()
+        alone = [conv(x[i : i + 1], thickness[i : i + 1]) for i in range(2)]
+        _same(conv(x, thickness), torch.cat(alone))
 
-    return add
+    yield "batch: a volume's result does not depend on the others of the batch", apart
 
+    def slice_by_slice() -> None:
+        conv, x = make(), volume()
+        slices = [
+            F.conv2d(y, conv.weight, conv.bias, padding=kernel // 2)
+            for y in conv.fuse(x, thickness).unbind(2)
+        ]
+        _same(conv(x, thickness), torch.stack(slices, 2))
 
-def volumes(depth: int = SLICES) -> Tensor:
-    return torch.randn(len(THICKNESS), CHANNELS, depth, 6, 5, dtype=torch.float64)
+    if operator.convolve is SliceConv.convolve:
+        yield "slices: forward is fuse, then a 2D convolution of every slice", slice_by_slice
 
+    def strips() -> None:
+        conv, x = make(), volume()
+        for part, whole in (
+            (lambda y: conv.fuse(y, thickness), conv.fuse(x, thickness)),
+            *([(lambda y: conv(y, thickness), conv(x, thickness))] if kernel == 1 else []),
+        ):
+            _same(torch.cat([part(y) for y in x.split((2, 3, 1), dim=3)], 3), whole)
 
-def both(make: Make, **options) -> list[SliceConv]:
-    """The two kernels of the backbone."""
-    return [make(1, **options), make(3, padding=1, **options)]
+    if operator.pixelwise:
+        yield "pixelwise: rows do not depend on one another (else set pixelwise = False)", strips
 
+    def norms() -> None:
+        x = volume()
+        scale, shift = torch.linspace(-1, 2, 2 * OUTPUTS, dtype=torch.float64).view(2, -1)
+        for conv in (make(), make(bias=False)):
+            after = conv(x, thickness) * scale.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1)
+            _same(conv(x, thickness, affine=(scale, shift)), after)
 
-def same(got: Tensor, expected: Tensor, what: str) -> None:
-    torch.testing.assert_close(
-        got, expected, rtol=1e-9, atol=1e-9, msg=lambda message: f"{what}: {message}"
-    )
+    yield "linear: a norm can be folded into weight and bias (else set linear = False)", norms
 
+    @torch.no_grad()
+    def in_place() -> None:
+        conv, x = make(), volume()
+        expected = conv(x, thickness)
+        assert torch.equal(x, volume()), "forward changed its input"
+        _same(conv(x, thickness, inplace=True), expected)
 
-@promise(
-    "the output is (B, C', D, H', W'), of the input's type and finite, for any D and any stride",
-    "fuse keeps the shape of its input, convolve the depth; slices that do not exist are zero",
-)
-def check_shapes(make: Make) -> None:
-    # D = 1: there is no neighbour at all.
-    for depth, (size, stride) in itertools.product((SLICES, 1), ((1, 1), (3, 1), (3, 2))):
-        conv = make(size, depth=depth, stride=stride, padding=size // 2)
-        x = volumes(depth)
-        fused, out = conv.fuse(x, THICKNESS), conv(x, THICKNESS)
-        expected = (len(x), OUTPUTS, depth, -(-6 // stride), -(-5 // stride))
-        if fused.shape != x.shape:
-            raise ValueError(f"fuse made {tuple(fused.shape)} of {tuple(x.shape)}")
-        if out.shape != expected or out.dtype != x.dtype:
-            raise ValueError(
-                f"{size} x {size}, stride {stride}: {tuple(x.shape)} became {tuple(out.shape)}, "
-                f"{out.dtype}, expected {expected}, {x.dtype}"
-            )
-        if not out.isfinite().all():
-            raise ValueError("there are NaN or infinite numbers in the output")
+    yield "in place: fuse_ gives what fuse gives, and fuse leaves its input alone", in_place
 
+    def gradients() -> None:
+        conv, x = make(), volume(size=3).requires_grad_()
+        parameters = tuple(conv.parameters())
 
-@promise(
-    "the forward pass is fuse, then convolve with weight and bias, and is the same every time",
-    "override fuse or convolve and nothing between them",
-)
-def check_slice_by_slice(make: Make) -> None:
-    for conv in (*both(make), make(3, stride=2, padding=2, dilation=2, bias=False)):
-        x = volumes()
-        fused, out = conv.fuse(x, THICKNESS), conv(x, THICKNESS)
-        if type(conv).convolve is not SliceConv.convolve:
-            same(out, conv.convolve(fused, conv.weight, conv.bias), "forward")
-            continue
-        kernel = conv.weight if conv.weight.ndim == 5 else conv.weight.unsqueeze(2)
-        taps = kernel.shape[2]
-        for d in range(SLICES):
-            expected = 0 if conv.bias is None else conv.bias.view(-1, 1, 1)
-            for j in range(taps):
-                if 0 <= (e := d + j - (taps - 1) // 2) < SLICES:
-                    expected = expected + F.conv2d(
-                        fused[:, :, e], kernel[:, :, j], None, conv.stride, conv.padding,
-                        conv.dilation,
-                    )  # fmt: skip
-            same(out[:, :, d], expected, f"slice {d}")
+        def run(x: Tensor, *_) -> Tensor:
+            return conv(x, thickness)
 
-
-@promise(
-    "fuse leaves its input as it is, and fuse_, which may overwrite it, computes the same",
-    "work on x.clone() or out of place in fuse; do in fuse_ what fuse does, or leave it out",
-)
-def check_in_place(make: Make) -> None:
-    for depth in (SLICES, 2, 1):
-        for conv in both(make, depth=depth):
-            x = volumes(depth)
-            kept = x.clone()
-            expected = conv(x, THICKNESS, inplace=True)  # autograd records: not in place
-            with torch.no_grad():
-                same(conv(x, THICKNESS), expected, "where autograd does not record")
-                same(x, kept, "the input of fuse")
-                same(conv(x, THICKNESS, inplace=True), expected, "in place")
-
-
-@promise(
-    "a class that says pixelwise = True computes on strips of rows what it does on the whole",
-    "take the line out of the class, if pixels of a slice meet in fuse (pooling, attention, a norm "
-    "over the slice) or, in convolve, beyond the kernel",
-)
-def check_strips(make: Make) -> None:
-    for conv in both(make):
-        if not conv.pixelwise:
-            continue
-        x = volumes()
-        run = conv if conv.kernel_size == (1, 1) else conv.fuse
-        strips = [run(strip, THICKNESS) for strip in x.split((2, 3, 1), dim=3)]
-        same(torch.cat(strips, dim=3), run(x, THICKNESS), "strips")
-
-
-@promise(
-    "the output times a scale plus a shift, one a channel, is what forward(affine=...) gives",
-    "a class that says linear = True must use the weight and bias given to convolve, not self's; "
-    "take the line out if it normalises the weight, or mixes output channels",
-)
-def check_folded_norm(make: Make) -> None:
-    scale, shift = torch.randn(2, OUTPUTS, dtype=torch.float64)
-    for conv in (*both(make), *both(make, bias=False)):
-        x = volumes()
-        expected = conv(x, THICKNESS) * scale.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1)
-        same(conv(x, THICKNESS, affine=(scale, shift)), expected, "with the norm folded")
-
-
-@promise(
-    "the volumes of a batch do not mix, and each goes by its own thickness",
-    "a thickness (B,) broadcasts as thickness.view(-1, 1, 1, 1, 1); never reduce over dimension 0",
-)
-def check_batch(make: Make) -> None:
-    for conv in both(make):
-        x = volumes()
-        alone = [conv(x[b : b + 1], THICKNESS[b : b + 1]) for b in range(len(x))]
-        same(conv(x, THICKNESS), torch.cat(alone), "in a batch")
-
-
-@promise(
-    "the thickness plays no part, and then may be missing; or one that is missing, of another "
-    "shape, NaN or <= 0 raises ValueError, and at infinity no slice sees another",
-    "begin fuse with thickness = mmdet_ext.ops.check_thickness(thickness, len(x), "
-    "type(self).__name__), and let what comes from other slices vanish as thickness grows",
-)
-def check_thickness_meaning(make: Make) -> None:
-    for conv in both(make):
-        x = volumes()
-        batch = len(x)
-        thin, thick, infinite = (conv(x, torch.full((batch,), mm)) for mm in (0.8, 5.0, torch.inf))
-        if torch.equal(thin, thick) and torch.equal(thick, infinite):
-            same(conv(x), thin, "without a thickness")
-            continue
-        bad = [None, torch.ones(batch + 1), *(torch.full((batch,), v) for v in (torch.nan, 0, -1))]
-        for value in bad:
-            try:
-                conv(x, value)
-            except ValueError:
-                continue
-            raise ValueError(f"thickness {value} was taken")
-        for d in range(SLICES):
-            alone = torch.randn_like(x)
-            alone[:, :, d] = x[:, :, d]
-            got = conv(alone, torch.full((batch,), torch.inf))[:, :, d]
-            same(got, infinite[:, :, d], f"slice {d} among others, at infinity")
-
-
-@promise(
-    "every parameter gets a gradient, and all gradients are the numerical ones",
-    "make no parameter that the output does not need (data-parallel training refuses it), detach "
-    "nothing, and give an autograd function of your own the gradient of every input",
-)
-def check_gradients(make: Make) -> None:
-    for conv in both(make):
-        x = volumes()[:, :, :, :3, :2].contiguous().requires_grad_()
-        names, parameters = zip(*conv.named_parameters(), strict=True)
-
-        def run(x, *parameters, conv=conv, names=names):
-            given = dict(zip(names, parameters, strict=True))
-            return torch.func.functional_call(conv, given, (x, THICKNESS))
-
-        gradients = torch.autograd.grad(run(x, *parameters).sum(), parameters, allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            if gradient is None:
-                raise ValueError(f"{name} gets no gradient")
         torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
 
+    yield "gradients: those of the input and of every parameter are right", gradients
 
-@promise(
-    "activation checkpointing changes neither outputs nor gradients",
-    "let forward depend on its inputs and parameters alone, not on how often it was called",
-)
-def check_checkpointing(make: Make) -> None:
-    for conv in both(make):
-        conv.train()
-        inputs = [volumes().requires_grad_()]
-        inputs.append(inputs[0].detach().clone().requires_grad_())
-        state = torch.get_rng_state()
-        expected = conv(inputs[0], THICKNESS)
-        torch.set_rng_state(state)  # of dropout
-        got = checkpoint(conv, inputs[1], THICKNESS, use_reentrant=False)
-        same(got, expected, "output")
-        parameters = list(conv.parameters())
-        wanted = torch.autograd.grad(expected.square().sum(), [inputs[0], *parameters])
-        found = torch.autograd.grad(got.square().sum(), [inputs[1], *parameters])
-        for a, b in zip(found, wanted, strict=True):
-            same(a, b, "gradient")
+    def checkpointed() -> None:
+        def step(run: Callable[[SliceConv, Tensor], Tensor]) -> list[Tensor]:
+            conv, x = make().train(), volume().requires_grad_()
+            run(conv, x).square().sum().backward()
+            return [x.grad, *(p.grad for p in conv.parameters())]
 
+        plain = step(lambda conv, x: conv(x, thickness))
+        again = step(lambda conv, x: checkpoint(conv, x, thickness, use_reentrant=False))
+        for a, b in zip(again, plain, strict=True):
+            # Data-parallel training would refuse it.
+            assert a is not None and b is not None, "a parameter got no gradient"
+            _same(a, b)
 
-@promise(
-    "the memory format of the input changes no result",
-    "use reshape or flatten for view, and nothing that reads strides",
-)
-def check_memory_formats(make: Make) -> None:
-    for conv in both(make):
-        x = volumes()
-        channels_last = x.contiguous(memory_format=torch.channels_last_3d)
-        expected = conv(x, THICKNESS)
-        same(conv(channels_last, THICKNESS), expected, "channels-last")
-        same(conv(x.mT.contiguous().mT, THICKNESS), expected, "columns first")
-        with torch.no_grad():
-            same(conv(channels_last, THICKNESS, inplace=True), expected, "channels-last, in place")
+    yield "checkpointing: a forward pass computed again gives the same gradients", checkpointed
 
+    def thicknesses() -> None:
+        conv, x = make(), volume()
+        infinite = torch.full_like(thickness, torch.inf)
+        given = [conv(x, mm) for mm in (thickness, thickness.flip(0), infinite)]
+        if torch.equal(given[0], given[1]) and torch.equal(given[0], given[2]):
+            _same(conv(x), given[0])
+            return
+        for bad in (torch.nan, 0.0, -1.0, None):
+            try:
+                conv(x, None if bad is None else thickness.new_tensor([5.0, bad]))
+            except ValueError:
+                continue
+            raise AssertionError(f"a thickness of {bad} mm was not refused; call check_thickness")
+        for d in range(depth):
+            others = -x
+            others[:, :, d] = x[:, :, d]
+            _same(conv(others, infinite)[:, :, d], given[2][:, :, d])
 
-@promise(
-    "mixed precision (autocast) works, forward and backward",
-    "bring what fuse multiplies a volume by to the volume's type: alpha.to(x.dtype)",
-)
-def check_autocast(make: Make) -> None:
-    for conv in both(make):
-        conv.float()
-        x = volumes().float().requires_grad_()
-        expected = conv(x, THICKNESS)
+    yield (
+        "thickness: plays no part and may be missing, or is mm, > 0, and at infinity a slice sees "
+        "no other",
+        thicknesses,
+    )
+
+    def memory() -> None:
+        conv, x = make(), volume()
+        expected = conv(x, thickness)
+        last = copy.deepcopy(conv)(x.contiguous(memory_format=torch.channels_last_3d), thickness)
+        _same(last, expected)
+        _same(conv(unfold(fold(x).contiguous(), 2), thickness), expected)
+
+    yield "memory: channels-last volumes give the same", memory
+
+    def mixed_precision() -> None:
+        conv, x = make().float(), volume().float()
         with torch.autocast("cpu", torch.bfloat16):
-            # As in a network, where what comes before left bfloat16.
-            got = conv(x.bfloat16(), THICKNESS)
-        got.float().square().sum().backward()
-        torch.testing.assert_close(
-            got.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item()
-        )
+            # As inside a network, where what comes before has left bfloat16.
+            got = conv(x.bfloat16().requires_grad_(), thickness.float()).float()
+        got.square().sum().backward()
+        expected = conv(x, thickness.float())
+        assert (got - expected).norm() <= 0.1 * expected.norm()
+
+    yield "autocast: works forward and backward (bring factors to x.dtype)", mixed_precision
+
+    def one_slice() -> None:
+        conv = make(**({"num_slices": 1} if "num_slices" in options else {}))
+        out = conv(volume(depth=1), thickness)
+        assert out.shape == (2, OUTPUTS, 1, SIZE, SIZE) and out.isfinite().all(), tuple(out.shape)
+
+    yield "one slice: D = 1 works", one_slice
 
 
-@promise(
-    "the state dict of a 2D convolution loads, with all of its keys",
-    "keep weight (C', C / groups, K, K) and bias as SliceConv makes them, or load_weight2d and "
-    "_load_from_state_dict as in I3DConv",
-)
-def check_weights_load(make: Make) -> None:
-    for conv in both(make):
-        padding = conv.kernel_size[0] // 2
-        saved = nn.Conv2d(CHANNELS, OUTPUTS, conv.kernel_size, padding=padding).double()
-        report = conv.load_state_dict(saved.state_dict(), strict=False)
-        if report.unexpected_keys or {"weight", "bias"} & set(report.missing_keys):
-            raise ValueError(str(report))
-        loaded = conv.weight.detach().clone()
-        conv.load_weight2d(saved.weight)
-        same(conv.weight.detach(), loaded, "by load_weight2d and by load_state_dict")
+def _same(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)

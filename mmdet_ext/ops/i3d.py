@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .registry import register_operator
-from .slice_conv import SliceConv, square_kernel
+from .slice_conv import SliceConv, conv_depth, square_kernel
 
 
 @register_operator
@@ -27,6 +27,8 @@ class I3DConv(SliceConv):
         ValueError: a kernel that is not square.
     """
 
+    pixelwise = linear = True
+
     def weight_shape(self) -> tuple[int, ...]:
         size = square_kernel(self, "it is inflated to K x K x K")
         return (self.out_channels, self.in_channels // self.groups, size, size, size)
@@ -44,3 +46,6 @@ class I3DConv(SliceConv):
         if weight is not None and weight.ndim == 4:
             state_dict[prefix + "weight"] = self._inflate(weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return conv_depth(x, weight, bias, self.stride, self.sides, self.dilation, self.groups)

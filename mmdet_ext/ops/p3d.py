@@ -26,7 +26,7 @@ class P3DConv(SliceConv):
         ValueError: a kernel that is not square.
     """
 
-    # Not linear: the second step mixes the output channels of the first.
+    # Not `linear`: `depth_weight` mixes the channels of the first convolution.
     pixelwise = True
 
     def __init__(self, *args, **kwargs) -> None:

@@ -12,15 +12,15 @@ OPERATORS: dict[str, type[SliceConv]] = {"SliceConv": SliceConv}
 def register_operator(operator: type[SliceConv]) -> type[SliceConv]:
     """Class decorator: makes `operator`, a subclass of `SliceConv`, buildable by its class name.
 
-    Raises TypeError for another class, ValueError for a name that another operator has.
+    Raises TypeError for another class, and ValueError for a name that another operator has.
     """
-    name = operator.__name__
     if not issubclass(operator, SliceConv):
-        raise TypeError(f"{name}: an operator derives from mmdet_ext.ops.SliceConv")
-    if OPERATORS.setdefault(name, operator) is not operator:
+        raise TypeError(f"{operator.__name__}: an operator derives from mmdet_ext.ops.SliceConv")
+    other = OPERATORS.setdefault(operator.__name__, operator)
+    if other is not operator:
         raise ValueError(
-            f"{operator.__module__}: there is an operator {name} already, in "
-            f"{OPERATORS[name].__module__}; give yours another name"
+            f"an operator {operator.__name__} is registered already, from {other.__module__}: give "
+            "yours another name"
         )
     return operator
 

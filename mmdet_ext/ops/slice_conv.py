@@ -92,9 +92,7 @@ def conv_depth(
     return unfold(fold(total.flatten(1, 2)), len(x))
 
 
-def fold_affine(
-    weight: Tensor, bias: Tensor | None, affine: Affine
-) -> tuple[Tensor, Tensor | None]:
+def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor]:
     """The kernel (C', ...) and bias whose convolution has times scale plus shift in it."""
     scale, shift = affine
     weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
@@ -133,21 +131,20 @@ class SliceConv(nn.Module):
 
         out[b, :, d] = conv2d(fuse(x)[b, :, d], weight) + bias
 
-    where `fuse` is the identity. Operators that mix slices before a per-slice convolution (TSM,
-    AlignShift, A3D) override `fuse`, those that convolve in another way `convolve`. Depth is kept.
+    where `fuse` is the identity. Depth is kept.
 
-    The backbone calls `fuse` and `convolve` apart at inference, and lets a norm that follows go
-    into the convolution. What it may do to an operator, the class says of its own methods:
+    An operator of one's own derives from this class and overrides `fuse`, which mixes slices before
+    the per-slice convolution (TSM, AlignShift, A3D), or `convolve`, whose kernel may reach along
+    depth (I3D, P3D, ACS), or both. That is enough to be computed correctly everywhere. Two class
+    attributes make it faster at inference, where they are true of it; `check_operator` checks them:
 
-        pixelwise: `fuse` mixes no pixels of a slice, and `convolve` none further apart than its
-            kernel reaches, so that strips of rows may go through the operator one by one.
-        linear: `convolve` is linear in weight and bias, every output channel in its own:
-            convolve(x, s * weight, s * bias + t) = s * convolve(x, weight, bias) + t, so that a
-            norm may go into them.
+    `pixelwise`: neither `fuse` nor, with a 1 x 1 kernel, `convolve` mixes pixels of a slice. The
+        backbone then runs them on strips of rows, which stay in the processor's cache.
+    `linear`: `convolve(x, scale * weight, scale * bias + shift)` is the result times scale plus
+        shift, one number an output channel. A norm that follows then goes into the kernel.
 
-    Both are True here. In a subclass that overrides such a method they are False until it says
-    otherwise: then it runs on whole maps, and norms come after it. `check_operator` tells whether
-    what a class says is true.
+    Both count for the class that sets them and for its children, until one of these overrides
+    `fuse` or `convolve` itself.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -156,15 +153,10 @@ class SliceConv(nn.Module):
 
     Attributes:
         weight: (out_channels, in_channels / groups, K, K), so that 2D checkpoints load unchanged.
-            One that reaches along depth has the number of taps ahead of K, K (see `conv_depth`).
 
     Raises:
         ValueError: sizes out of range, or channels that `groups` does not divide.
-        TypeError: on defining a subclass that overrides `forward`, or `fuse_` without `fuse`.
     """
-
-    pixelwise = True
-    linear = True
 
     def __init__(
         self,
@@ -202,23 +194,28 @@ class SliceConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
+    pixelwise = linear = True
+
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        if defined_at(cls, "forward") < cls.__mro__.index(SliceConv):
+
+        def place(name: str) -> int:
+            """Where in the order of inheritance, mixins included, `name` is defined."""
+            return next(i for i, parent in enumerate(cls.__mro__) if name in vars(parent))
+
+        if cls.forward is not SliceConv.forward:
             # The backbone calls the two halves of `forward` by themselves.
             raise TypeError(f"{cls.__name__}: override fuse or convolve, not forward")
-        if defined_at(cls, "fuse_") < defined_at(cls, "fuse"):
-            raise TypeError(
-                f"{cls.__name__}: fuse_ is fuse in place, for inference; training calls fuse: "
-                "define both in one class"
-            )
-        # What a class says of its methods, or does in their stead, holds for these, and not for
-        # what a subclass or a mixin puts in their place.
-        if defined_at(cls, "fuse_") > defined_at(cls, "fuse"):
+        in_place = cls.fuse_ is not SliceConv.fuse_
+        if in_place and place("fuse_") < place("fuse"):
+            raise TypeError(f"{cls.__name__}: fuse_ is fuse in place; override fuse as well")
+        # What a parent says of its methods need not hold for those that come in their place.
+        if in_place and place("fuse_") > place("fuse"):
             cls.fuse_ = SliceConv.fuse_
-        for promise, methods in (("pixelwise", ("fuse", "convolve")), ("linear", ("convolve",))):
-            if any(defined_at(cls, promise) > defined_at(cls, method) for method in methods):
-                setattr(cls, promise, False)
+        if place("pixelwise") > min(place("fuse"), place("convolve")):
+            cls.pixelwise = False
+        if place("linear") > place("convolve"):
+            cls.linear = False
 
     def _sides(self) -> tuple[int, int, int, int]:
         """Zero padding left, right, top, bottom."""
@@ -251,8 +248,7 @@ class SliceConv(nn.Module):
         self.weight.copy_(weight)
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        """Mixes slices ahead of the convolution; (B, C, D, H, W) and (B,) mm or None -> the same
-        shape. `x` stays as it is."""
+        """Mixes slices ahead of the convolution; (B, C, D, H, W) -> the same shape."""
         return x
 
     def fuse_(self, x: Tensor, thickness: Tensor | None) -> Tensor:
@@ -260,13 +256,29 @@ class SliceConv(nn.Module):
         return self.fuse(x, thickness)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, C, D, H, W) -> (B, C', D, H', W').
+        """The convolution, (B, C, D, H, W) -> (B, C', D, H', W').
 
-        `weight` and `bias` are the operator's own or have a norm in them: an override uses these,
-        not `self.weight` and `self.bias`.
+        `weight`, shaped as the attribute, and `bias` (C',) or None are the operator's own, or what
+        became of them with a norm folded in: use these, not the attributes.
         """
-        weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
-        return conv_depth(x, weight, bias, self.stride, self.sides, self.dilation, self.groups)
+        return conv_depth(
+            x, weight.unsqueeze(2), bias, self.stride, self.sides, self.dilation, self.groups
+        )
+
+    def convolve_affine(self, x: Tensor, affine: Affine | None = None) -> Tensor:
+        """`convolve`, then `affine`: the half of `forward` that follows `fuse`."""
+        if affine is None:
+            return self.convolve(x, self.weight, self.bias)
+        if self.linear:
+            return self.convolve(x, *fold_affine(self.weight, self.bias, affine))
+        y = self.convolve(x, self.weight, self.bias)
+        scale, shift = (a.to(y.dtype).view(-1, 1, 1, 1) for a in affine)
+        return torch.addcmul(shift, y, scale)
+
+    @property
+    def runs_on_strips(self) -> bool:
+        """Whether the halves of `forward` may be run by themselves on strips of rows."""
+        return self.pixelwise and not (self._forward_hooks or self._forward_pre_hooks)
 
     def forward(
         self,
@@ -280,22 +292,14 @@ class SliceConv(nn.Module):
             x: (B, C, D, H, W).
             thickness: (B,) mm.
             affine: (scale, shift), each (C',): the result times scale plus shift, as a norm that
-                follows the convolution has it at inference. It costs nothing where `convolve` is
-                linear.
+                follows the convolution has it at inference.
             inplace: `x` may be overwritten, unless autograd records.
 
         Returns:
             (B, C', D, H', W').
         """
         fuse = self.fuse_ if inplace and not torch.is_grad_enabled() else self.fuse
-        x = fuse(x, thickness)
-        if affine is None:
-            return self.convolve(x, self.weight, self.bias)
-        if self.linear:
-            return self.convolve(x, *fold_affine(self.weight, self.bias, affine))
-        y = self.convolve(x, self.weight, self.bias)
-        scale, shift = (a.to(y.dtype).view(-1, 1, 1, 1) for a in affine)
-        return torch.addcmul(shift, y, scale)
+        return self.convolve_affine(fuse(x, thickness), affine)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -305,11 +309,6 @@ class SliceConv(nn.Module):
         if any(self.sides):
             text += f", padding={self.padding!r}"
         return text if self.bias is not None else text + ", bias=False"
-
-
-def defined_at(cls: type, name: str) -> int:
-    """Where in the order of inheritance, 0 for `cls` itself, `name` is defined."""
-    return next(i for i, parent in enumerate(cls.__mro__) if name in vars(parent))
 
 
 def in_plane_pair(name: str, value: Pair, least: int = 1) -> tuple[int, int]:

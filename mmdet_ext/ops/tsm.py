@@ -39,10 +39,11 @@ class TSMConv(SliceConv):
         self.n_fold = n_fold
 
     def alpha(self, thickness: Tensor | None, batch: int) -> Tensor | None:
-        """The share of the neighbouring slice in a shifted channel, (B,); None is 1."""
+        """The neighbouring slice's share in a shifted channel, (B,), without a gradient; None is
+        1. It knows nothing of the volume, so that a subclass stays pixel-wise."""
         return None
 
-    def how(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
+    def shift(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
         """What `shift_channels_` is to do with `x`: fold, alpha and zero_padding."""
         alpha = self.alpha(thickness, len(x))
         if alpha is not None:
@@ -55,11 +56,11 @@ class TSMConv(SliceConv):
         return self.in_channels // self.n_fold, alpha, self.zero_padding
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        return ChannelShift.apply(x, *self.how(x, thickness))
+        return ChannelShift.apply(x, *self.shift(x, thickness))
 
     def fuse_(self, x: Tensor, thickness: Tensor | None) -> Tensor:
-        fold, alpha, zero_padding = self.how(x, thickness)
-        return shift_channels_(x, x[:, : 2 * fold].clone(), fold, alpha, zero_padding)
+        fold, *how = self.shift(x, thickness)
+        return shift_channels_(x, x[:, : 2 * fold].clone(), fold, *how)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_fold={self.n_fold}"

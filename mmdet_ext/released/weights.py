@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import Tensor
 
 from mmdet_ext.checkpoint import load_checkpoint_file, save_checkpoint_file
+from mmdet_ext.config.experiment import read_experiment
 
 # mmdet 1.x counts the background as class 0, mmdet 3 as the last one, without box or mask:
 # the rows there are, and those taken.
@@ -138,7 +138,7 @@ def detect(released: Mapping[str, Tensor]) -> Architecture:
 
 def expected_shapes(config: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of a config's detector, which is not really made."""
-    model = Config.fromfile(config).model
+    model = read_experiment(config).model
     if DefaultScope.get_current_instance() is None:
         init_default_scope("mmdet")
     with torch.device("meta"):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmdet_ext.engine.hooks import FiniteLossHook
 
+from mmdet_ext.engine.hooks import FiniteLossHook
 from mmdet_ext.engine.run import actionable_errors, load_config
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from benchmarks import plain
 from benchmarks.twins import TWINS, config
@@ -14,6 +15,8 @@ from mmdet_ext.models.densenet import TruncatedDenseNet3D
 from mmdet_ext.models.neck import KeySliceFPN
 from mmdet_ext.models.pretrained import fetch_weights
 from mmdet_ext.ops import OPERATORS, SliceConv
+
+from ..ops.users_operators import OPERATORS_OF_USERS
 
 SMALL = dict(growth=4, bn_size=2, block_config=(2, 3, 2), stem_channels=8)
 ALIGN = dict(type="AlignShiftConv", n_fold=4)
@@ -109,6 +112,105 @@ def test_inference_and_training_equal_the_papers_way(fusion):
         got = neck(backbone(volumes, thickness))[0]
         for a, b in zip(torch.autograd.grad(got.square().sum(), parameters), wanted):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("operator", OPERATORS_OF_USERS)
+def test_operators_of_users_are_computed_alike_in_training_eval_and_inference(
+    operator, monkeypatch
+):
+    """Strips, folded norms and work in place are for those that say they can take it."""
+    monkeypatch.setitem(OPERATORS, operator.__name__, operator)
+    monkeypatch.setattr(inference, "STRIP_BYTES", 4000)
+    backbone = TruncatedDenseNet3D(dict(type=operator.__name__), **SMALL).double()
+    randomise_norms(backbone)
+    volumes, thickness = images(size=64), torch.tensor([1.0, 5.0], dtype=torch.float64)
+
+    def plain_maps(backbone):
+        """Layer by layer, through `forward` of the operators and the norms as they are."""
+        x = backbone.root(volumes)
+        for i in (1, 2, 3):
+            if i > 1:
+                transition = getattr(backbone, f"transition{i - 1}")
+                x = F.avg_pool3d(transition.conv(F.relu(transition.norm(x))), (1, 2, 2))
+            for layer in getattr(backbone, f"denseblock{i}").children():
+                y = layer.conv1(F.relu(layer.norm1(x)), thickness)
+                y = layer.conv2(F.relu(layer.norm2(y)), thickness)
+                x = torch.cat([x, y], 1)
+            yield x
+
+    for training in (True, False):
+        backbone.train(training)
+        expected = list(plain_maps(copy.deepcopy(backbone)))
+        for a, b in zip(copy.deepcopy(backbone)(volumes, thickness), expected):
+            torch.testing.assert_close(a, b)
+        with torch.no_grad():
+            for a, b in zip(copy.deepcopy(backbone)(volumes, thickness), expected):
+                torch.testing.assert_close(a, b)
+
+
+def test_hooks_on_operators_see_what_they_see_in_training():
+    """An operator with hooks is called as a whole, and its norm stays apart."""
+    backbone = TruncatedDenseNet3D(ALIGN, **SMALL).double().eval()
+    randomise_norms(backbone)
+    volumes, thickness = images(), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    seen = []
+    for name, module in backbone.named_modules():
+        if name.endswith(("conv1", "conv2")):
+            module.register_forward_hook(lambda module, x, y: seen.append(y.detach().clone()))
+    maps = backbone(volumes, thickness)
+    with_graph, seen[:] = list(seen), []
+    with torch.no_grad():
+        for a, b in zip(backbone(volumes, thickness), maps):
+            torch.testing.assert_close(a, b)
+    assert len(seen) == len(with_graph) == 14
+    for a, b in zip(seen, with_graph):
+        torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def test_pruned_operators_compute_their_weight_at_inference_too():
+    """Pruning does it in a hook, as old spectral norm does."""
+    backbone = TruncatedDenseNet3D(ALIGN, **SMALL).double().eval()
+    randomise_norms(backbone)
+    volumes, thickness = images(), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    for name in ("conv1", "conv2"):
+        conv = getattr(backbone.denseblock2.denselayer2, name)
+        prune.l1_unstructured(conv, "weight", amount=0.5)
+        conv.weight_orig.mul_(2)  # as a training step would change it
+    inferred = backbone(volumes, thickness)
+    with torch.enable_grad():
+        expected = backbone(volumes, thickness)
+    for a, b in zip(inferred, expected):
+        torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def test_norms_in_training_mode_see_whole_maps_also_in_a_network_in_eval_mode(monkeypatch):
+    """As when their statistics are calibrated on a few batches."""
+    monkeypatch.setattr(inference, "STRIP_BYTES", 4000)
+    backbone = TruncatedDenseNet3D(ALIGN, **SMALL).double().eval()
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            norm.train()
+    other = copy.deepcopy(backbone)
+    volumes, thickness = images(size=64), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    inferred = backbone(volumes, thickness)
+    with torch.enable_grad():
+        expected = other(volumes, thickness)
+    for a, b in zip([*inferred, *backbone.buffers()], [*expected, *other.buffers()]):
+        torch.testing.assert_close(a, b)
+
+
+def test_an_operator_may_need_its_output_for_its_gradient(monkeypatch):
+    class Squashed(SliceConv):
+        def convolve(self, x, weight, bias):
+            return super().convolve(x, weight, bias).sigmoid()
+
+        linear = True  # a lie that only `check_operator` finds; the backward pass is sound
+
+    monkeypatch.setitem(OPERATORS, "Squashed", Squashed)
+    backbone = TruncatedDenseNet3D(dict(type="Squashed"), **SMALL).eval()
+    backbone(images(dtype=torch.float32))[-1].sum().backward()
 
 
 @pytest.mark.parametrize("fusion", [ALIGN, dict(type="A3DConv", num_slices=3)])

@@ -1,7 +1,7 @@
 # What the released AlignShift, TSM, A3D and 2.5D detectors share beyond the papers: the geometry of
 # mmdet 1.x and how their slices were resampled and augmented. For checkpoints of
 # tools/convert_checkpoint.py; docs/converting.md says what remains different.
-_base_ = "detector_3slice.py"
+_base_ = "detector.py"
 custom_imports = dict(imports=[*_base_.custom_imports.imports, "mmdet_ext.released.geometry"])
 
 old_roi_layer = dict(aligned=False)  # samples half a feature cell right of and below today's
@@ -21,13 +21,5 @@ model = dict(
     train_cfg=dict(rpn=dict(allowed_border=0.5)),
 )
 
-load_slices = dict(_base_.load_slices, interpolation="released")
-augment = dict(
-    type="RandomAffineResize", size=_base_.image_size, box_from="corners", interpolation="cubic"
-)
-resize = dict(augment, prob=0, flip_prob=0)
-train_pipeline = [load_slices, _base_.train_pipeline[1], augment, _base_.train_pipeline[-1]]
-test_pipeline = [load_slices, resize, _base_.test_pipeline[-1]]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+stack = dict(interpolation="released")
+resize = dict(box_from="corners", interpolation="cubic")
