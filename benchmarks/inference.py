@@ -15,13 +15,13 @@ from unittest import mock
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
 
 from benchmarks import plain
 from benchmarks.measure import Case
+from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.evaluation.froc_metric import encode_mask
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def _case(name: str, size: int) -> Case:
 
 def detector(name: str) -> nn.Module:
     """An experiment's detector from random weights, ready to test."""
-    config = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    config = read_experiment(ROOT / "configs" / f"{name}.py")
     import_modules_from_strings(**config.custom_imports)
     config.model.backbone.init_cfg = None
     torch.manual_seed(0)

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -25,6 +24,7 @@ from deeplesion.data.prepare import prepare
 from deeplesion.data.slice_cache import fill_cache
 from deeplesion.data.slices import plan_stack, slice_name, window_hu
 from deeplesion.phantom.make import make_phantom
+from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.datasets.deeplesion import DeepLesionDataset
 from mmdet_ext.datasets.sampler import SampleKey
 
@@ -102,7 +102,7 @@ def _training_set(root: Path) -> tuple[list[dict], dict[int, list[dict]]]:
 
 def _dataset(root: Path, size: int, config: str, cache: str | None) -> DeepLesionDataset:
     init_default_scope("mmdet")
-    options = Config.fromfile(ROOT / "configs" / f"{config}.py").train_dataloader.dataset
+    options = read_experiment(ROOT / "configs" / f"{config}.py").train_dataloader.dataset
     options.update(data_root=str(root), cache=cache)
     for step in options.pipeline:
         if step.type == "RandomAffineResize":

@@ -1,6 +1,5 @@
-# The detector of configs/nofusion_3slice.py, narrower and on smaller images, trained from scratch on
-# a phantom in a few minutes of two CPU cores. Same classes, other numbers. To try an operator:
-#     tools/train.py configs/demo/nofusion_3slice.py --cfg-options model.backbone.fusion.type=I3DConv
+# For trying operators: the detector of configs/nofusion_3slice.py, narrower and on smaller images,
+# trained from scratch on a phantom in a few minutes of two CPU cores. Same classes, other numbers.
 _base_ = "../nofusion_3slice.py"
 channels = 64
 resize = dict(size=192, prob=0.3)

@@ -89,9 +89,8 @@ def count(part: nn.Module, *inputs) -> tuple[Complexity, object]:
 
 
 def input_shape(config: Config) -> tuple[int, int]:
-    """Number of slices and image size (px) that an experiment's test pipeline makes."""
-    steps = {step["type"]: step for step in config.test_dataloader.dataset.pipeline}
-    return steps["LoadCTSlices"]["num_slices"], steps["RandomAffineResize"]["size"]
+    """Number of slices and image size (px) that an experiment's network sees."""
+    return config.stack.num_slices, config.resize.size
 
 
 def detector_complexity(config: Config, size: int | None = None) -> dict[str, Complexity]:

@@ -4,7 +4,7 @@ mmdet 1.x counts a box's last pixel in: its box (x1, y1, x2, y2) is x2 - x1 + 1 
 edges of its pixels, (x1, y1, x2 + 1, y2 + 1), the same box has today's width, and its box coder,
 IoU, NMS, RoIAlign and pasting of masks become today's. What stays of the old geometry is here
 (anchors and masks on whole pixels, where a lesion's box lies) and in
-configs/_base_/released_3slice.py; docs/converting.md has the list.
+configs/_base_/released.py; docs/converting.md has the list.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def convert_file(
         if not config.is_file():
             raise ValueError(
                 f"this is {architecture.description}; there is no {config} for it. Write one over "
-                f"configs/_base_/released_3slice.py with num_slices={architecture.num_slices}"
+                f"configs/_base_/released.py with stack.num_slices={architecture.num_slices}"
             )
         state = convert(released, expected_shapes(config), part)
     except ValueError as error:

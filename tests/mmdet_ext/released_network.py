@@ -2,9 +2,9 @@
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 
+from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.released.weights import convert
 
 TINY = dict(
@@ -93,7 +93,7 @@ def linear_map(weights, name, x):
 
 
 def tiny_config(kind, slices, repository):
-    config = Config.fromfile(repository / f"configs/released/{kind}_{slices}slice.py")
+    config = read_experiment(repository / f"configs/released/{kind}_{slices}slice.py")
     channels = [16 + 8, (16 + 8) // 2 + 16, (12 + 16) // 2 + 16]
     config.merge_from_dict(
         {

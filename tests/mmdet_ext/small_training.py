@@ -28,8 +28,7 @@ def configuration(repository, phantom, work_dir, **options):
         "default_hooks.logger.interval": 1,
         "model.backbone.block_config": (1, 1, 1),
         "model.neck.in_channels": (36, 30, 27),
-        "train_dataloader.dataset.pipeline.2.size": 96,
-        "val_dataloader.dataset.pipeline.1.size": 96,
+        "resize.size": 96,
         "visualizer.vis_backends": [],
         **options,
     }

@@ -252,7 +252,12 @@ def check_annotations(content, folder):
         return
     prefix = dict(img="Images_png")
     data = DeepLesionDataset(
-        ann_file=str(path), data_prefix=prefix, pipeline=[], test_mode=True, serialize_data=False
+        ann_file=str(path),
+        data_prefix=prefix,
+        pipeline=[],
+        test_mode=True,
+        serialize_data=False,
+        stack=dict(num_slices=3),
     )
     assert len(data) == len(content["images"])
     lesions = [lesion for i in range(len(data)) for lesion in data.get_data_info(i)["lesions"]]

@@ -114,8 +114,9 @@ def dataset(root, **options):
         data_root=str(root),
         ann_file="annotations/train.json",
         data_prefix=dict(img="Images_png"),
+        stack=dict(num_slices=7),
         pipeline=[
-            dict(type="LoadCTSlices", num_slices=7),
+            dict(type="LoadCTSlices"),
             dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
             dict(type="RandomAffineResize", size=128),
             dict(type="PackCTInputs"),
@@ -150,10 +151,10 @@ def test_pngs_are_read_where_no_cache_is(phantom, monkeypatch):
 
 
 def test_training_reads_the_cache_and_testing_the_pngs(repository, cached_phantom, monkeypatch):
-    from mmengine.config import Config
+    from mmdet_ext.config.experiment import read_experiment
 
     monkeypatch.setenv("DEEPLESION_ROOT", str(cached_phantom))
-    config = Config.fromfile(repository / "configs/alignshift_7slice.py")
+    config = read_experiment(repository / "configs/alignshift_7slice.py")
     caches = {}
     for split in ("train", "val", "test"):
         cache = config[f"{split}_dataloader"].dataset.get("cache")

@@ -12,11 +12,11 @@ from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.errors import DataError
 from mmdet_ext.datasets.deeplesion import DeepLesionDataset
 from mmdet_ext.datasets.sampler import EpochSampler, SampleKey
-from mmdet_ext.datasets.transforms import LoadCTSlices
 from mmdet_ext.engine.run import actionable_errors
 
+STACK = dict(num_slices=3, policy="keep_thick")
 PIPELINE = [
-    dict(type="LoadCTSlices", num_slices=3),
+    dict(type="LoadCTSlices"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomAffineResize", size=128, prob=0, flip_prob=0, box_from="corners"),
     dict(type="PackCTInputs"),
@@ -33,8 +33,9 @@ def _scope():
         init_default_scope("mmdet")
 
 
-def dataset(root, split="train", pipeline=PIPELINE, **options):
+def dataset(root, split="train", pipeline=PIPELINE, stack=STACK, **options):
     return DeepLesionDataset(
+        stack=stack,
         data_root=str(root),
         ann_file=f"annotations/{split}.json",
         data_prefix=dict(img="Images_png"),
@@ -94,7 +95,7 @@ def test_two_epochs_augment_differently_and_one_repeats(phantom):
 def test_mmdets_transforms_draw_by_epoch_and_sample_too(phantom, workers):
     """RandomFlip takes its numbers from numpy's global generator."""
     pipeline = [
-        dict(type="LoadCTSlices", num_slices=1),
+        dict(type="LoadCTSlices"),
         dict(type="RandomFlip", prob=0.5),
         dict(type="PackCTInputs", meta_keys=("flip",)),
     ]
@@ -222,6 +223,14 @@ def test_skipping_is_for_training(phantom):
         dataset(phantom, on_bad_slice="ignore")
 
 
-def test_bad_options_of_loading_are_refused_at_once():
-    with pytest.raises(ValueError, match="num_slices must be odd"):
-        LoadCTSlices(num_slices=4)
+@pytest.mark.parametrize(
+    "stack, message",
+    [
+        (dict(num_slices=4), "num_slices must be odd"),
+        (dict(num_slices=3, policy="thin"), "policy must be one of"),
+        (dict(num_slices=3, target_mm=0), "target_mm must be"),
+    ],
+)
+def test_bad_stacks_are_refused_at_once(phantom, stack, message):
+    with pytest.raises(ValueError, match=message):
+        dataset(phantom, stack=stack)

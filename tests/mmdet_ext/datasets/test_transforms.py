@@ -225,13 +225,14 @@ def test_size_other_than_the_annotation_is_named(phantom):
         img_prefix=str(phantom / "Images_png"),
         img_path="somewhere/001.png",
         file_name=image["file_name"],
+        stack=dict(num_slices=3),
         file_thickness_mm=image["thickness_mm"],
         slice_range=image["slice_range"],
         height=512,
         width=512,
     )
     with pytest.raises(ValueError, match=r"somewhere/001.png.*annotation says"):
-        LoadCTSlices(3)(results)
+        LoadCTSlices()(results)
 
 
 @pytest.mark.parametrize("option", [dict(box_from="mask"), dict(interpolation="nearest")])

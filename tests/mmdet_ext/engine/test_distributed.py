@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
+from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.engine.distributed import (
     DataParallelDetector,
     join_processes,
@@ -265,7 +266,7 @@ def alone(run, repository):
     finally:
         sys.path.pop(0)
     steps = [torch.load(run.folder / f"{r}.pth", weights_only=False) for r in (0, 1)]
-    config = Config.fromfile(repository / DEMO)
+    config = read_experiment(repository / DEMO)
     import_modules_from_strings(**config.custom_imports)
     if DefaultScope.get_current_instance() is None:
         init_default_scope("mmdet")

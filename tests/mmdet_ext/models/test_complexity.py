@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from mmengine.config import Config
 from torch import nn
 
+from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.models.complexity import Complexity, count, detector_complexity, format_complexity
 from mmdet_ext.ops import OPERATORS, build_conv3d
 
@@ -59,7 +59,7 @@ def densenet_by_hand(slices, size, growth=32, blocks=(6, 12, 24)):
 
 
 def test_backbone_neck_and_heads_by_hand(repository):
-    config = Config.fromfile(repository / "configs/nofusion_3slice.py")
+    config = read_experiment(repository / "configs/nofusion_3slice.py")
     parts = detector_complexity(config, 256)
     macs, parameters = densenet_by_hand(3, 256)
     assert (parts["backbone"].multiply_adds, parts["backbone"].parameters) == (macs, parameters)

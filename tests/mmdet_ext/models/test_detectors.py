@@ -9,12 +9,14 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 
 from deeplesion.data.slices import window_hu
+from mmdet_ext.config.check import ConfigError
+from mmdet_ext.config.experiment import read_experiment
+from mmdet_ext.engine.run import load_config
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.ops import OPERATORS
 
@@ -89,7 +91,7 @@ def test_window_must_be_ordered():
 
 
 def build(path):
-    config = Config.fromfile(ROOT / path)
+    config = read_experiment(ROOT / path)
     import_modules_from_strings(**config.custom_imports)
     if DefaultScope.get_current_instance() is None:
         init_default_scope("mmdet")
@@ -104,7 +106,7 @@ def build(path):
 def test_every_config_runs_forward_and_backward(path):
     torch.manual_seed(0)
     model, config = build(path)
-    slices = config.train_dataloader.dataset.pipeline[0].num_slices
+    slices = config.model.num_slices
     batch = collate(
         sample(slices=slices, thickness=1.0),
         sample(slices=slices, thickness=float("inf"), lesions=0),
@@ -130,18 +132,16 @@ def test_every_config_runs_forward_and_backward(path):
 
 @pytest.mark.parametrize("path", [c for c in CONFIGS if "demo" not in c])
 def test_configs_hold_the_recipe_of_the_papers(path):
-    config = Config.fromfile(ROOT / path)
+    config = read_experiment(ROOT / path)
     slices = int(path.split("_")[-1][0])
-    pipelines = [config[f"{s}_dataloader"].dataset.pipeline for s in ("train", "val", "test")]
-    assert {p[0].num_slices for p in pipelines} == {slices}
-    backbone = config.model.backbone
-    if backbone.get("slices_as_channels"):
-        assert (backbone.in_channels, config.model.neck.num_slices) == (slices, 1)
-    else:
-        assert config.model.neck.num_slices == slices
-    assert {tuple(np.atleast_1d(p[-2].size)) for p in pipelines} == {(512,)}
     policy = "keep_thick" if "alignshift" in path else "normalize"
-    assert {p[0].policy for p in pipelines} == {policy}
+    for split in ("train", "val", "test"):
+        dataset = config[f"{split}_dataloader"].dataset
+        assert dataset.stack == dict(
+            num_slices=slices, policy=policy, target_mm=2.0, interpolation="exact"
+        )
+        assert dataset.pipeline[-2].size == 512
+    assert config.model.num_slices == slices
     generator = dict(config.model.rpn_head.anchor_generator)
     anchors = [s * generator["strides"][0] for s in generator["scales"]]
     assert anchors == [16, 24, 32, 48, 96, 192]
@@ -157,6 +157,36 @@ def test_configs_hold_the_recipe_of_the_papers(path):
 def test_there_is_an_experiment_for_every_operator_and_depth():
     operators = defaultdict(set)
     for path in (c for c in CONFIGS if "demo" not in c):
-        config = Config.fromfile(ROOT / path)
-        operators[config.num_slices].add(config.model.backbone.fusion.type)
+        config = read_experiment(ROOT / path)
+        operators[config.stack.num_slices].add(config.model.backbone.fusion.type)
     assert operators == {3: set(OPERATORS), 7: set(OPERATORS)}
+
+
+@pytest.mark.parametrize("name", ["a3d", "25d", "alignshift"])
+def test_the_number_of_slices_is_changed_in_one_place(name):
+    path = str(ROOT / f"configs/{name}_3slice.py")
+    config = load_config(path, {"stack.num_slices": 5, "model.backbone.init_cfg": None})
+    stacks = [config[f"{s}_dataloader"].dataset.stack for s in ("train", "val", "test")]
+    assert [stack.num_slices for stack in stacks] == [5, 5, 5]
+    init_default_scope("mmdet")
+    with torch.device("meta"):
+        model = MODELS.build(config.model)
+        maps = model.extract_feat((torch.empty(2, 1, 5, 64, 64), torch.empty(2)))
+    assert maps[0].shape == (2, 512, 16, 16)
+
+
+def test_a_part_with_another_number_of_slices_is_refused():
+    path = str(ROOT / "configs/a3d_3slice.py")
+    for override in ("model.neck.num_slices", "model.backbone.fusion.num_slices"):
+        config = load_config(path, {override: 5, "model.backbone.init_cfg": None})
+        init_default_scope("mmdet")
+        with pytest.raises(ValueError, match=f"{override[6:]}=5, but .* needs 3"):
+            MODELS.build(config.model)
+    for override in (
+        "model.num_slices",
+        "test_dataloader.dataset.stack",
+        "train_dataloader.dataset.pipeline.2.size",
+    ):
+        value = dict(num_slices=7) if override.endswith("stack") else 7
+        with pytest.raises(ConfigError, match=r"is 7, but .* set (stack|resize)\."):
+            load_config(path, {override: value})

@@ -21,11 +21,12 @@ from mmdet.models.task_modules.coders.legacy_delta_xywh_bbox_coder import (
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.evaluation.froc import box_iou
+from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.evaluation.froc_metric import FROCMetric
 from mmdet_ext.released.geometry import WholePixelAnchorGenerator
 
@@ -319,13 +320,13 @@ def test_mask_targets_are_cut_at_whole_pixels(detector):
     "path", sorted(Path(__file__).resolve().parents[3].glob("configs/released/*.py")), ids=str
 )
 def test_released_options(path):
-    config = Config.fromfile(path)
+    config = read_experiment(path)
     kind, slices = path.stem.split("_")
-    pipelines = [config[f"{s}_dataloader"].dataset.pipeline for s in ("train", "val", "test")]
-    for pipeline in pipelines:
-        load, affine = pipeline[0], pipeline[-2]
-        assert load.num_slices == int(slices[0]) and load.interpolation == "released"
-        assert load.policy == ("keep_thick" if kind == "alignshift" else "normalize")
+    for split in ("train", "val", "test"):
+        dataset = config[f"{split}_dataloader"].dataset
+        stack, affine = dataset.stack, dataset.pipeline[-2]
+        assert stack.num_slices == int(slices[0]) and stack.interpolation == "released"
+        assert stack.policy == ("keep_thick" if kind == "alignshift" else "normalize")
         assert (affine.size, affine.interpolation) == (512, "cubic")
         assert affine.box_from == "corners"
     thresholds = {"alignshift": 1e-3, "tsm": 5e-5, "a3d": 5e-5, "25d": 5e-3}
