@@ -41,7 +41,7 @@ MAY_IMPORT = {
     ],
     "mmdet_ext.datasets": ["mmdet_ext.datasets", "mmdet_ext.random_states", "deeplesion"],
     "mmdet_ext.evaluation": ["mmdet_ext.evaluation", "deeplesion"],
-    "mmdet_ext.config": ["mmdet_ext.config", "mmdet_ext.ops"],
+    "mmdet_ext.config": ["mmdet_ext.config", "mmdet_ext.ops", "deeplesion.data"],
     "mmdet_ext.engine": [
         "mmdet_ext.engine",
         "mmdet_ext.config",
@@ -51,6 +51,7 @@ MAY_IMPORT = {
     ],
     "mmdet_ext.released": [
         "mmdet_ext.released",
+        "mmdet_ext.config",
         "mmdet_ext.models",
         "mmdet_ext.checkpoint",
         "ground",

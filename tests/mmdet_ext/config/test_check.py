@@ -164,7 +164,7 @@ def test_a_user_names_parameter_groups():
         ("param_schedulers = []", "param_schedulers .* did you mean param_scheduler"),
         ("wrok_dir = 'x'", "nothing reads it; did you mean work_dir"),
         # Read in the base, which is done by then.
-        ("image_size = 256", "image_size is read while the base config is loaded"),
+        ("data_root = 'x'", "data_root is read while the base config is loaded"),
     ],
 )
 def test_files_are_checked(tmp_path, text, message):
@@ -177,13 +177,13 @@ def test_files_are_checked(tmp_path, text, message):
 @pytest.mark.parametrize(
     "text",
     [
-        "image_size = 256\nprint_it = [image_size]",
+        "width = 256\nprint_it = [width]",
         "note = 'second try'",
         "model = dict(neck=dict(_delete_=True, type='FPN', in_channels=[1], out_channels=1,"
         " num_outs=1))",
         "custom_hooks = [dict(type='EMAHook', momentum=0.1)]",
         "train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=3)",
-        "root = '{{fileDirname}}'\nwidth = {{_base_.image_size}}",
+        "root = '{{fileDirname}}'\nwidth = {{_base_.data_root}}",
     ],
 )
 def test_files_of_users_pass(tmp_path, text):
