@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks import plain, train_step
+from benchmarks import plain, train_step, twins
 from benchmarks.measure import Case
 from mmdet_ext.ops import OPERATORS, build_conv3d
 
@@ -35,7 +35,7 @@ def _alone(
     name: str, channels: int, out_channels: int, kernel: int, slices: int, size: int
 ) -> Case:
     torch.manual_seed(0)
-    options = plain.operator_config(name, slices)
+    options = twins.config(name, slices)
     conv = build_conv3d(options, channels, out_channels, kernel, padding=kernel // 2, bias=False)
     conv = conv.to(plain.DEVICE)
     x = torch.randn(1, channels, slices, size, size, device=plain.DEVICE)
@@ -44,7 +44,7 @@ def _alone(
     return Case(
         f"{name} {kernel} x {kernel}, {channels} -> {out_channels}",
         plain.at_inference(lambda: conv(ours, thickness)),
-        plain.at_inference(lambda: plain.operator(conv, x, thickness)),
+        plain.at_inference(lambda: twins.plain(conv, x, thickness)),
         plain.close,
         memory=True,
     )

@@ -56,6 +56,7 @@ conv(x).sum().backward()
 assert conv.strength.grad is not None
 """
     run(folder, "-c", code)
+    assert run(folder, "check.py") == ""
 
 
 def test_the_converted_network_prints_what_the_page_shows(operators_page, folder):

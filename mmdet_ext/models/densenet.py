@@ -250,10 +250,13 @@ class TruncatedDenseNet3D(BaseModule):
                 cut.append(key)
             else:
                 unexpected.append(key)
-        # Files older than PyTorch 0.4 lack the batch counters; operators bring parameters of
-        # their own, which keep their initial values.
+        # Files older than PyTorch 0.4 lack the batch counters; operators bring parameters and
+        # modules of their own, which keep their initial values.
         own_only = {k for k in own if k.endswith("num_batches_tracked")}
-        own_only |= {k for k in own if not re.search(r"(conv\d?|norm\d?)\.(weight|bias|r\w+)$", k)}
+        for path, module in self.named_modules():
+            if isinstance(module, SliceConv):
+                keys = {f"{path}.{key}" for key in module.state_dict()}
+                own_only |= keys - {f"{path}.weight"}
         missing = [k for k in own if k not in loaded and k not in own_only]
         problems = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in unexpected]
         for key, value in loaded.items():

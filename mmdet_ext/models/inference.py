@@ -57,7 +57,18 @@ def conv_norm_relu(conv: SliceConv, norm: nn.BatchNorm3d, x: Tensor, *args, **kw
     affine = None if conv._forward_hooks else affine_of(norm)
     if affine is None:
         return F.relu(norm(conv(x, *args, **kwargs)), inplace=True)
-    return conv(x, *args, affine=affine, **kwargs).relu_()
+    # In place only where autograd does not record: the operator's last step may need its output.
+    y = conv(x, *args, affine=affine, **kwargs)
+    return F.relu(y, inplace=not torch.is_grad_enabled())
+
+
+def looks_at_the_batch(module: nn.Module) -> bool:
+    """Whether anything in `module` is in training mode, or normalises without running statistics:
+    it may need the whole of what it is given."""
+    norm = nn.modules.batchnorm._NormBase
+    return any(
+        m.training or (isinstance(m, norm) and m.running_mean is None) for m in module.modules()
+    )
 
 
 def in_pieces(
@@ -70,8 +81,8 @@ def in_pieces(
     and output takes the memory of a piece.
     """
     size = x.shape[dim]
-    whole = torch.is_grad_enabled() or module.training or x.device.type != "cpu"
-    if whole or length >= size or torch.compiler.is_compiling():
+    whole = torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling()
+    if whole or length >= size or looks_at_the_batch(module):
         return function(x)
     out, done = None, 0
     for piece in x.split(length, dim):

@@ -8,7 +8,7 @@ import pkgutil
 
 from .check import check_operator
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import Affine, SliceConv, conv_depth, fold, shift_depth, unfold
+from .slice_conv import Affine, SliceConv, check_thickness, conv_depth, fold, shift_depth, unfold
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -20,6 +20,7 @@ __all__ = [
     "SliceConv",
     "build_conv3d",
     "check_operator",
+    "check_thickness",
     "conv_depth",
     "fold",
     "register_operator",

@@ -45,10 +45,9 @@ class AlignShiftConv(TSMConv):
         self.ref_thickness = ref_thickness
         self.zero_padding = zero_padding
 
-    def shift(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
-        thickness = check_thickness(thickness, len(x), type(self).__name__)
-        alpha = (self.ref_thickness / thickness).clamp(max=1).to(x.dtype).view(-1, 1, 1, 1, 1)
-        return self.in_channels // self.n_fold, alpha, self.zero_padding
+    def alpha(self, thickness: Tensor | None, batch: int) -> Tensor:
+        thickness = check_thickness(thickness, batch, type(self).__name__)
+        return (self.ref_thickness / thickness).clamp(max=1)
 
     def extra_repr(self) -> str:
         return (

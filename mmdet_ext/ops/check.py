@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .slice_conv import SliceConv, fold, unfold
@@ -23,7 +23,7 @@ def check_operator(operator: type[SliceConv], **options) -> None:
     Its parameters are drawn at random, so that one which starts without effect is checked too. What
     is checked, for 1 x 1 and 3 x 3 kernels:
 
-    - the shape: depth is kept, stride and padding act in-plane, a 2D weight can be loaded;
+    - the shape: depth is kept, stride and padding act in-plane, a 2D convolution's state loads;
     - volumes of a batch do not mix;
     - without a `convolve` of its own: every slice of the result is the 2D convolution of that slice
       of `fuse(x)`;
@@ -31,9 +31,9 @@ def check_operator(operator: type[SliceConv], **options) -> None:
     - `linear`: a norm folded into the kernel gives what the norm gives afterwards;
     - in place: `inplace=True` changes no result, and without it the input stays as it is;
     - the gradients, against differences; and with activation checkpointing against without;
-    - thickness, if it plays a part: NaN, 0 and negative numbers are refused, and at infinity no
-      slice sees another;
-    - channels-last memory changes no result;
+    - thickness: it plays no part and may be missing; or a missing one, NaN, 0 and negative numbers
+      raise ValueError, and at infinity no slice sees another;
+    - channels-last memory changes no result, and autocast little;
     - D = 1.
 
     Args:
@@ -88,7 +88,10 @@ def _checks(
         assert make()(volume(), thickness).shape == (2, OUTPUTS, depth, SIZE, SIZE)
         half = make(stride=2)(volume(), thickness)
         assert half.shape == (2, OUTPUTS, depth, SIZE // 2, SIZE // 2), tuple(half.shape)
-        make().load_weight2d(torch.zeros(OUTPUTS, CHANNELS, kernel, kernel, dtype=torch.float64))
+        flat = nn.Conv2d(CHANNELS, OUTPUTS, kernel).double()
+        make().load_weight2d(flat.weight)
+        report = make().load_state_dict(flat.state_dict(), strict=False)
+        assert not report.unexpected_keys and "weight" not in report.missing_keys, report
 
     yield "shapes: forward takes (B, C, D, H, W) to (B, C', D, H', W')", shapes
 
@@ -116,7 +119,7 @@ def _checks(
             (lambda y: conv.fuse(y, thickness), conv.fuse(x, thickness)),
             *([(lambda y: conv(y, thickness), conv(x, thickness))] if kernel == 1 else []),
         ):
-            _same(torch.cat([part(y) for y in x.split(2, dim=3)], 3), whole)
+            _same(torch.cat([part(y) for y in x.split((2, 3, 1), dim=3)], 3), whole)
 
     if operator.pixelwise:
         yield "pixelwise: rows do not depend on one another (else set pixelwise = False)", strips
@@ -159,6 +162,7 @@ def _checks(
         plain = step(lambda conv, x: conv(x, thickness))
         again = step(lambda conv, x: checkpoint(conv, x, thickness, use_reentrant=False))
         for a, b in zip(again, plain, strict=True):
+            # Data-parallel training would refuse it.
             assert a is not None and b is not None, "a parameter got no gradient"
             _same(a, b)
 
@@ -166,20 +170,27 @@ def _checks(
 
     def thicknesses() -> None:
         conv, x = make(), volume()
-        if torch.equal(conv(x, thickness), conv(x, thickness.flip(0))):
+        infinite = torch.full_like(thickness, torch.inf)
+        given = [conv(x, mm) for mm in (thickness, thickness.flip(0), infinite)]
+        if torch.equal(given[0], given[1]) and torch.equal(given[0], given[2]):
+            _same(conv(x), given[0])
             return
-        for bad in (torch.nan, 0.0, -1.0):
+        for bad in (torch.nan, 0.0, -1.0, None):
             try:
-                conv(x, thickness.new_tensor([5.0, bad]))
-            except (ValueError, RuntimeError):
+                conv(x, None if bad is None else thickness.new_tensor([5.0, bad]))
+            except ValueError:
                 continue
             raise AssertionError(f"a thickness of {bad} mm was not refused; call check_thickness")
-        infinite = torch.full_like(thickness, torch.inf)
-        changed = x.clone()
-        changed[:, :, 0] += 1
-        _same(conv(changed, infinite)[:, :, 1:], conv(x, infinite)[:, :, 1:])
+        for d in range(depth):
+            others = -x
+            others[:, :, d] = x[:, :, d]
+            _same(conv(others, infinite)[:, :, d], given[2][:, :, d])
 
-    yield "thickness: mm, > 0; infinity means that a slice sees no other", thicknesses
+    yield (
+        "thickness: plays no part and may be missing, or is mm, > 0, and at infinity a slice sees "
+        "no other",
+        thicknesses,
+    )
 
     def memory() -> None:
         conv, x = make(), volume()
@@ -189,6 +200,17 @@ def _checks(
         _same(conv(unfold(fold(x).contiguous(), 2), thickness), expected)
 
     yield "memory: channels-last volumes give the same", memory
+
+    def mixed_precision() -> None:
+        conv, x = make().float(), volume().float()
+        with torch.autocast("cpu", torch.bfloat16):
+            # As inside a network, where what comes before has left bfloat16.
+            got = conv(x.bfloat16().requires_grad_(), thickness.float()).float()
+        got.square().sum().backward()
+        expected = conv(x, thickness.float())
+        assert (got - expected).norm() <= 0.1 * expected.norm()
+
+    yield "autocast: works forward and backward (bring factors to x.dtype)", mixed_precision
 
     def one_slice() -> None:
         conv = make(**({"num_slices": 1} if "num_slices" in options else {}))

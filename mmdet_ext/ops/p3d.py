@@ -26,9 +26,8 @@ class P3DConv(SliceConv):
         ValueError: a kernel that is not square.
     """
 
-    pixelwise = (
-        True  # `depth_weight` mixes the outputs' channels, so the convolution is not `linear`
-    )
+    # Not `linear`: `depth_weight` mixes the channels of the first convolution.
+    pixelwise = True
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import difflib
 
-from torch import nn
+from .slice_conv import SliceConv
 
-OPERATORS: dict[str, type[nn.Module]] = {}
+OPERATORS: dict[str, type[SliceConv]] = {"SliceConv": SliceConv}
 
 
-def register_operator(operator: type[nn.Module]) -> type[nn.Module]:
+def register_operator(operator: type[SliceConv]) -> type[SliceConv]:
     """Class decorator: makes `operator`, a subclass of `SliceConv`, buildable by its class name.
 
-    Raises TypeError for a class without `fuse` and `convolve`, and ValueError for a name that
-    another operator has.
+    Raises TypeError for another class, and ValueError for a name that another operator has.
     """
-    if not (hasattr(operator, "fuse") and hasattr(operator, "convolve")):
+    if not issubclass(operator, SliceConv):
         raise TypeError(f"{operator.__name__}: an operator derives from mmdet_ext.ops.SliceConv")
     other = OPERATORS.setdefault(operator.__name__, operator)
     if other is not operator:
@@ -28,7 +27,7 @@ def register_operator(operator: type[nn.Module]) -> type[nn.Module]:
 
 def build_conv3d(
     config: dict | str, in_channels: int, out_channels: int, kernel_size: int, **kwargs
-) -> nn.Module:
+) -> SliceConv:
     """Builds a context-fusion operator.
 
     Args:

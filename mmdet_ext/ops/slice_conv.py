@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .registry import register_operator
-
 Pair = int | tuple[int, int]
 Affine = tuple[Tensor, Tensor]
 
@@ -128,7 +126,6 @@ def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tens
     return thickness
 
 
-@register_operator
 class SliceConv(nn.Module):
     """No fusion: one 2D convolution for every slice (A3D, MICCAI 2021, section 2.1 (a)).
 
@@ -201,18 +198,23 @@ class SliceConv(nn.Module):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        own = cls.__dict__
-        if "forward" in own:
+
+        def place(name: str) -> int:
+            """Where in the order of inheritance, mixins included, `name` is defined."""
+            return next(i for i, parent in enumerate(cls.__mro__) if name in vars(parent))
+
+        if cls.forward is not SliceConv.forward:
             # The backbone calls the two halves of `forward` by themselves.
             raise TypeError(f"{cls.__name__}: override fuse or convolve, not forward")
-        if "fuse_" in own and "fuse" not in own:
+        in_place = cls.fuse_ is not SliceConv.fuse_
+        if in_place and place("fuse_") < place("fuse"):
             raise TypeError(f"{cls.__name__}: fuse_ is fuse in place; override fuse as well")
-        # What a parent says of its methods need not hold for those of its child.
-        if "fuse" in own and "fuse_" not in own:
+        # What a parent says of its methods need not hold for those that come in their place.
+        if in_place and place("fuse_") > place("fuse"):
             cls.fuse_ = SliceConv.fuse_
-        if ("fuse" in own or "convolve" in own) and "pixelwise" not in own:
+        if place("pixelwise") > min(place("fuse"), place("convolve")):
             cls.pixelwise = False
-        if "convolve" in own and "linear" not in own:
+        if place("linear") > place("convolve"):
             cls.linear = False
 
     def _sides(self) -> tuple[int, int, int, int]:

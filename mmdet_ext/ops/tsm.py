@@ -30,6 +30,7 @@ class TSMConv(SliceConv):
     """
 
     pixelwise = True
+    zero_padding = True
 
     def __init__(self, *args, n_fold: int = 8, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -37,9 +38,22 @@ class TSMConv(SliceConv):
             raise ValueError(f"n_fold must be at least 2, got {n_fold}")
         self.n_fold = n_fold
 
+    def alpha(self, thickness: Tensor | None, batch: int) -> Tensor | None:
+        """The neighbouring slice's share in a shifted channel, (B,), without a gradient; None is
+        1. It knows nothing of the volume, so that a subclass stays pixel-wise."""
+        return None
+
     def shift(self, x: Tensor, thickness: Tensor | None) -> tuple[int, Tensor | None, bool]:
-        """What `ChannelShift` is to do with `x`: fold, alpha and zero_padding."""
-        return self.in_channels // self.n_fold, None, True
+        """What `shift_channels_` is to do with `x`: fold, alpha and zero_padding."""
+        alpha = self.alpha(thickness, len(x))
+        if alpha is not None:
+            if alpha.requires_grad:
+                raise TypeError(
+                    f"{type(self).__name__}: alpha gets no gradient here; to learn it, derive from "
+                    "SliceConv and write fuse with torch's own functions"
+                )
+            alpha = alpha.to(x.dtype).view(-1, 1, 1, 1, 1)
+        return self.in_channels // self.n_fold, alpha, self.zero_padding
 
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         return ChannelShift.apply(x, *self.shift(x, thickness))

@@ -2,23 +2,20 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mmdet_ext.ops import (
     OPERATORS,
+    AlignShiftConv,
     SliceConv,
     TSMConv,
     check_operator,
+    check_thickness,
     register_operator,
     shift_depth,
 )
 
 from .users_operators import OPERATORS_OF_USERS, Blur, GatedConv, NeighbourMean
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_every_registered_operator_keeps_the_contract(name):
-    for depth in (2, 3):
-        check_operator(OPERATORS[name], **({"num_slices": depth} if name == "A3DConv" else {}))
 
 
 @pytest.mark.parametrize("operator", OPERATORS_OF_USERS)
@@ -75,6 +72,32 @@ class FusesAtInfinity(SliceConv):
         return x + (1 - far) * shift_depth(x, -1)
 
 
+class FusesForwardAtInfinity(SliceConv):
+    def fuse(self, x, thickness):
+        thickness = check_thickness(thickness, len(x), "this")
+        return x + (1 + 1 / thickness).view(-1, 1, 1, 1, 1) * shift_depth(x, 1)
+
+
+class NeedsNoParameter(SliceConv):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.idle = nn.Parameter(torch.zeros(3))
+
+
+class ComputesInDouble(SliceConv):
+    def fuse(self, x, thickness):
+        return x + shift_depth(x, 1) * torch.full((self.in_channels, 1, 1, 1), 0.1).double()
+
+
+class OtherKeys(SliceConv):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.kernel = self.weight
+        del self.weight
+
+    weight = property(lambda self: self.kernel)
+
+
 class WrongGradient(SliceConv):
     def fuse(self, x, thickness):
         return x + shift_depth(x, 1).detach()
@@ -101,6 +124,10 @@ class LosesASlice(SliceConv):
         (MixesTheBatch, "batch: "),
         (TakesAnyThickness, "thickness: .*nan mm was not refused"),
         (FusesAtInfinity, "thickness: "),
+        (FusesForwardAtInfinity, "thickness: "),
+        (NeedsNoParameter, "checkpointing: .*a parameter got no gradient"),
+        (ComputesInDouble, "autocast: "),
+        (OtherKeys, "shapes: .*kernel"),
         (WrongGradient, "gradients: "),
         (NeedsThreeSlices, "one slice: "),
         (LosesASlice, "shapes: "),
@@ -130,6 +157,48 @@ def test_what_a_parent_says_does_not_hold_for_a_child_that_overrides():
     assert not Scales.pixelwise and not Scales.linear and Scales.fuse_ is TSMConv.fuse_
     check_operator(Pools)
     check_operator(Scales)
+
+
+def test_what_a_parent_says_does_not_hold_for_a_mixin_either():
+    class Pooling:
+        def fuse(self, x, thickness):
+            return x - x.mean((3, 4), keepdim=True)
+
+    mixed = type("Mixed", (Pooling, TSMConv), {})
+    assert not mixed.pixelwise and mixed.linear and mixed.fuse_ is SliceConv.fuse_
+    assert type("Child", (mixed,), {}).pixelwise is False
+    assert type("Sure", (Pooling, TSMConv), {"pixelwise": True}).pixelwise
+    check_operator(mixed)
+
+    class Own:
+        def forward(self, x, thickness=None):
+            return x
+
+    with pytest.raises(TypeError, match="override fuse or convolve, not forward"):
+        type("Mixed", (Own, SliceConv), {})
+
+
+def test_forward_is_not_to_be_overridden():
+    with pytest.raises(TypeError, match="Own: override fuse or convolve, not forward"):
+        type("Own", (SliceConv,), {"forward": lambda self, x, thickness=None: x})
+
+
+def test_a_learned_alpha_is_refused():
+    class Learned(AlignShiftConv):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.log_reference = nn.Parameter(torch.tensor(0.5))
+
+        def alpha(self, thickness, batch):
+            return (self.log_reference.exp() / thickness).clamp(max=1)
+
+    with pytest.raises(TypeError, match="Learned: alpha gets no gradient"):
+        Learned(8, 4, 1)(torch.zeros(2, 8, 3, 4, 4), torch.tensor([1.0, 5.0]))
+
+
+def test_what_is_no_operator_does_not_register():
+    with pytest.raises(TypeError, match="Linear: an operator derives from"):
+        register_operator(nn.Linear)
 
 
 def test_fuse_in_place_alone_is_refused():
