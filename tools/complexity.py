@@ -4,6 +4,8 @@ python tools/complexity.py configs/alignshift_3slice.py configs/i3d_3slice.py"""
 import argparse
 import sys
 
+from mmengine.config import DictAction
+
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.models.complexity import detector_complexity, format_complexity, input_shape
 
@@ -15,10 +17,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="+", metavar="config", help="experiment files")
     parser.add_argument("--size", type=int, help="height and width in px; default: the config's")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the configs"
+    )
     options = parser.parse_args()
     for path in options.configs:
         try:
-            config = load_config(path)
+            config = load_config(path, options.cfg_options)
             slices, size = input_shape(config)
             size = options.size or size
             parts = detector_complexity(config, size)

@@ -92,6 +92,10 @@ UNTYPED = {
         "dwconv_decay_mult", "flat_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate",
     },
     "stack": _names(plan_stack) - {"key_slice", "thickness_mm", "slice_range"},
+    "resize": {  # RandomAffineResize's
+        "size", "prob", "shift", "scale", "rotation", "flip_prob", "box_from", "interpolation",
+        "augment",
+    },
     "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
     "env_cfg.mp_cfg": {"mp_start_method", "opencv_num_threads"},
     "env_cfg.dist_cfg": _names(init_process_group),
@@ -348,11 +352,14 @@ def _check_file(path: Path) -> list[set[str]]:
     for name in assigned:
         if name in RUNNER or name in read or name.startswith("_"):
             continue
+        if name in UNTYPED["stack"]:
+            raise ConfigError(
+                f"{path}: nothing reads {name} here; did you mean stack = dict({name}=...)?"
+            )
         if any(name in base for base in bases):
             raise ConfigError(
                 f"{path}: {name} is read while the base config is loaded; assigned here it changes "
-                "nothing. Set the options that are made from it (configs/_base_/"
-                "detector_7slice.py does that for num_slices)."
+                "nothing. Set the options that are made from it."
             )
         if close := nearest(name, RUNNER, cutoff=0.8):
             raise ConfigError(

@@ -3,19 +3,23 @@
     stack = dict(num_slices=7, policy="keep_thick")  # what `load_slices` takes
     resize = dict(size=192, prob=0.3)  # what `RandomAffineResize` takes
 
-stand at the top level of a config. Every data set whose pipeline loads slices gets the stack, the
-detector its `num_slices`, and every `RandomAffineResize` what `resize` says.
+stand at the top level of a config. Every data set whose pipeline loads slices gets the stack, a
+detector that takes it its `num_slices`, and every `RandomAffineResize` what `resize` says.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from mmdet_ext.config.check import ConfigError
+
+SHARED = ("stack", "resize")
 
 
 def read_experiment(path: str | Path) -> Config:
@@ -25,14 +29,24 @@ def read_experiment(path: str | Path) -> Config:
     return config
 
 
-def spread(config: Config) -> None:
+def spread(config: Config, replace: bool = False) -> None:
     """Writes `stack` and `resize` of the top level to all that they concern.
 
-    Raises ConfigError where one of these says something else already.
+    Raises ConfigError where one of these says something else already, unless `replace`.
     """
+
+    def state(path: str, holder: dict, name: str, value: Any, source: str) -> None:
+        if replace:
+            holder[name] = value
+        elif holder.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{path}.{name} is {holder[name]!r}, but {source} is {value!r}, which holds for "
+                f"every part: set {source} and leave out {path}.{name}"
+            )
+
     stack, resize = config.get("stack"), config.get("resize", {})
-    if stack is not None:
-        _state("model", config.model, "num_slices", stack.num_slices, "stack.num_slices")
+    if stack is not None and _takes_num_slices(config.get("model")):
+        state("model", config.model, "num_slices", stack.num_slices, "stack.num_slices")
     for split in ("train", "val", "test"):
         loader = f"{split}_dataloader"
         for path, node in _dicts(config.get(loader), loader):
@@ -40,18 +54,17 @@ def spread(config: Config) -> None:
                 node.setdefault("stack", {})
                 own = node["stack"]
                 for name, value in stack.items():
-                    _state(f"{path}.stack", own, name, value, f"stack.{name}")
+                    state(f"{path}.stack", own, name, value, f"stack.{name}")
             if node.get("type") == "RandomAffineResize":
                 for name, value in resize.items():
-                    _state(path, node, name, value, f"resize.{name}")
+                    state(path, node, name, value, f"resize.{name}")
 
 
-def _state(path: str, holder: dict, name: str, value: Any, source: str) -> None:
-    if holder.setdefault(name, value) != value:
-        raise ConfigError(
-            f"{path}.{name} is {holder[name]!r}, but {source} is {value!r}, which holds for every "
-            f"part: set {source} and leave out {path}.{name}"
-        )
+def _takes_num_slices(model: Mapping | None) -> bool:
+    """Whether the detector has that argument: mmdet's own 2D detectors, say, do not."""
+    kind = model and model.get("type")
+    classes = inspect.getmro((MODELS.get(kind) if isinstance(kind, str) else kind) or object)
+    return any("num_slices" in inspect.signature(c.__init__).parameters for c in classes)
 
 
 def _loads_slices(node: Mapping) -> bool:

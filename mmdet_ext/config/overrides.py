@@ -12,12 +12,14 @@ from mmengine.config import Config
 from mmdet_ext.config.check import (
     NAMED_BY_USER,
     RUNNER,
+    UNTYPED,
     ConfigError,
     Valid,
     resolve,
     unknown_name,
     valid_names,
 )
+from mmdet_ext.config.experiment import SHARED, spread
 from mmdet_ext.config.signatures import arguments
 
 # What an override would change without effect, and what to do instead.
@@ -29,7 +31,8 @@ WITHOUT_EFFECT = {
 
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
-    """Merges `--cfg-options`, dotted paths and values, into a config.
+    """Merges `--cfg-options`, dotted paths and values, into a config; `stack` and `resize` into
+    every part that they concern.
 
     Raises ConfigError for a path that is neither there nor an argument of the class there, with the
     nearest that is; for a variable of the config file, which has been read by now; for an index
@@ -45,7 +48,12 @@ def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
         parent = path.rpartition(".")[0]
         if path.endswith(".type") and _at(before, parent) is None:
             merged[f"{parent}._delete_"] = True  # else mmengine does not merge into None
+    spread(config)
+    shared = {path: merged.pop(path) for path in overrides if path.partition(".")[0] in SHARED}
+    config.merge_from_dict(shared)
+    spread(config, replace=True)  # above, and of a run's own dump, the parts hold the old values
     config.merge_from_dict(merged)
+    spread(config)
 
 
 def _at(config: Any, path: str) -> Any:
@@ -68,6 +76,8 @@ def _check_override(config: dict, path: str, value: Any, overrides: Mapping[str,
     if first not in RUNNER:
         if first in config:
             raise ConfigError(_too_late(config, first, rest))
+        if first in UNTYPED["stack"]:
+            raise ConfigError(f"a config has no option {first!r}; did you mean stack.{first}?")
         raise ConfigError(_no_such(first, {*RUNNER, *config}, rest))
     node: Any = config.get(first)
     for i, part in enumerate(rest, start=1):

@@ -53,8 +53,8 @@ class DeepLesionDataset(CocoDataset):
     Raises:
         MissingDataError: the annotation file is missing, with how to get or make the data.
         DataError: it is not as `read_annotations` wants it, or, of training, has no lesions.
-        ValueError: a `stack` out of its range; an `on_bad_slice` that is neither, or 'skip' in
-            testing.
+        ValueError: a `stack` that is missing or out of its range; an `on_bad_slice` that is
+            neither, or 'skip' in testing.
     """
 
     METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
@@ -62,13 +62,22 @@ class DeepLesionDataset(CocoDataset):
     def __init__(
         self,
         *args,
-        stack: Mapping,
+        stack: Mapping | None = None,
         cache: str | None = None,
         on_bad_slice: str = "stop",
         **kwargs,
     ) -> None:
-        self.stack = dict(stack)
-        plan_stack(0, None, (0, 0), **self.stack)  # refuses a bad option before the first sample
+        self.stack = dict(stack or {})
+        if "num_slices" not in self.stack:
+            raise ValueError(
+                "DeepLesionDataset needs stack=dict(num_slices=...). Read an experiment by "
+                "mmdet_ext.config.experiment.read_experiment(path), which writes its stack to all "
+                "parts; mmengine's Config.fromfile does not"
+            )
+        try:  # refuses a bad option before the first sample
+            plan_stack(0, None, (0, 0), **self.stack)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"stack={self.stack}: {error}") from None
         if on_bad_slice not in ("stop", "skip"):
             raise ValueError(f"on_bad_slice must be 'stop' or 'skip', got {on_bad_slice!r}")
         if on_bad_slice == "skip" and kwargs.get("test_mode"):

@@ -183,10 +183,16 @@ def warp(
     # cv2 counts pixel centres: half a pixel off before, half a pixel on after.
     centred = matrix.copy()
     centred[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-    warped = cv2.warpAffine(
-        image, centred, (size[1], size[0]), flags=interpolation, borderMode=border
-    )
-    return warped.reshape(*size, *image.shape[2:])
+    options = dict(flags=interpolation, borderMode=border)
+    parts = [image]
+    if interpolation == cv2.INTER_CUBIC and image.ndim == 3:
+        # cv2 interpolates at most 4 channels by cubics at once.
+        parts = np.split(image, range(4, image.shape[2], 4), axis=2)
+    warped = [
+        cv2.warpAffine(np.ascontiguousarray(p), centred, size[::-1], **options) for p in parts
+    ]
+    whole = np.dstack(warped) if len(warped) > 1 else warped[0]
+    return whole.reshape(*size, *image.shape[2:])
 
 
 @TRANSFORMS.register_module()

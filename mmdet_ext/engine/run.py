@@ -26,7 +26,7 @@ OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
   --amp                                           half precision (GPU)
   --cfg-options train_dataloader.batch_size=2     fewer images at once (scale the learning rate too)
-  configs/*_3slice.py                             3 instead of 7 slices
+  --cfg-options stack.num_slices=3                3 instead of 7 slices
 The message of torch: {error}"""
 
 

@@ -25,10 +25,18 @@ class KeySliceMaskRCNN(MaskRCNN):
         backbone, neck, others: of mmdet's `MaskRCNN`.
 
     Raises:
-        ValueError: a part has another number of slices.
+        ValueError: no `num_slices`; a part, or in `extract_feat` a volume, has another number of
+            slices.
     """
 
-    def __init__(self, backbone: dict, neck: dict, num_slices: int = 3, **others) -> None:
+    def __init__(self, backbone: dict, neck: dict, num_slices: int | None = None, **others) -> None:
+        if num_slices is None:
+            # A default would be silently wrong for a config that was read without `stack`.
+            raise ValueError(
+                "the detector needs num_slices. Read an experiment by mmdet_ext.config.experiment."
+                "read_experiment(path), which writes its stack to all parts; mmengine's "
+                "Config.fromfile does not"
+            )
         backbone, neck, depth = dict(backbone), dict(neck), num_slices
         if backbone.get("slices_as_channels"):
             set_once("backbone.in_channels", backbone, "in_channels", num_slices)
@@ -38,10 +46,17 @@ class KeySliceMaskRCNN(MaskRCNN):
             backbone["fusion"] = fusion
         set_once("neck.num_slices", neck, "num_slices", depth)
         super().__init__(backbone=backbone, neck=neck, **others)
+        self.num_slices = num_slices
 
     def extract_feat(self, batch_inputs: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         """((B, 1, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),)."""
         images, thickness = batch_inputs
+        if images.shape[2] != self.num_slices:
+            raise ValueError(
+                f"the detector was built for num_slices={self.num_slices}, the volume has "
+                f"{images.shape[2]} slices: load stacks of {self.num_slices}, or set the "
+                f"experiment's stack.num_slices to {images.shape[2]}"
+            )
         if torch.is_grad_enabled() or images.is_cuda:
             return self.neck(self.backbone(images, thickness))
         # Saves memory: the neck is done with each map before the backbone makes the next.

@@ -239,3 +239,17 @@ def test_size_other_than_the_annotation_is_named(phantom):
 def test_unknown_options_are_refused(option):
     with pytest.raises(ValueError, match="must be"):
         RandomAffineResize(SIZE, **option)
+
+
+@pytest.mark.parametrize("slices", [1, 3, 4, 5, 7, 9])
+@pytest.mark.parametrize("interpolation", [cv2.INTER_LINEAR, cv2.INTER_CUBIC])
+def test_a_stack_is_warped_as_its_slices_are(slices, interpolation):
+    """cv2 refuses more than four channels at once with cubics."""
+    generator = np.random.default_rng(0)
+    stack = generator.integers(-1000, 1000, (20, 24, slices)).astype(np.int16)
+    matrix = np.array([[1.1, 0.2, 1.5], [-0.2, 0.9, 2.0]])
+    whole = warp(stack, matrix, (16, 18), interpolation)
+    assert whole.shape == (16, 18, slices) and whole.dtype == np.int16
+    for d in range(slices):
+        alone = warp(np.ascontiguousarray(stack[:, :, d]), matrix, (16, 18), interpolation)
+        np.testing.assert_array_equal(whole[:, :, d], alone)
