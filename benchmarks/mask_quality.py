@@ -35,7 +35,7 @@ METHODS = {
 }
 
 
-def measure(root: Path) -> dict[str, list[list[float]]]:
+def ious_by_group(root: Path) -> dict[str, list[list[float]]]:
     """Group -> one row a lesion that is not flagged noisy: the IoU of each method."""
     truth_file = root / "phantom_truth" / "truth.json"
     if not truth_file.is_file():

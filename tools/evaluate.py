@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from deeplesion.evaluation.breakdowns import add_columns
 from deeplesion.evaluation.evaluate import compare, evaluate
-from deeplesion.evaluation.results import Run, default_names, read_results
+from deeplesion.evaluation.results import Result, default_names, read_results
 from deeplesion.files import write_whole
 from deeplesion.report.page import write_figures, write_report
 from deeplesion.report.published import PUBLISHED
@@ -63,18 +63,18 @@ def run(options: argparse.Namespace) -> None:
             f"--names must give each of the {len(options.results)} results a name of its own, got "
             f"{' '.join(names)}"
         )
-    runs = []
+    results = []
     for path, name in zip(options.results, names):
         records = read_results(path)
         if options.table:
             records = add_columns(records, options.table, options.by)
-        runs.append(Run(name, records, options.iou_threshold, options.pixel_offset))
+        results.append(Result(name, records, options.iou_threshold, options.pixel_offset))
 
     draws = (options.resamples, options.seed)
-    comparisons = [compare(runs[0], other, *draws) for other in runs[1:]]
+    comparisons = [compare(results[0], other, *draws) for other in results[1:]]
     evaluations = [
         evaluate(each, options.by, *draws)
-        for each in tqdm(runs, desc="evaluating", unit="run", leave=False)
+        for each in tqdm(results, desc="evaluating", unit="result", leave=False)
     ]
     tables = all_tables(evaluations, comparisons, options.published)
     print("\n\n".join(map(to_text, tables)))
@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
         content["published"] = [row._asdict() for row in PUBLISHED]
     write_whole(out / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     paths = write_tables(tables, out)
-    paths += write_figures(runs, out, *draws)
-    report = write_report(runs, evaluations, out, options.images, options.published, comparisons)
+    paths += write_figures(results, out, *draws)
+    report = write_report(results, evaluations, out, options.images, options.published, comparisons)
     print(f"\n{out}: evaluation.json, {', '.join(path.name for path in [*paths, report])}")
 
 

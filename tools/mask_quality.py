@@ -9,7 +9,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.mask_quality import METHODS, SHAPES, SIZES, measure
+from benchmarks.mask_quality import METHODS, SHAPES, SIZES, ious_by_group
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="a phantom, as tools/make_phantom.py writes it")
     root = parser.parse_args().root
     try:
-        groups = measure(root)
+        groups = ious_by_group(root)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"mask_quality: {error}")
     print("Mean IoU with the true mask (share of lesions below 0.5)\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from deeplesion.evaluation.results import Run, read_results, table_file
+from deeplesion.evaluation.results import Result, read_results, table_file
 from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table
 from mmdet_ext.engine.distributed import launched
@@ -40,8 +40,8 @@ def main() -> None:
         if options.show_dir:
             dataset = config.test_dataloader.dataset
             images = Path(dataset.data_root) / dataset.data_prefix.img
-            run = Run(Path(config.work_dir).name, read_results(Path(result_file)))
-            paths = draw_results(run, images, options.show_dir)
+            result = Result(Path(config.work_dir).name, read_results(Path(result_file)))
+            paths = draw_results(result, images, options.show_dir)
             print(f"{len(paths)} pictures: {options.show_dir}")
 
 

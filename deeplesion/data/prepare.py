@@ -27,7 +27,7 @@ from deeplesion.processes import available_cores, in_processes
 # The deepest stack of the papers: the neighbours it touches must be there.
 NUM_SLICES = 7
 
-_CACHE_NAME = "unfinished.jsonl"
+_UNFINISHED_NAME = "unfinished.jsonl"
 # What the problems are called in the report: key slices are left out for the first four.
 _NOT_DOWNLOADED = "series not downloaded"
 _MISSING = "missing slice"
@@ -129,11 +129,11 @@ def prepare(
 
     folder = root / "annotations"
     folder.mkdir(exist_ok=True)
-    cache = folder / _CACHE_NAME
+    unfinished = folder / _UNFINISHED_NAME
     there = [name for name in key_slices if _series(name) in present]
-    finished, cache_file = _open_cache(cache, _fingerprint(csv))
+    finished, unfinished_file = _open_unfinished(unfinished, _fingerprint(csv))
     results = {name: finished[name] for name in there if name in finished}
-    with cache_file:
+    with unfinished_file:
         pending = [_task(key_slices[name]) for name in there if name not in results]
         work = partial(_draw_masks, SliceFolder(root / "Images_png"))
         progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
@@ -141,14 +141,14 @@ def prepare(
             for result in drawn:
                 results[result["file_name"]] = result
                 if "masks" in result:  # a broken one may be repaired until the next call
-                    cache_file.write(_json_line(result))
-                    cache_file.flush()
+                    unfinished_file.write(_json_line(result))
+                    unfinished_file.flush()
                 progress.update()
 
     problems = _problems(key_slices, results)
     counts = _write_annotations(folder, clean, results, problems)
     write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
-    cache.unlink()
+    unfinished.unlink()
     return Preparation(folder, counts, problems, int(lesions.noisy.sum()))
 
 
@@ -276,7 +276,7 @@ def _fingerprint(csv: Path) -> str:
     return digest.hexdigest()
 
 
-def _open_cache(path: Path, fingerprint: str) -> tuple[dict, BinaryIO]:
+def _open_unfinished(path: Path, fingerprint: str) -> tuple[dict, BinaryIO]:
     """What an interrupted call finished, and the file to which further results are appended."""
     header = _json_line({"fingerprint": fingerprint})
     content = path.read_bytes() if path.exists() else b""

@@ -14,7 +14,7 @@ import numpy as np
 
 from deeplesion.conventions import LESION_TYPES, THIN_MM
 from deeplesion.evaluation.froc import FROC
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 
 MAX_NUMBERS = 8  # more distinct numbers than these are cut at their quartiles
 MAX_TEXTS = 50
@@ -141,26 +141,26 @@ SMALL_MM, LARGE_MM = 10, 30
 LESION_SIZES = (f"< {SMALL_MM} mm", f"{SMALL_MM}-{LARGE_MM} mm", f"> {LARGE_MM} mm")
 
 
-def by_thickness(run: Run) -> dict[str, FROC]:
+def by_thickness(result: Result) -> dict[str, FROC]:
     """The curves of all, thin (<= 2 mm) and thick (> 2 mm) slices, each of its own images."""
-    thickness = np.array([r["thickness_mm"] for r in run.records], float)
+    thickness = np.array([r["thickness_mm"] for r in result.records], float)
     return {
-        "all": run.curve,
-        "thin": run.curve.of_images(thickness <= THIN_MM),
-        "thick": run.curve.of_images(thickness > THIN_MM),
+        "all": result.curve,
+        "thin": result.curve.of_images(thickness <= THIN_MM),
+        "thick": result.curve.of_images(thickness > THIN_MM),
     }
 
 
-def by_type(run: Run) -> dict[str, FROC]:
+def by_type(result: Result) -> dict[str, FROC]:
     """The curves of each type of lesion, over the false positives of all images."""
-    types = np.array([x.get("lesion_type", -1) for r in run.records for x in r["lesions"]])
-    return {name: run.curve.of_lesions(types == key) for key, name in LESION_TYPES.items()}
+    types = np.array([x.get("lesion_type", -1) for r in result.records for x in r["lesions"]])
+    return {name: result.curve.of_lesions(types == key) for key, name in LESION_TYPES.items()}
 
 
-def by_diameter(run: Run) -> dict[str, FROC]:
+def by_diameter(result: Result) -> dict[str, FROC]:
     """The curves of three ranges of the long diameter, over the false positives of all images."""
-    sizes = np.array([size_group(x) for r in run.records for x in r["lesions"]])
-    return {name: run.curve.of_lesions(sizes == name) for name in (*LESION_SIZES, "unknown")}
+    sizes = np.array([size_group(x) for r in result.records for x in r["lesions"]])
+    return {name: result.curve.of_lesions(sizes == name) for name in (*LESION_SIZES, "unknown")}
 
 
 def size_group(lesion: dict) -> str:
@@ -171,10 +171,10 @@ def size_group(lesion: dict) -> str:
     return LESION_SIZES[int(long_mm >= SMALL_MM) + int(long_mm > LARGE_MM)]
 
 
-def by_column(run: Run, column: str) -> dict[str, FROC]:
+def by_column(result: Result, column: str) -> dict[str, FROC]:
     """The curves of each group of images that a key of the records makes, each of its own images.
 
     See `column_groups`.
     """
-    groups = column_groups(run.records, column)
-    return {name: run.curve.of_images(chosen) for name, chosen in groups.items()}
+    groups = column_groups(result.records, column)
+    return {name: result.curve.of_images(chosen) for name, chosen in groups.items()}

@@ -45,7 +45,7 @@ def diameter_errors(
         for lesion, detection in zip(record["lesions"], hit_by):
             if detection is None or not lesion.get("diameters_mm"):
                 continue
-            measured = measure(record["masks"][detection], record["spacing_mm"])
+            measured = diameters_of_mask(record["masks"][detection], record["spacing_mm"])
             if measured is not None:
                 errors.append(measured.lengths_mm - lesion["diameters_mm"])
                 patients.append(record["patient"])
@@ -70,7 +70,7 @@ def diameter_errors(
     )
 
 
-def measure(rle: dict, spacing_mm: float) -> Diameters | None:
+def diameters_of_mask(rle: dict, spacing_mm: float) -> Diameters | None:
     """The RECIST diameters of a mask as COCO run lengths; None of one without a pixel."""
     mask = coco_mask.decode(rle)
     return recist_from_mask(mask, spacing_mm) if mask.any() else None

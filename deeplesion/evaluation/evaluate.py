@@ -1,5 +1,5 @@
 """From a result file to the numbers of a results section: FROC over all images, thin and thick
-ones, by lesion type, by size, by any column; intervals; the paired difference of two runs; AP50."""
+ones, by lesion type, by size, by any column; intervals; paired differences; AP50."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from deeplesion.evaluation.breakdowns import (
 from deeplesion.evaluation.diameters import diameter_errors
 from deeplesion.evaluation.froc import FROC, SCORE_FPS, TABLE_FPS
 from deeplesion.evaluation.intervals import QUANTILES, check_resamples, with_lesions
-from deeplesion.evaluation.results import Run, lesion_array
+from deeplesion.evaluation.results import Result, lesion_array
 
 POINTS = tuple(f"{fps:g}" for fps in TABLE_FPS)
 AVERAGED = [TABLE_FPS.index(fps) for fps in SCORE_FPS]
 
 
-def evaluate(run: Run, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0) -> dict:
-    """Everything about one run, with 95 % intervals by bootstrap over patients.
+def evaluate(result: Result, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0) -> dict:
+    """Everything about one result, with 95 % intervals by bootstrap over patients.
 
     Args:
-        run: detections and ground truth.
+        result: detections and ground truth.
         by: keys of the records, each one more breakdown (see `by_column`).
         resamples, seed: of the bootstrap.
 
@@ -42,18 +42,18 @@ def evaluate(run: Run, by: Sequence[str] = (), resamples: int = 1000, seed: int 
         ValueError: too few resamples, or a column that is not there (the nearest name is given).
     """
     check_resamples(resamples)
-    breakdowns = {"lesion type": by_type(run), "lesion diameter": by_diameter(run)}
-    breakdowns.update({column: by_column(run, column) for column in by})
-    rule = dict(iou_threshold=run.iou_threshold, pixel_offset=run.pixel_offset)
+    breakdowns = {"lesion type": by_type(result), "lesion diameter": by_diameter(result)}
+    breakdowns.update({column: by_column(result, column) for column in by})
+    rule = dict(iou_threshold=result.iou_threshold, pixel_offset=result.pixel_offset)
     return dict(
-        name=run.name,
+        name=result.name,
         settings=dict(**rule, resamples=resamples, seed=seed),
-        froc=table(run, by_thickness(run), resamples, seed),
+        froc=table(result, by_thickness(result), resamples, seed),
         breakdowns={
-            title: table(run, groups, resamples, seed) for title, groups in breakdowns.items()
+            title: table(result, groups, resamples, seed) for title, groups in breakdowns.items()
         },
-        ap50=ap50(run.records),
-        diameters=diameter_errors(run.records, **rule, resamples=resamples, seed=seed),
+        ap50=ap50(result.records),
+        diameters=diameter_errors(result.records, **rule, resamples=resamples, seed=seed),
     )
 
 
@@ -64,15 +64,17 @@ def froc_table(
 
     Images of unknown thickness are in 'all' only.
     """
-    run = Run("", list(records), iou_threshold, pixel_offset)
-    return table(run, by_thickness(run))
+    result = Result("", list(records), iou_threshold, pixel_offset)
+    return table(result, by_thickness(result))
 
 
-def table(run: Run, groups: Mapping[str, FROC], resamples: int = 0, seed: int = 0) -> list[dict]:
+def table(
+    result: Result, groups: Mapping[str, FROC], resamples: int = 0, seed: int = 0
+) -> list[dict]:
     """The rows of a table, one a group that has lesions.
 
     Args:
-        run: whose curve the groups' curves are parts of.
+        result: whose curve the groups' curves are parts of.
         groups: name -> curve.
         resamples, seed: of the bootstrap over patients; without resamples no intervals.
 
@@ -81,9 +83,9 @@ def table(run: Run, groups: Mapping[str, FROC], resamples: int = 0, seed: int = 
         0.5, 1, 2, 4), `difference` (the group's average minus the one over all) and, with
         resamples, `interval`: {operating point, 'average' or 'difference': [low, high]}, 95 %.
     """
-    overall = run.curve.sensitivity_at(TABLE_FPS)
+    overall = result.curve.sensitivity_at(TABLE_FPS)
     if resamples:
-        overall_drawn = run.curve.bootstrap(run.patients, TABLE_FPS, resamples, seed)
+        overall_drawn = result.curve.bootstrap(result.patients, TABLE_FPS, resamples, seed)
     rows = []
     for group, curve in groups.items():
         if curve.num_lesions == 0:
@@ -93,7 +95,7 @@ def table(run: Run, groups: Mapping[str, FROC], resamples: int = 0, seed: int = 
         row["sensitivity"] = dict(zip(POINTS, values))
         row["average"], row["difference"] = values[len(POINTS) :]
         if resamples:
-            drawn = curve.bootstrap(run.patients, TABLE_FPS, resamples, seed)
+            drawn = curve.bootstrap(result.patients, TABLE_FPS, resamples, seed)
             drawn = with_lesions(_measures(drawn, overall_drawn))
             ends = np.quantile(drawn, QUANTILES, axis=0).T.tolist()
             row["interval"] = dict(zip((*POINTS, "average", "difference"), ends))
@@ -101,8 +103,8 @@ def table(run: Run, groups: Mapping[str, FROC], resamples: int = 0, seed: int = 
     return rows
 
 
-def compare(first: Run, second: Run, resamples: int = 1000, seed: int = 0) -> dict:
-    """The paired difference of two runs on the same images, second minus first.
+def compare(first: Result, second: Result, resamples: int = 1000, seed: int = 0) -> dict:
+    """The paired difference of two results on the same images, second minus first.
 
     The same patients are drawn for both, so that what makes a case easy or hard for both cancels.
 
@@ -133,18 +135,18 @@ def compare(first: Run, second: Run, resamples: int = 1000, seed: int = 0) -> di
     return dict(first=first.name, second=second.name, rows=rows)
 
 
-def in_order_of(first: Run, second: Run) -> list[dict]:
+def in_order_of(first: Result, second: Result) -> list[dict]:
     """The records of `second` in the order of those of `first`.
 
     Raises:
         ValueError: the two are not of the same images with the same lesions; names the images.
     """
     record_of = {r["file_name"]: r for r in second.records}
-    for run in (first, second):
-        names = [r["file_name"] for r in run.records]
+    for result in (first, second):
+        names = [r["file_name"] for r in result.records]
         if len(set(names)) < len(names):
             repeated = [name for name, times in Counter(names).items() if times > 1]
-            raise ValueError(f"{run.name} holds images more than once: {_listed(repeated)}")
+            raise ValueError(f"{result.name} holds images more than once: {_listed(repeated)}")
     for one, other in ((first, second), (second, first)):
         names = {r["file_name"] for r in other.records}
         lacking = [r["file_name"] for r in one.records if r["file_name"] not in names]

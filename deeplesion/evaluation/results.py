@@ -26,7 +26,7 @@ REQUIRED = {
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Result:
     """The detections of one model, and what counts as a hit.
 
     Attributes:
@@ -95,7 +95,7 @@ def read_results(path: Path) -> list[dict]:
         raise ValueError(f"{path} is not a result file of tools/test.py: {error}") from None
     if not isinstance(content, dict) or content.get("format") != RESULT_FORMAT:
         raise ValueError(f"{path} is not a result file of tools/test.py (format {RESULT_FORMAT})")
-    check_records(path, content.get("images"))
+    check_result_records(path, content.get("images"))
     for record in content["images"]:
         if record["thickness_mm"] is None:
             record["thickness_mm"] = math.nan
@@ -103,7 +103,7 @@ def read_results(path: Path) -> list[dict]:
 
 
 def default_names(paths: Sequence[Path]) -> list[str]:
-    """What to call the runs of result files: by their folder, where all files are called alike."""
+    """What to call results: by the folder of their files, where all files are called alike."""
     stems = [path.name.split(".")[0] for path in paths]
     folders = [path.resolve().parent.name for path in paths]
     return folders if set(stems) == {"results"} else stems
@@ -119,7 +119,7 @@ def write_table(path: Path, rows: Sequence[dict]) -> None:
     write_whole(path, json.dumps({"froc": list(rows)}, indent=2) + "\n")
 
 
-def check_records(path: Path, records: object) -> None:
+def check_result_records(path: Path, records: object) -> None:
     """Raises ValueError with the file, the image and the field that is not as `write_results` says.
 
     Args:
@@ -135,7 +135,7 @@ def check_records(path: Path, records: object) -> None:
             raise ValueError(f"{path}: an image lacks {', '.join(sorted(missing))}")
         name = record["file_name"]
         where = f"{path}: image {i + 1} ({str(name)[:80]})"
-        wrong = _wrong_field(record)
+        wrong = _wrong_record_field(record)
         if wrong:
             raise ValueError(f"{where}: {wrong}")
         drawn = [lesion["mask"] for lesion in record["lesions"] if lesion.get("mask") is not None]
@@ -151,7 +151,7 @@ def check_records(path: Path, records: object) -> None:
         raise ValueError(f"{owners[bad[0]]}: the run lengths of a mask are not those of its image")
 
 
-def _wrong_field(record: dict) -> str | None:
+def _wrong_record_field(record: dict) -> str | None:
     """What is wrong with an image apart from its masks."""
     sides = (record["height"], record["width"])
     if not isinstance(record["file_name"], str):

@@ -212,7 +212,7 @@ def draw_finding(
     )
 
 
-def measure(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
+def mask_and_recist(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
     """Mask (size, size) bool and RECIST points (4, 2), 0-based px, of a finding in its key slice.
 
     Its edge is where it fills half as much of a pixel as in its middle: what a reader sees.

@@ -27,7 +27,7 @@ from deeplesion.phantom.body import (
     LUNG,
     Body,
 )
-from deeplesion.phantom.findings import Finding, Scan, draw_finding, measure
+from deeplesion.phantom.findings import Finding, Scan, draw_finding, mask_and_recist
 from deeplesion.processes import in_processes
 
 
@@ -91,7 +91,7 @@ def _draw_findings(
         others = placed + [other for other, _, _ in found]
         if finding is None or any(finding.may_meet(other) for other in others):
             continue
-        mask, recist = measure(finding)
+        mask, recist = mask_and_recist(finding)
         long, short = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
         if long >= 5 and short >= 2.5:
             found.append((finding, mask, recist))

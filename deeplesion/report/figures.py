@@ -1,4 +1,4 @@
-"""Figures of one or several runs, ready for a paper: FROC curves; sensitivity by slice thickness
+"""Figures of one or several results, ready for a paper: FROC curves; sensitivity by slice thickness
 and by lesion size."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from deeplesion.evaluation.breakdowns import by_diameter, by_thickness
 from deeplesion.evaluation.evaluate import band, table
 from deeplesion.evaluation.froc import TABLE_FPS
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 from deeplesion.files import write_whole
 
 # After Okabe and Ito (2008): told apart by those who see red and green alike, and in print; line
@@ -50,16 +50,16 @@ STYLE = {
 
 
 def write_figures(
-    runs: Sequence[Run], out_dir: Path, resamples: int = 1000, seed: int = 0
+    results: Sequence[Result], out_dir: Path, resamples: int = 1000, seed: int = 0
 ) -> list[Path]:
-    """Write `froc` and `groups` as PNG (300 dpi) and SVG; the same runs give the same bytes.
+    """Write `froc` and `groups` as PNG (300 dpi) and SVG; the same results give the same bytes.
 
     `froc`: sensitivity against false positives per image with its 95 % band, the operating points
     of the tables marked, the average at 0.5, 1, 2 and 4 in the legend. `groups`: that average by
     slice thickness and by long diameter, with 95 % intervals and numbers of lesions.
 
     Args:
-        runs: one or several, each one colour.
+        results: one or several, each one colour.
         out_dir: made if it is not there.
         resamples, seed: of the bootstrap over patients.
 
@@ -67,20 +67,20 @@ def write_figures(
         the paths: froc.png, froc.svg, groups.png, groups.svg.
     """
     paths = []
-    for name, content in render_figures(runs, ("png", "svg"), resamples, seed).items():
+    for name, content in render_figures(results, ("png", "svg"), resamples, seed).items():
         paths.append(Path(out_dir) / name)
         write_whole(paths[-1], content)
     return paths
 
 
 def render_figures(
-    runs: Sequence[Run], kinds: Sequence[str], resamples: int = 1000, seed: int = 0
+    results: Sequence[Result], kinds: Sequence[str], resamples: int = 1000, seed: int = 0
 ) -> dict[str, bytes]:
     """The files of `write_figures` of these kinds, 'png' or 'svg': name -> content."""
     files = {}
     with matplotlib.rc_context(STYLE):
         for name, draw in (("froc", froc_figure), ("groups", groups_figure)):
-            figure = draw(runs, resamples, seed)
+            figure = draw(results, resamples, seed)
             for kind in kinds:
                 canvas, metadata = FORMATS[kind]
                 content = io.BytesIO()
@@ -91,21 +91,21 @@ def render_figures(
     return files
 
 
-def froc_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
-    """The FROC curves of several runs with their 95 % bands."""
+def froc_figure(results: Sequence[Result], resamples: int, seed: int) -> Figure:
+    """The FROC curves of several results with their 95 % bands."""
     figure = Figure(figsize=(4.8, 3.6))
     axes = figure.add_subplot()
     lowest, entries = 100.0, {}
-    for i, run in enumerate(runs):
+    for i, result in enumerate(results):
         look = dict(color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)], linewidth=1.4)
         look["marker"], look["markersize"] = MARKERS[i % len(MARKERS)], 4.5
-        low, high = 100 * band(run.curve, run.patients, CURVE_FPS, resamples, seed)
+        low, high = 100 * band(result.curve, result.patients, CURVE_FPS, resamples, seed)
         axes.fill_between(CURVE_FPS, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        (row,) = table(run, {"all": run.curve}, resamples, seed)
+        (row,) = table(result, {"all": result.curve}, resamples, seed)
         for fps, unused in ((CURVE_FPS, "marker"), (TABLE_FPS, "linestyle")):
-            sensitivity = 100 * run.curve.sensitivity_at(fps)
+            sensitivity = 100 * result.curve.sensitivity_at(fps)
             axes.plot(fps, sensitivity, **look | {unused: "none"})
-        entries[f"{run.name}: {with_interval(row)}"] = axes.plot([], [], **look)[0]
+        entries[f"{result.name}: {with_interval(row)}"] = axes.plot([], [], **look)[0]
         lowest = min(lowest, low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])])
     axes.set_xscale("log", base=2)
     axes.set_xticks(TABLE_FPS, [f"{fps:g}" for fps in TABLE_FPS])
@@ -119,7 +119,7 @@ def froc_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
     return figure
 
 
-def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
+def groups_figure(results: Sequence[Result], resamples: int, seed: int) -> Figure:
     """Average sensitivity with its interval by slice thickness, left, and lesion size, right."""
     figure = Figure(figsize=(6.6, 3.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -128,13 +128,18 @@ def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
         (panels[0], "Slice thickness", by_thickness),
         (panels[1], "Long diameter", by_diameter),
     ):
-        tables = [{r["group"]: r for r in table(run, split(run), resamples, seed)} for run in runs]
+        tables = [
+            {r["group"]: r for r in table(result, split(result), resamples, seed)}
+            for result in results
+        ]
         groups = list(dict.fromkeys(group for rows in tables for group in rows))
-        for i, (run, rows) in enumerate(zip(runs, tables)):
-            places = [groups.index(group) + 0.6 * ((i + 0.5) / len(runs) - 0.5) for group in rows]
+        for i, (result, rows) in enumerate(zip(results, tables)):
+            places = [
+                groups.index(group) + 0.6 * ((i + 0.5) / len(results) - 0.5) for group in rows
+            ]
             average = np.array([row["average"] for row in rows.values()])
             low, high = np.array([row["interval"]["average"] for row in rows.values()]).T
-            entries[run.name] = axes.errorbar(
+            entries[result.name] = axes.errorbar(
                 places,
                 average,
                 # The interval of a few lesions may lie beside their average.
@@ -154,7 +159,7 @@ def groups_figure(runs: Sequence[Run], resamples: int, seed: int) -> Figure:
         axes.grid(visible=False, axis="x")
         axes.set_title(title, fontsize=9)
     panels[0].set_ylabel("Average sensitivity (%)")
-    if len(runs) > 1:
+    if len(results) > 1:
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
     return figure
 

@@ -1,5 +1,5 @@
-"""What a report's gallery shows: confident false positives, missed lesions and hits of a run, each
-with the outlines to draw and a picture of its surroundings."""
+"""What a report's gallery shows: confident false positives, missed lesions and hits of a model,
+each with the outlines to draw and a picture of its surroundings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deeplesion.conventions import LESION_TYPES, PIXEL_CENTRE, THIN_MM
 from deeplesion.data.recist import mask_outline
 from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.breakdowns import size_group
-from deeplesion.evaluation.diameters import measure
+from deeplesion.evaluation.diameters import diameters_of_mask
 from deeplesion.evaluation.matching import match
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 from deeplesion.report.pictures import (
     read_neighbours,
     score_at_one_false_positive,
@@ -32,11 +32,11 @@ MAX_SIDE = 160  # px a side of an embedded picture
 JPEG_QUALITY = 80
 
 
-def collect(run: Run, examples: int, images: Path | None = None) -> dict:
-    """The findings of a run at the score at which it has one false positive an image.
+def collect(result: Result, examples: int, images: Path | None = None) -> dict:
+    """The findings of a result at the score at which it has one false positive an image.
 
     Args:
-        run: detections and ground truth.
+        result: detections and ground truth.
         examples: how many findings of each kind at most: the false positives and the hits of the
             highest scores, and the largest of the missed lesions.
         images: the `Images_png` folder; None for outlines without pictures.
@@ -61,9 +61,9 @@ def collect(run: Run, examples: int, images: Path | None = None) -> dict:
     Raises:
         FileNotFoundError, ValueError: a slice is missing or unreadable, see `slices.load_slices`.
     """
-    threshold = score_at_one_false_positive(run)
+    threshold = score_at_one_false_positive(result)
     chosen, counts = [], {}
-    found = _findings(run, threshold)
+    found = _findings(result, threshold)
     for kind in KINDS:
         of_kind = [finding for finding in found if finding["kind"] == kind]
         counts[kind] = len(of_kind)
@@ -71,18 +71,20 @@ def collect(run: Run, examples: int, images: Path | None = None) -> dict:
 
     folder = SliceFolder(images) if images else None
     findings = []
-    for finding in tqdm(chosen, desc=f"gallery of {run.name}", unit="finding", disable=not images):
+    for finding in tqdm(
+        chosen, desc=f"gallery of {result.name}", unit="finding", disable=not images
+    ):
         findings.append(_describe(finding, threshold, folder))
     return dict(
         threshold=threshold if np.isfinite(threshold) else None, counts=counts, findings=findings
     )
 
 
-def _findings(run: Run, threshold: float) -> list[dict]:
+def _findings(result: Result, threshold: float) -> list[dict]:
     """Every finding, with the record, detection and lesion (indices, or None) that it is about."""
     findings = []
-    for record in run.records:
-        verdicts, hit_by = match(record, run.iou_threshold, run.pixel_offset)
+    for record in result.records:
+        verdicts, hit_by = match(record, result.iou_threshold, result.pixel_offset)
         shared = dict(record=record, verdicts=verdicts)
         for detection, verdict in enumerate(verdicts):
             if verdict == "false positive" and record["scores"][detection] >= threshold:
@@ -151,7 +153,7 @@ def _detection(finding: dict, index: int) -> dict:
     """The shapes of a detection, its verdict and, under `diameters_mm`, what its mask measures."""
     record = finding["record"]
     mask = record["masks"][index] if record.get("masks") else None
-    measured = measure(mask, record["spacing_mm"]) if mask else None
+    measured = diameters_of_mask(mask, record["spacing_mm"]) if mask else None
     shape = _shape(record["boxes"][index], mask, None if measured is None else measured.recist)
     diameters = None if measured is None else np.round(measured.lengths_mm, 1).tolist()
     return dict(verdict=finding["verdicts"][index], diameters_mm=diameters, **shape)

@@ -1,5 +1,6 @@
-"""One page for one or several runs, report.html: tables, curves, and a gallery of false positives,
-missed lesions and hits. It opens from disk, needs no network and says what it leaves out."""
+"""One page for one or several results, report.html: tables, curves, and a gallery of false
+positives, missed lesions and hits. It opens from disk, needs no network and says what it leaves
+out."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 from deeplesion.files import write_whole
 from deeplesion.report.figures import render_figures, write_figures
 from deeplesion.report.gallery import KINDS, collect
@@ -24,7 +25,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(
-    runs: Sequence[Run],
+    results: Sequence[Result],
     evaluations: Sequence[dict],
     out_dir: Path,
     images: Path | None = None,
@@ -35,40 +36,40 @@ def write_report(
     """Write report.html, one file with all that it shows.
 
     Args:
-        runs: one or several.
+        results: one or several.
         evaluations: of each of them, by `evaluate.evaluate`.
         out_dir: made if it is not there.
         images: the `Images_png` folder; None for a gallery of outlines without pictures.
         published: with the tables of the papers, apart from one's own.
         comparisons: of `evaluate.compare`.
-        examples: findings of each kind and run in the gallery at most (see `gallery.collect`); with
-            images one takes about 20 kB.
+        examples: findings of each kind and model in the gallery at most (see `gallery.collect`);
+            with images one takes about 20 kB.
 
     Returns:
         the path of the page.
 
     Raises:
-        ValueError: not one evaluation a run, or a negative number of examples.
+        ValueError: not one evaluation a result, or a negative number of examples.
         FileNotFoundError: a slice is missing.
     """
-    names = [run.name for run in runs]
+    names = [result.name for result in results]
     if not names or names != [evaluation["name"] for evaluation in evaluations]:
         raise ValueError(
-            f"expected the evaluations of the runs {names} in their order, got those of"
+            f"expected the evaluations of the results {names} in their order, got those of"
             f" {[evaluation['name'] for evaluation in evaluations]}"
         )
     if examples < 0:
         raise ValueError(f"examples must be at least 0, got {examples}")
     settings = evaluations[0]["settings"]
-    figures = render_figures(runs, ("svg",), settings["resamples"], settings["seed"])
-    gallery = [collect(run, examples, images) for run in runs]
+    figures = render_figures(results, ("svg",), settings["resamples"], settings["seed"])
+    gallery = [collect(result, examples, images) for result in results]
     main, *further = all_tables(evaluations, comparisons)
     averages = ", ".join(f"{e['name']} {e['froc'][0]['average']:.1f} %" for e in evaluations)
     page = fill(
         TEMPLATE.read_text(encoding="utf-8"),
         title=escape(" · ".join(names)),
         colours=_colours(),
-        summary=_summary(runs, settings),
+        summary=_summary(results, settings),
         sensitivity=to_html(main) + (_published() if published else ""),
         froc=_figure(figures["froc.svg"], f"FROC curves with 95 % bands; averages: {averages}"),
         groups=_figure(
@@ -76,7 +77,7 @@ def write_report(
         ),
         further="".join(map(to_html, further)),
         gallery_note=_gallery_note(names, gallery, examples, images),
-        data=_json(dict(runs=names, kinds=KINDS, gallery=gallery)),
+        data=_json(dict(models=names, kinds=KINDS, gallery=gallery)),
     )
     path = Path(out_dir) / "report.html"
     write_whole(path, page)
@@ -157,12 +158,12 @@ def _colours() -> str:
     return " ".join(f"--{name}: rgb({r}, {g}, {b});" for name, (b, g, r) in names.items())
 
 
-def _summary(runs: Sequence[Run], settings: dict) -> str:
-    """What was evaluated, and how; runs may be of different images."""
+def _summary(results: Sequence[Result], settings: dict) -> str:
+    """What was evaluated, and how; results may be of different images."""
     counts = {
-        "key slices": [len(run.records) for run in runs],
-        "lesions": [run.curve.num_lesions for run in runs],
-        "patients": [len(set(run.patients.tolist())) for run in runs],
+        "key slices": [len(result.records) for result in results],
+        "lesions": [result.curve.num_lesions for result in results],
+        "patients": [len(set(result.patients.tolist())) for result in results],
     }
     told = ", ".join(
         f"{' / '.join(f'{number:,}' for number in dict.fromkeys(numbers))} {what}"
@@ -192,12 +193,12 @@ def _gallery_note(
         for name, found in zip(names, gallery)
     )
     note = (
-        "Each run is shown at the score at which it has one false positive per image"
+        "Each model is shown at the score at which it has one false positive per image"
         f" ({scores}): a lesion that only detections of a lower score reach is missed."
     )
     if any(count > examples for found in gallery for count in found["counts"].values()):
         note += (
-            f" Of each run and kind at most {examples:,} findings are in this page: the false"
+            f" Of each model and kind at most {examples:,} findings are in this page: the false"
             " positives and hits of the highest scores, the largest of the missed lesions."
         )
     if images is None:

@@ -1,4 +1,4 @@
-"""Pictures of a run: ground truth and detections on the key slice, with the slices beside it."""
+"""Pictures of a result: ground truth and detections on the key slice, with the slices beside it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.slices import SliceFolder, load_slices, plan_stack
-from deeplesion.evaluation.diameters import measure
+from deeplesion.evaluation.diameters import diameters_of_mask
 from deeplesion.evaluation.matching import match
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 from deeplesion.files import write_whole
 
 SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1350.0, 150.0)  # HU
@@ -29,16 +29,16 @@ TRUTH = (66, 228, 240)
 COLOURS = {"hit": (150, 215, 60), "repeat": (240, 190, 100), "false positive": (60, 110, 255)}
 
 
-def draw_results(run: Run, image_root: Path, out_dir: Path) -> list[Path]:
+def draw_results(result: Result, image_root: Path, out_dir: Path) -> list[Path]:
     """One PNG a key slice: ground truth, detections, and the previous and the next slice.
 
-    Detections are shown down to the score at which the whole run has one false positive an image,
-    with the RECIST diameters of their masks. The neighbours are those that a network looks at
-    first: 2 mm away, or the next slices where these are thicker, within the slice's own volume.
+    Detections are shown down to the score at which the model has one false positive an image, with
+    the RECIST diameters of their masks. The neighbours are those that a network looks at first:
+    2 mm away, or the next slices where these are thicker, within the slice's own volume.
 
     Args:
-        run: detections and ground truth; without `slice_range` in its records (result files of old)
-            there are no neighbours.
+        result: detections and ground truth; without `slice_range` in its records (result files of
+            old) there are no neighbours.
         image_root: the `Images_png` folder.
         out_dir: made if it is not there.
 
@@ -48,21 +48,21 @@ def draw_results(run: Run, image_root: Path, out_dir: Path) -> list[Path]:
     Raises:
         FileNotFoundError, ValueError: a slice is missing or unreadable, see `slices.load_slices`.
     """
-    threshold = score_at_one_false_positive(run)
+    threshold = score_at_one_false_positive(result)
     folder = SliceFolder(image_root)
     paths = []
-    for record in tqdm(run.records, desc="drawing", unit="slice"):
+    for record in tqdm(result.records, desc="drawing", unit="slice"):
         path = out_dir / record["file_name"].replace("/", "_")
         slices = read_neighbours(folder, record)
-        picture = draw_record(record, slices, threshold, run.iou_threshold, run.pixel_offset)
+        picture = draw_record(record, slices, threshold, result.iou_threshold, result.pixel_offset)
         write_whole(path, cv2.imencode(".png", picture)[1].tobytes())
         paths.append(path)
     return paths
 
 
-def score_at_one_false_positive(run: Run) -> float:
+def score_at_one_false_positive(result: Result) -> float:
     """The lowest score at which there is at most one false positive an image."""
-    allowed = run.curve.thresholds[run.curve.fps_per_image <= 1]
+    allowed = result.curve.thresholds[result.curve.fps_per_image <= 1]
     return float(allowed.min()) if len(allowed) else np.inf
 
 
@@ -118,7 +118,7 @@ def draw_record(
     for box, score, mask, verdict in zip(record["boxes"], scores, masks, verdicts):
         if score < threshold:
             continue
-        measured = measure(mask, record["spacing_mm"]) if mask else None
+        measured = diameters_of_mask(mask, record["spacing_mm"]) if mask else None
         text = f"{score:.2f}"
         if measured is not None:
             text += f" {millimetres(measured.lengths_mm)}"

@@ -100,12 +100,12 @@ def all_tables(
     return tables
 
 
-def froc_table_of(name: str, title: str, runs: Sequence[tuple[str, Sequence[dict]]]) -> Table:
+def froc_table_of(name: str, title: str, results: Sequence[tuple[str, Sequence[dict]]]) -> Table:
     """Rows of `evaluate.table`, of one or several models; one without a name has no column."""
-    named = any(model for model, _ in runs)
+    named = any(model for model, _ in results)
     labels = (*(["model"] if named else []), name, "images", "lesions")
     rows = []
-    for model, groups in runs:
+    for model, groups in results:
         for row in groups:
             ends = row.get("interval", {})
             numbers = [Number(row["sensitivity"][p], *ends.get(p, ())) for p in POINTS]
@@ -114,7 +114,7 @@ def froc_table_of(name: str, title: str, runs: Sequence[tuple[str, Sequence[dict
             numbers.append(Number(None) if row["group"] == "all" else difference)
             counts = (row["group"], row["images"], row["lesions"])
             rows.append(Row((*([model] if named else []), *counts), tuple(numbers)))
-    intervals = any("interval" in row for _, groups in runs for row in groups)
+    intervals = any("interval" in row for _, groups in results for row in groups)
     title += INTERVALS if intervals else ""
     return Table(name, title, labels, (*POINTS, AVERAGE, "diff."), rows)
 
@@ -126,7 +126,7 @@ def format_table(rows: Sequence[dict]) -> str:
 
 
 def comparison_table(comparison: dict) -> Table:
-    """The paired difference of two runs."""
+    """The paired difference of two results."""
     keys = (*POINTS, "average")
     rows = [
         Row((row["group"],), tuple(Number(*row[key], sign=True) for key in keys))

@@ -1,4 +1,4 @@
-"""Two runs on the phantom's lesions, made up, for tests of pictures and pages."""
+"""Two results on the phantom's lesions, made up, for tests of pictures and pages."""
 
 import json
 import math
@@ -51,9 +51,9 @@ def made_up_record(image, annotations, rng, skill):
 
 
 @pytest.fixture(scope="session")
-def runs(phantom):
-    """A good and a poor run, under names that no page may take for markup."""
-    from deeplesion.evaluation.results import Run
+def results(phantom):
+    """A good and a poor result, under names that no page may take for markup."""
+    from deeplesion.evaluation.results import Result
 
     found = []
     for name, skill, seed in (("A3D <b>7</b> & $x$", 0.9, 0), ("</script>, poor", 0.4, 1)):
@@ -65,13 +65,13 @@ def runs(phantom):
                 lesions = [a for a in content["annotations"] if a["image_id"] == image["id"]]
                 assert all(coco_mask.area(a["segmentation"]) for a in lesions)
                 records.append(made_up_record(image, lesions, rng, skill))
-        found.append(Run(name, records))
+        found.append(Result(name, records))
     return found
 
 
 @pytest.fixture(scope="session")
-def evaluations(runs):
-    """Of these runs, with as few resamples as there may be."""
+def evaluations(results):
+    """Of these results, with as few resamples as there may be."""
     from deeplesion.evaluation.evaluate import evaluate
 
-    return [evaluate(run, resamples=100) for run in runs]
+    return [evaluate(result, resamples=100) for result in results]

@@ -12,37 +12,37 @@ from deeplesion.evaluation.results import write_results
 
 
 @pytest.fixture(scope="module")
-def results(runs, tmp_path_factory):
+def result_files(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    for run, name in zip(runs, ("good", "poor")):
-        write_results(folder / name / "results.json.gz", run.records)
+    for result, name in zip(results, ("good", "poor")):
+        write_results(folder / name / "results.json.gz", result.records)
     return folder
 
 
 def command(repository, *arguments, expect=0):
-    run = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "tools/evaluate.py", *map(str, arguments)],
         cwd=repository,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert run.returncode == expect, run.stdout[-3000:] + run.stderr[-3000:]
-    return run.stdout if expect == 0 else run.stderr
+    assert finished.returncode == expect, finished.stdout[-3000:] + finished.stderr[-3000:]
+    return finished.stdout if expect == 0 else finished.stderr
 
 
 @pytest.fixture(scope="module")
-def evaluated(results, repository, phantom):
-    """Two runs with everything switched on, and what was printed."""
+def evaluated(result_files, repository, phantom):
+    """Two results with everything switched on, and what was printed."""
     output = command(
-        repository, results / "good/results.json.gz", results / "poor/results.json.gz",
+        repository, result_files / "good/results.json.gz", result_files / "poor/results.json.gz",
         "--by", "Patient_gender", "--table", phantom / "DL_info.csv", "--published",
         "--images", phantom / "Images_png", "--resamples", 150, "--seed", 3,
     )  # fmt: skip
-    return results / "good" / "evaluation", output
+    return result_files / "good" / "evaluation", output
 
 
-def test_everything_is_written_beside_the_first_result(evaluated, results):
+def test_everything_is_written_beside_the_first_result(evaluated, result_files):
     out, output = evaluated
     expected = {
         "evaluation.json", "evaluation.csv", "table.md", "table.tex", "report.html",
@@ -50,13 +50,13 @@ def test_everything_is_written_beside_the_first_result(evaluated, results):
     }  # fmt: skip
     assert {p.name for p in out.iterdir()} == expected
     assert all(name in output for name in expected)
-    assert not (results / "poor" / "evaluation").exists()
+    assert not (result_files / "poor" / "evaluation").exists()
 
 
-def test_the_numbers_are_those_of_the_library(evaluated, runs):
+def test_the_numbers_are_those_of_the_library(evaluated, results):
     content = json.loads((evaluated[0] / "evaluation.json").read_text())
     assert [e["name"] for e in content["evaluations"]] == ["good", "poor"]
-    expected = evaluate(runs[1], resamples=150, seed=3)
+    expected = evaluate(results[1], resamples=150, seed=3)
     found = content["evaluations"][1]
     assert found["breakdowns"].pop("Patient_gender")
     assert found == {**expected, "name": "poor"}
@@ -75,10 +75,12 @@ def test_the_terminal_shows_every_table(evaluated):
         assert title in output, title
 
 
-def test_without_published_there_are_none_and_files_name_themselves(results, repository, tmp_path):
+def test_without_published_there_are_none_and_files_name_themselves(
+    result_files, repository, tmp_path
+):
     output = command(
-        repository, results / "good/results.json.gz", "--names", "A & B", "--out", tmp_path / "x",
-        "--resamples", 100, "--pixel-offset", 0, "--iou-threshold", 0.6,
+        repository, result_files / "good/results.json.gz", "--names", "A & B",
+        "--out", tmp_path / "x", "--resamples", 100, "--pixel-offset", 0, "--iou-threshold", 0.6,
     )  # fmt: skip
     assert "PUBLISHED" not in output and "paired" not in output
     content = json.loads((tmp_path / "x" / "evaluation.json").read_text())
@@ -100,8 +102,10 @@ def test_without_published_there_are_none_and_files_name_themselves(results, rep
         (["{good}", "--iou-threshold", "1.5"], "iou_threshold must be in (0, 1]"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments, message, results, repository, phantom, tmp_path):
-    names = dict(good=results / "good/results.json.gz", csv=phantom / "DL_info.csv")
+def test_mistakes_are_told_in_a_line(
+    arguments, message, result_files, repository, phantom, tmp_path
+):
+    names = dict(good=result_files / "good/results.json.gz", csv=phantom / "DL_info.csv")
     arguments = [a.format(**names) for a in arguments]
     error = command(repository, *arguments, "--out", tmp_path / "out", expect=1)
     assert error.strip().splitlines()[-1].startswith("evaluate: ") and message in error

@@ -29,7 +29,7 @@ from deeplesion.errors import DataError
 from deeplesion.evaluation.average_precision import ap50
 from deeplesion.evaluation.diameters import diameter_errors
 from deeplesion.evaluation.evaluate import froc_table
-from deeplesion.evaluation.results import Run, read_results, write_results
+from deeplesion.evaluation.results import Result, read_results, write_results
 
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", 150)),
@@ -272,15 +272,15 @@ def check_annotations(content, folder):
 
 
 @pytest.fixture(scope="module")
-def results(runs, folder):
-    write_results(folder / "whole.json", runs[0].records[:3])
+def written(results, folder):
+    write_results(folder / "whole.json", results[0].records[:3])
     return json.loads((folder / "whole.json").read_text())
 
 
 @fuzzed
 @given(data=st.data())
-def test_results(data, results, folder):
-    changed = data.draw(with_values_changed(results))
+def test_results(data, written, folder):
+    changed = data.draw(with_values_changed(written))
     content = json.dumps(changed).encode()
     zipped = data.draw(st.booleans())
     if zipped:
@@ -298,7 +298,7 @@ def check_results(content, path):
     froc_table(records)
     ap50(records)
     diameter_errors(records, resamples=2)
-    assert len(Run("run", records).patients) == len(records)
+    assert len(Result("result", records).patients) == len(records)
 
 
 DEEP = b"[" * 100_000

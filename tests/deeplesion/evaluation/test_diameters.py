@@ -5,7 +5,7 @@ import pytest
 
 from deeplesion.data.coco import encode_mask
 from deeplesion.data.recist import recist_from_mask
-from deeplesion.evaluation.diameters import diameter_errors, measure
+from deeplesion.evaluation.diameters import diameter_errors, diameters_of_mask
 
 SPACING = 0.5
 SIZE = 64
@@ -19,7 +19,7 @@ def drawn(x, y, width, height):
 
 
 def lengths_mm(mask):
-    return measure(mask, SPACING).lengths_mm
+    return diameters_of_mask(mask, SPACING).lengths_mm
 
 
 def record(patient, annotated_mm, found, lesion=(10, 10, 20, 12), masks=True):
@@ -100,11 +100,11 @@ def test_none_where_nothing_can_be_measured():
     assert diameter_errors([empty]) is None
 
 
-def test_measure_is_recist_of_the_decoded_mask():
+def test_diameters_are_recist_of_the_decoded_mask():
     _, rle = drawn(5, 7, 30, 9)
     mask = np.zeros((SIZE, SIZE), bool)
     mask[7:16, 5:35] = True
     np.testing.assert_array_equal(
-        measure(rle, SPACING).recist, recist_from_mask(mask, SPACING).recist
+        diameters_of_mask(rle, SPACING).recist, recist_from_mask(mask, SPACING).recist
     )
-    assert measure(encode_mask(np.zeros((SIZE, SIZE))), SPACING) is None
+    assert diameters_of_mask(encode_mask(np.zeros((SIZE, SIZE))), SPACING) is None

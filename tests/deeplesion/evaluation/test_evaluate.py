@@ -14,7 +14,7 @@ from deeplesion.evaluation.evaluate import AVERAGED, band, compare, evaluate, fr
 from deeplesion.evaluation.froc import TABLE_FPS, froc
 from deeplesion.evaluation.matching import match
 from deeplesion.evaluation.results import (
-    Run,
+    Result,
     default_names,
     read_results,
     table_file,
@@ -192,7 +192,7 @@ def synthetic_run(name="a", seed=0, skill=1.0, images=60):
                 scores=scores,
             )
         )
-    return Run(name, records)
+    return Result(name, records)
 
 
 def test_lesions_are_grouped_by_type_and_long_diameter():
@@ -202,13 +202,15 @@ def test_lesions_are_grouped_by_type_and_long_diameter():
         dict(bbox=[0, 0, 1, 1], **lesion(d, kind))
         for d, kind in zip(diameters, [1, 1, 2, 8, -1, -1, -1])
     ]
-    run = Run("a", [image])
-    sizes = {name: curve.num_lesions for name, curve in by_diameter(run).items()}
+    result = Result("a", [image])
+    sizes = {name: curve.num_lesions for name, curve in by_diameter(result).items()}
     assert sizes == {"< 10 mm": 1, "10-30 mm": 4, "> 30 mm": 1, "unknown": 1}
-    types = {name: curve.num_lesions for name, curve in by_type(run).items() if curve.num_lesions}
+    types = {
+        name: curve.num_lesions for name, curve in by_type(result).items() if curve.num_lesions
+    }
     assert types == {"bone": 2, "abdomen": 1, "pelvis": 1, "unknown": 3}
     del image["lesions"][0]["lesion_type"], image["lesions"][0]["diameters_mm"]
-    assert by_type(run)["unknown"].num_lesions == by_diameter(run)["unknown"].num_lesions + 2
+    assert by_type(result)["unknown"].num_lesions == by_diameter(result)["unknown"].num_lesions + 2
 
 
 def test_breakdowns_by_the_image_take_its_own_false_positives_those_by_the_lesion_all():
@@ -217,10 +219,10 @@ def test_breakdowns_by_the_image_take_its_own_false_positives_those_by_the_lesio
     for image, kind, where in zip(records, (1, 2), ("east", "west")):
         image["lesions"][0].update(lesion(20.0, kind))
         image["ward"] = where
-    run = Run("a", records)
+    result = Result("a", records)
     of = {
         name: curve.sensitivity_at((0.5, 1, 2)).tolist()
-        for groups in (by_thickness(run), by_column(run, "ward"), by_type(run))
+        for groups in (by_thickness(result), by_column(result, "ward"), by_type(result))
         for name, curve in groups.items()
         if curve.num_lesions
     }
@@ -250,10 +252,12 @@ def test_an_evaluation_is_json_and_holds_every_table():
 
 
 def test_intervals_are_the_quantiles_of_the_drawn_averages_and_differences():
-    run = synthetic_run()
-    curve = by_thickness(run)["thin"]
-    (row,) = table(run, {"thin": curve}, resamples=200, seed=4)
-    drawn, overall = (c.bootstrap(run.patients, TABLE_FPS, 200, 4) for c in (curve, run.curve))
+    result = synthetic_run()
+    curve = by_thickness(result)["thin"]
+    (row,) = table(result, {"thin": curve}, resamples=200, seed=4)
+    drawn, overall = (
+        c.bootstrap(result.patients, TABLE_FPS, 200, 4) for c in (curve, result.curve)
+    )
     averages = 100 * drawn[:, AVERAGED].mean(axis=1)
     differences = averages - 100 * overall[:, AVERAGED].mean(axis=1)
     for key, values in (
@@ -265,20 +269,20 @@ def test_intervals_are_the_quantiles_of_the_drawn_averages_and_differences():
 
 
 def test_a_group_that_some_draws_miss_still_has_an_interval():
-    run = synthetic_run()
-    rare = np.zeros(len(run.curve.hit_at), bool)
+    result = synthetic_run()
+    rare = np.zeros(len(result.curve.hit_at), bool)
     rare[0] = True
-    (row,) = table(run, {"rare": run.curve.of_lesions(rare)}, resamples=100)
+    (row,) = table(result, {"rare": result.curve.of_lesions(rare)}, resamples=100)
     assert row["lesions"] == 1 and np.isfinite(list(row["interval"].values())).all()
 
 
 def test_band_is_of_the_patients_not_the_images():
     """Patients that are all hit or all missed: their number counts, not that of their images."""
     records = [record(1.0, hit=i < 10, name=f"{i}/1.png") for i in range(20)]
-    few = Run(
+    few = Result(
         "a", [{**r, "patient": i % 2 if i < 10 else 2 + i % 2} for i, r in enumerate(records)]
     )
-    many = Run("b", [{**r, "patient": i} for i, r in enumerate(records)])
+    many = Result("b", [{**r, "patient": i} for i, r in enumerate(records)])
     widths = [np.diff(band(r.curve, r.patients, (1,), 2000), axis=0).item() for r in (few, many)]
     assert widths[0] == pytest.approx(1)  # of four patients one draw in 16 is all of one kind
     assert widths[1] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 20), abs=0.07)
@@ -286,8 +290,8 @@ def test_band_is_of_the_patients_not_the_images():
 
 
 def test_a_run_does_not_differ_from_itself():
-    run = synthetic_run()
-    for row in compare(run, replace(run, name="b"), resamples=100)["rows"]:
+    result = synthetic_run()
+    for row in compare(result, replace(result, name="b"), resamples=100)["rows"]:
         assert all(row[key] == [0, 0, 0, 1] for key in ("0.5", "16", "average"))
 
 
@@ -295,7 +299,7 @@ def test_difference_is_that_of_the_tables_and_turns_with_the_runs():
     first, second = synthetic_run(), synthetic_run("b", seed=1, skill=2.0)
     forth, back = compare(first, second), compare(second, first)
     assert (forth["first"], forth["second"]) == ("a", "b")
-    tables = [froc_table(run.records) for run in (first, second)]
+    tables = [froc_table(result.records) for result in (first, second)]
     for row, turned, a, b in zip(forth["rows"], back["rows"], *tables):
         assert row["group"] == turned["group"] == a["group"]
         value, low, high, p = row["average"]
@@ -308,7 +312,9 @@ def test_difference_is_that_of_the_tables_and_turns_with_the_runs():
 def test_p_value_counts_the_draws_on_the_rarer_side():
     first, second = synthetic_run(), synthetic_run("b", seed=1)
     (row, *_) = compare(first, second, resamples=200, seed=2)["rows"]
-    a, b = (run.curve.bootstrap(first.patients, (1,), 200, 2)[:, 0] for run in (first, second))
+    a, b = (
+        result.curve.bootstrap(first.patients, (1,), 200, 2)[:, 0] for result in (first, second)
+    )
     rarer = min((b <= a).sum(), (b >= a).sum())
     _, low, high, p = row["1"]
     assert p == pytest.approx(min(1, 2 * (rarer + 1) / 201)) and 0.02 < p < 1
@@ -316,12 +322,12 @@ def test_p_value_counts_the_draws_on_the_rarer_side():
 
 
 def test_pairing_takes_out_what_both_runs_share():
-    """The second run loses one lesion in twenty: paired, the interval is narrower."""
+    """The second result loses one lesion in twenty: paired, the interval is narrower."""
     first = synthetic_run(images=120)
     records = [dict(r) for r in first.records]
     for image in records[::20]:
         image["scores"] = [-9.0] * len(image["scores"])
-    second = Run("b", records)
+    second = Result("b", records)
     _, low, high, _ = compare(first, second)["rows"][0]["1"]
     intervals = [table(r, {"all": r.curve}, 1000)[0]["interval"]["1"] for r in (first, second)]
     assert high - low < 0.6 * min(b - a for a, b in intervals)
@@ -329,7 +335,7 @@ def test_pairing_takes_out_what_both_runs_share():
 
 def test_records_in_another_order_compare_alike():
     first, second = synthetic_run(), synthetic_run("b", seed=1)
-    shuffled = Run("b", second.records[::-1])
+    shuffled = Result("b", second.records[::-1])
     assert compare(first, shuffled, 100) == compare(first, second, 100)
 
 
@@ -343,15 +349,15 @@ def test_records_in_another_order_compare_alike():
     ],
 )
 def test_runs_on_other_images_are_not_compared(change, message):
-    run = synthetic_run()
+    result = synthetic_run()
     with pytest.raises(ValueError, match=message):
-        compare(run, Run("b", change(run.records)), resamples=100)
+        compare(result, Result("b", change(result.records)), resamples=100)
 
 
 def test_many_missing_images_are_counted():
-    run = synthetic_run()
+    result = synthetic_run()
     with pytest.raises(ValueError, match=r"001\.png and 45 more"):
-        compare(run, Run("b", run.records[50:]), resamples=100)
+        compare(result, Result("b", result.records[50:]), resamples=100)
 
 
 @pytest.mark.parametrize("call", [evaluate, lambda r, **o: compare(r, r, **o)])

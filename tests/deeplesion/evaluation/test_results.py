@@ -11,9 +11,9 @@ from deeplesion.evaluation.results import read_results, write_results
 
 
 @pytest.fixture(scope="module")
-def whole(runs, tmp_path_factory):
+def whole(results, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "results.json"
-    write_results(path, runs[0].records[:2])
+    write_results(path, results[0].records[:2])
     return json.loads(path.read_text())
 
 

@@ -10,7 +10,7 @@ import pytest
 from deeplesion.evaluation.breakdowns import by_diameter, by_thickness
 from deeplesion.evaluation.evaluate import band, table
 from deeplesion.evaluation.froc import TABLE_FPS
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 from deeplesion.report.figures import (
     CURVE_FPS,
     froc_figure,
@@ -21,12 +21,12 @@ from deeplesion.report.figures import (
 )
 
 
-def test_written_as_png_and_svg_and_the_same_again(runs, tmp_path):
+def test_written_as_png_and_svg_and_the_same_again(results, tmp_path):
     before = dict(matplotlib.rcParams)
-    paths = write_figures(runs, tmp_path / "new", resamples=100)
+    paths = write_figures(results, tmp_path / "new", resamples=100)
     assert [p.name for p in paths] == ["froc.png", "froc.svg", "groups.png", "groups.svg"]
     assert sorted(p.name for p in paths[0].parent.iterdir()) == sorted(p.name for p in paths)
-    again = render_figures(runs, ("png", "svg"), resamples=100)
+    again = render_figures(results, ("png", "svg"), resamples=100)
     for path in paths:
         assert path.read_bytes() == again[path.name]
         if path.suffix == ".png":
@@ -37,24 +37,24 @@ def test_written_as_png_and_svg_and_the_same_again(runs, tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_curves_bands_and_marked_points_are_those_of_the_runs(runs):
-    (axes,) = froc_figure(runs, 100, 3).axes
+def test_curves_bands_and_marked_points_are_those_of_the_runs(results):
+    (axes,) = froc_figure(results, 100, 3).axes
     assert axes.get_xscale() == "log"
     np.testing.assert_allclose(axes.get_xticks(), TABLE_FPS)
     lines = [line for line in axes.lines if len(line.get_xdata())]
-    for i, run in enumerate(runs):
+    for i, result in enumerate(results):
         curve, points = lines[2 * i : 2 * i + 2]
-        np.testing.assert_allclose(curve.get_ydata(), 100 * run.curve.sensitivity_at(CURVE_FPS))
+        np.testing.assert_allclose(curve.get_ydata(), 100 * result.curve.sensitivity_at(CURVE_FPS))
         np.testing.assert_allclose(points.get_xdata(), TABLE_FPS)
-        np.testing.assert_allclose(points.get_ydata(), 100 * run.curve.sensitivity_at(TABLE_FPS))
+        np.testing.assert_allclose(points.get_ydata(), 100 * result.curve.sensitivity_at(TABLE_FPS))
         assert points.get_linestyle() == "None" and curve.get_marker() == "none"
-        low, high = 100 * band(run.curve, run.patients, CURVE_FPS, 100, 3)
+        low, high = 100 * band(result.curve, result.patients, CURVE_FPS, 100, 3)
         ((outline,),) = (c.get_paths() for c in axes.collections[i : i + 1])
         assert outline.vertices[:, 1].min() == pytest.approx(low.min())
         assert outline.vertices[:, 1].max() == pytest.approx(high.max())
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    rows = [table(run, {"all": run.curve}, 100, 3)[0] for run in runs]
-    assert texts == [f"{run.name}: {with_interval(row)}" for run, row in zip(runs, rows)]
+    rows = [table(result, {"all": result.curve}, 100, 3)[0] for result in results]
+    assert texts == [f"{result.name}: {with_interval(row)}" for result, row in zip(results, rows)]
     colours = {line.get_color() for line in lines}
     assert len(colours) == 2
 
@@ -64,11 +64,11 @@ def test_legend_shows_the_average_and_its_interval():
     assert with_interval(row) == "84.5 [80.0, 88.1]"
 
 
-def test_groups_show_averages_intervals_and_numbers(runs):
-    left, right = groups_figure(runs, 100, 0).axes
+def test_groups_show_averages_intervals_and_numbers(results):
+    left, right = groups_figure(results, 100, 0).axes
     for axes, split in ((left, by_thickness), (right, by_diameter)):
-        for container, run in zip(axes.containers, runs, strict=True):
-            rows = table(run, split(run), 100, 0)
+        for container, result in zip(axes.containers, results, strict=True):
+            rows = table(result, split(result), 100, 0)
             points, _, (bars,) = container.lines
             np.testing.assert_allclose(points.get_ydata(), [row["average"] for row in rows])
             for row, bar in zip(rows, bars.get_segments(), strict=True):
@@ -80,25 +80,25 @@ def test_groups_show_averages_intervals_and_numbers(runs):
     assert left.get_xticklabels()[0].get_text().startswith("all")
 
 
-def test_one_run_no_detections_and_any_name(runs):
-    nothing = [r | dict(boxes=[], scores=[], masks=[]) for r in runs[0].records]
+def test_one_run_no_detections_and_any_name(results):
+    nothing = [r | dict(boxes=[], scores=[], masks=[]) for r in results[0].records]
     for names in (["_hidden"], ["$\\frac{$", "_b"]):
-        few = [Run(name, nothing) for name in names]
+        few = [Result(name, nothing) for name in names]
         assert set(render_figures(few, ("svg",), 100)) == {"froc.svg", "groups.svg"}
         legend = froc_figure(few, 100, 0).axes[0].get_legend()
         assert [t.get_text().split(":")[0] for t in legend.get_texts()] == names
 
 
-def test_more_runs_than_colours_can_still_be_told_apart(runs):
-    many = [Run(f"run {i}", runs[0].records) for i in range(9)]
+def test_more_runs_than_colours_can_still_be_told_apart(results):
+    many = [Result(f"result {i}", results[0].records) for i in range(9)]
     lines = froc_figure(many, 100, 0).axes[0].lines[2::3]
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
     assert len(looks) == 9
 
 
-def test_groups_of_one_run_only_leave_a_gap(runs):
-    thin = Run("thin", [r | dict(thickness_mm=1.0) for r in runs[0].records])
-    axes = groups_figure([thin, runs[1]], 100, 0).axes[0]
+def test_groups_of_one_run_only_leave_a_gap(results):
+    thin = Result("thin", [r | dict(thickness_mm=1.0) for r in results[0].records])
+    axes = groups_figure([thin, results[1]], 100, 0).axes[0]
     assert [t.get_text().split("\n")[0] for t in axes.get_xticklabels()] == [
         "all", "≤ 2 mm", "> 2 mm",
     ]  # fmt: skip

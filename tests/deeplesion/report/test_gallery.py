@@ -9,7 +9,7 @@ import pytest
 
 from deeplesion.data.coco import encode_mask
 from deeplesion.data.dl_info import read_dl_info
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 from deeplesion.report.gallery import MAX_SIDE, collect
 
 SIZE = 200
@@ -45,7 +45,7 @@ def record(lesions, found, name="a/001.png", thickness=1.0, masks=True):
 
 
 def gallery(*records, examples=100, **fields):
-    return collect(Run("run", list(records)), examples, **fields)
+    return collect(Result("result", list(records)), examples, **fields)
 
 
 def kinds(found):

@@ -47,10 +47,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def written(runs, evaluations, tmp_path_factory):
+def written(results, evaluations, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "new"
-    comparisons = [compare(*runs, resamples=100)]
-    path = write_report(runs, evaluations, out, published=True, comparisons=comparisons, examples=3)
+    comparisons = [compare(*results, resamples=100)]
+    path = write_report(
+        results, evaluations, out, published=True, comparisons=comparisons, examples=3
+    )
     assert [p.name for p in out.iterdir()] == [path.name] == ["report.html"]
     return path.read_text(encoding="utf-8"), comparisons
 
@@ -89,24 +91,24 @@ def test_every_table_with_every_number(written, evaluations):
     assert text.index("<details>") < text.index("PUBLISHED") < text.index("</details>")
 
 
-def test_published_tables_only_on_request(runs, evaluations, tmp_path):
-    path = write_report(runs, evaluations, tmp_path)
+def test_published_tables_only_on_request(results, evaluations, tmp_path):
+    path = write_report(results, evaluations, tmp_path)
     assert "PUBLISHED" not in path.read_text()
 
 
-def test_names_cannot_become_markup(written, runs):
+def test_names_cannot_become_markup(written, results):
     text, _ = written
     page = Page(text)
-    assert page.texts["h1"] == [" · ".join(run.name for run in runs)]
+    assert page.texts["h1"] == [" · ".join(result.name for result in results)]
     assert "<b>7" not in text and text.count("</script>") == 2
-    assert runs[1].name in {row[0] for row in page.tables[0]}
+    assert results[1].name in {row[0] for row in page.tables[0]}
 
 
-def test_gallery_holds_so_many_examples_and_says_so(written, runs):
+def test_gallery_holds_so_many_examples_and_says_so(written, results):
     text, _ = written
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-    assert data["runs"] == [run.name for run in runs]
-    assert data["gallery"] == json.loads(json.dumps([collect(run, 3) for run in runs]))
+    assert data["models"] == [result.name for result in results]
+    assert data["gallery"] == json.loads(json.dumps([collect(result, 3) for result in results]))
     assert all(len(part["findings"]) <= 9 for part in data["gallery"])
     assert max(max(part["counts"].values()) for part in data["gallery"]) > 3
     assert "at most 3 findings" in text and "outlines only" in text
@@ -114,34 +116,34 @@ def test_gallery_holds_so_many_examples_and_says_so(written, runs):
         assert f"{part['threshold']:.3f} and above" in text
 
 
-def test_nothing_is_said_of_what_is_not_left_out(runs, evaluations, phantom, tmp_path):
+def test_nothing_is_said_of_what_is_not_left_out(results, evaluations, phantom, tmp_path):
     images = phantom / "Images_png"
-    text = write_report(runs[:1], evaluations[:1], tmp_path, images, examples=999).read_text()
+    text = write_report(results[:1], evaluations[:1], tmp_path, images, examples=999).read_text()
     assert "at most" not in text and "outlines only" not in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
     assert all(finding["pictures"] for finding in data["gallery"][0]["findings"])
 
 
-def test_the_same_again_byte_for_byte(written, runs, evaluations, tmp_path):
+def test_the_same_again_byte_for_byte(written, results, evaluations, tmp_path):
     path = write_report(
-        runs, evaluations, tmp_path, published=True, comparisons=written[1], examples=3
+        results, evaluations, tmp_path, published=True, comparisons=written[1], examples=3
     )
     assert path.read_text() == written[0]
 
 
-def test_settings_and_numbers_are_told(written, runs):
+def test_settings_and_numbers_are_told(written, results):
     text = " ".join(Page(written[0]).texts["p"])
-    assert f"{len(runs[0].records)} key slices" in text
+    assert f"{len(results[0].records)} key slices" in text
     assert "100 resamples, seed 0" in text and "x2 - x1 + 1" in text
 
 
-def test_evaluations_must_be_of_the_runs(runs, evaluations, tmp_path):
+def test_evaluations_must_be_of_the_runs(results, evaluations, tmp_path):
     with pytest.raises(ValueError, match="in their order"):
-        write_report(runs, evaluations[::-1], tmp_path)
+        write_report(results, evaluations[::-1], tmp_path)
     with pytest.raises(ValueError, match="in their order"):
         write_report([], [], tmp_path)
     with pytest.raises(ValueError, match="examples"):
-        write_report(runs, evaluations, tmp_path, examples=-1)
+        write_report(results, evaluations, tmp_path, examples=-1)
     assert list(tmp_path.iterdir()) == []
 
 

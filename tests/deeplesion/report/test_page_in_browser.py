@@ -108,14 +108,14 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(runs, evaluations, phantom, tmp_path_factory):
+def page(results, evaluations, phantom, tmp_path_factory):
     """The report, with pictures, and the findings that are in it."""
     out = tmp_path_factory.mktemp("report")
-    path = write_report(runs, evaluations, out, phantom / "Images_png", published=True)
+    path = write_report(results, evaluations, out, phantom / "Images_png", published=True)
     data = re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1]
     gallery = json.loads(data)["gallery"]
     findings = [
-        finding | dict(run=run.name) for run, part in zip(runs, gallery, strict=True)
+        finding | dict(model=result.name) for result, part in zip(results, gallery, strict=True)
         for finding in part["findings"]
     ]  # fmt: skip
     return path, findings
@@ -158,9 +158,9 @@ def total(browser):
     return int(re.search(r"of (\d+),", status)[1]) if "of" in status else 0
 
 
-def test_page_renders(opened, page, runs):
-    assert opened.call("title") == f"Evaluation: {' · '.join(run.name for run in runs)}"
-    assert opened.text("h1") == " · ".join(run.name for run in runs)
+def test_page_renders(opened, page, results):
+    assert opened.call("title") == f"Evaluation: {' · '.join(result.name for result in results)}"
+    assert opened.text("h1") == " · ".join(result.name for result in results)
     sizes = opened.run(
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth])"
     )
@@ -170,7 +170,7 @@ def test_page_renders(opened, page, runs):
     assert len(texts) == len(shown)
     for text, finding in zip(texts, shown, strict=True):
         assert finding["name"] in text and f"{finding['score']:.3f}" in text
-        assert finding["run"] in text
+        assert finding["model"] in text
     pictures = opened.run(
         "return Promise.all([...document.querySelectorAll('.card image')].map(image => {"
         "  const copy = new Image(); copy.src = image.getAttribute('href');"
@@ -184,7 +184,7 @@ def test_every_filter_leaves_what_it_says(opened, page):
     for kind in ("false positive", "missed", "hit"):
         opened.choose("kind", kind)
         assert total(opened) == len(expected(findings, kind))
-        for key in ("run", "thickness", "types", "size"):
+        for key in ("model", "thickness", "types", "size"):
             options = opened.run(
                 "return [...document.getElementById('filters').elements[arguments[0]].options]"
                 ".map(o => o.value)",
@@ -205,7 +205,7 @@ def test_every_filter_leaves_what_it_says(opened, page):
 def test_filters_together_nothing_left_and_reset(opened, page):
     _, findings = page
     opened.choose("kind", "missed")
-    wanted = dict(run=findings[0]["run"], thickness="thick", size="< 10 mm", types="lung")
+    wanted = dict(model=findings[0]["model"], thickness="thick", size="< 10 mm", types="lung")
     for key, value in wanted.items():
         opened.choose(key, value)
     assert total(opened) == len(expected(findings, "missed", **wanted))

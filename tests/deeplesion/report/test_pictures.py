@@ -1,4 +1,4 @@
-"""Pictures of a run: what is drawn where, and which neighbours are shown."""
+"""Pictures of a result: what is drawn where, and which neighbours are shown."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from deeplesion.data.coco import encode_mask
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.slices import SliceFolder
-from deeplesion.evaluation.results import Run
+from deeplesion.evaluation.results import Result
 from deeplesion.report.pictures import (
     BAR,
     COLOURS,
@@ -181,9 +181,9 @@ def test_no_neighbours_beyond_the_volume_or_where_it_is_not_known(phantom, key_s
 
 def test_results_are_drawn_whole_and_named_by_slice(phantom, key_slice, tmp_path):
     fields = record(key_slice.file_name, slice_range=list(key_slice.slice_range))
-    run = Run("run", [fields])
-    assert score_at_one_false_positive(run) == pytest.approx(0.8)
-    (path,) = draw_results(run, phantom / "Images_png", tmp_path / "new" / "show")
+    result = Result("result", [fields])
+    assert score_at_one_false_positive(result) == pytest.approx(0.8)
+    (path,) = draw_results(result, phantom / "Images_png", tmp_path / "new" / "show")
     assert path.name == key_slice.file_name.replace("/", "_")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     picture = cv2.imread(str(path)).astype(int)
@@ -195,9 +195,9 @@ def test_results_are_drawn_whole_and_named_by_slice(phantom, key_slice, tmp_path
 
 def test_no_threshold_allows_one_false_positive_where_the_first_are_more():
     elsewhere = [ELSEWHERE, [60.0, 90.0, 70.0, 99.0]]
-    assert score_at_one_false_positive(Run("", [record(boxes=elsewhere)])) == 0.9
+    assert score_at_one_false_positive(Result("", [record(boxes=elsewhere)])) == 0.9
     tied = record(boxes=(), scores=())
-    assert score_at_one_false_positive(Run("", [tied])) == np.inf
+    assert score_at_one_false_positive(Result("", [tied])) == np.inf
 
 
 def test_window_is_that_of_the_lung_where_the_boxes_are_in_air():

@@ -23,8 +23,8 @@ from deeplesion.report.tables import (
 
 
 @pytest.fixture(scope="module")
-def tables(runs, evaluations):
-    return all_tables(evaluations, [compare(*runs, resamples=100)], published=True)
+def tables(results, evaluations):
+    return all_tables(evaluations, [compare(*results, resamples=100)], published=True)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_numbers_as_texts(number, text, ends):
     assert (number.text, number.ends) == (text, ends)
 
 
-def test_plain_table_of_training_lines_up(runs):
-    lines = format_table(froc_table(runs[0].records)).splitlines()
+def test_plain_table_of_training_lines_up(results):
+    lines = format_table(froc_table(results[0].records)).splitlines()
     bars = [[i for i, c in enumerate(line) if c == "|"] for line in (lines[1], *lines[3:])]
     assert all(b == bars[0] and len(b) == 2 for b in bars)
     assert lines[1].split()[:3] == ["slices", "images", "lesions"]
