@@ -1,4 +1,4 @@
-"""Errors in the data, told from errors in the code: a command prints their message and ends."""
+"""Errors of data and disks, told from errors in the code: a command prints the message and ends."""
 
 
 class DataError(ValueError):
@@ -11,6 +11,14 @@ class MissingDataError(DataError, FileNotFoundError):
 
 class CacheError(DataError):
     """The slice cache is not what it must be; nothing is wrong with the data that it is made of."""
+
+
+class WriteError(OSError):
+    """A file cannot be written. The message names it, the reason, and what to do; `errno` stays."""
+
+    def __init__(self, message: str, number: int | None = None):
+        super().__init__(message)
+        self.errno = number
 
 
 def message_of(error: DataError) -> str:
