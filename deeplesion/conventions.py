@@ -47,6 +47,10 @@ HU_OFFSET = 32768
 HU_WINDOW = (-1024, 2050)
 HU_SHIFT = 50
 
+# A CT pixel and a CT slice measure so much; beyond lie other units (metres, pixels) and mistakes.
+SPACING_MM = (0.05, 10.0)
+THICKNESS_MM = (0.05, 50.0)
+
 # Slices of up to this thickness are thin, in every table.
 THIN_MM = 2.0
 

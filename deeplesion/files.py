@@ -83,9 +83,14 @@ def explained(path: Path, needed: int | None = None) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in _FULL:
-            size = "" if needed is None else f" {_size(needed)} are needed,"
+            size = ""
             with contextlib.suppress(OSError):
-                size += f" {_size(shutil.disk_usage(path.parent).free)} are free there."
+                free = _size(shutil.disk_usage(path.parent).free)
+                size = (
+                    f" It needs more than the {free} that are free there."
+                    if needed is None
+                    else f" It needs {_size(needed)}, {free} are free there."
+                )
             text = f"{reason}.{size} Make room (or ask for a larger quota), or write elsewhere"
         elif error.errno in _READ_ONLY:
             text = f"{reason}. Make {path.parent} writable, or write elsewhere"

@@ -104,7 +104,7 @@ def test_testing_prints_the_table_writes_json_and_draws(trained, repository, pha
     assert len(lines) < 20 and "backend" not in output, output
     logged = log(tmp_path)
     assert "System environment" in logged and f"file backend from path: {best}" in logged
-    records = read_results(tmp_path / "results.json.gz")
+    records = read_results(tmp_path / "results.json.gz").records
     rows = json.loads((tmp_path / "results.froc.json").read_text())["froc"]
     assert froc_table(records) == rows
     content = json.loads((phantom / "annotations/test.json").read_text())
@@ -140,7 +140,7 @@ def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp
     table = json.loads((one / "results.froc.json").read_text())["froc"]
     assert table == json.loads((two / "results.froc.json").read_text())["froc"]
     assert table[0]["images"] == 5
-    one, two = read_results(one / "results.json.gz"), read_results(two / "results.json.gz")
+    one, two = (read_results(path / "results.json.gz").records for path in (one, two))
     assert [r["file_name"] for r in one] == [r["file_name"] for r in two]
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4)

@@ -1,18 +1,23 @@
 """Evaluate result files of tools/test.py: tables with intervals, figures and a report.
 
 python tools/evaluate.py work_dirs/a3d_7slice/results.json.gz work_dirs/acs_7slice/results.json.gz
+python tools/evaluate.py coco_results.json --annotations data/DeepLesion/annotations/test.json
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from deeplesion.data.locate import find_image_folders
+from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.breakdowns import add_columns
+from deeplesion.evaluation.coco_results import is_coco_results, read_coco_results
 from deeplesion.evaluation.evaluate import compare, evaluate
-from deeplesion.evaluation.results import Result, default_names, read_results
+from deeplesion.evaluation.results import default_names, read_results
 from deeplesion.files import write_whole
 from deeplesion.report.page import write_figures, write_report
 from deeplesion.report.published import PUBLISHED
@@ -25,13 +30,25 @@ def main() -> None:
         " errors of diameters; of several results, which must be of the same images, also the"
         " paired differences from the first. The result files are all it needs.",
     )
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="results.json.gz")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULT",
+        help="results.json.gz, or a list of detections in COCO's format",
+    )
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="of the images of results in COCO's format"
+    )
     parser.add_argument("--names", nargs="+", help="what to call the results (default: by folder)")
     parser.add_argument(
         "--by", nargs="+", default=[], metavar="COLUMN", help="break down by these columns, too"
     )
     parser.add_argument(
-        "--table", type=Path, metavar="CSV", help="file with these columns, such as DL_info.csv"
+        "--table",
+        type=Path,
+        metavar="CSV",
+        help="file with these columns: of images, such as DL_info.csv, or of lesions by lesion_idx",
     )
     parser.add_argument(
         "--published", action="store_true", help="with the tables of the papers, so marked"
@@ -47,7 +64,12 @@ def main() -> None:
         "--out", type=Path, help="folder to write to (default: evaluation/ beside the first result)"
     )
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="Images_png, for the pictures of the report"
+        "--images",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="Images_png, for the pictures of the report; may be given several times",
     )
     options = parser.parse_args()
     try:
@@ -65,10 +87,20 @@ def run(options: argparse.Namespace) -> None:
         )
     results = []
     for path, name in zip(options.results, names):
-        records = read_results(path)
+        rule = (name, options.iou_threshold, options.pixel_offset)
+        if is_coco_results(path):
+            if options.annotations is None:
+                raise ValueError(
+                    f"{path} is a list of detections in COCO's format: give the file of its images"
+                    " and lesions, --annotations FILE"
+                )
+            result = read_coco_results(path, options.annotations, *rule)
+        else:
+            result = read_results(path, *rule)
         if options.table:
-            records = add_columns(records, options.table, options.by)
-        results.append(Result(name, records, options.iou_threshold, options.pixel_offset))
+            records = add_columns(result.records, options.table, options.by)
+            result = replace(result, records=records)
+        results.append(result)
 
     draws = (options.resamples, options.seed)
     comparisons = [compare(results[0], other, *draws) for other in results[1:]]
@@ -86,7 +118,11 @@ def run(options: argparse.Namespace) -> None:
     write_whole(out / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     paths = write_tables(tables, out)
     paths += write_figures(results, out, *draws)
-    report = write_report(results, evaluations, out, options.images, options.published, comparisons)
+    folder = None
+    if options.images:
+        series = {r["file_name"].partition("/")[0] for result in results for r in result.records}
+        folder = SliceFolder(*find_image_folders(options.images[0], series, options.images))
+    report = write_report(results, evaluations, out, folder, options.published, comparisons)
     print(f"\n{out}: evaluation.json, {', '.join(path.name for path in [*paths, report])}")
 
 

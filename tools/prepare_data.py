@@ -2,6 +2,7 @@
 
 python tools/prepare_data.py data/DeepLesion
 python tools/prepare_data.py data/DeepLesion --cache    # training then reads faster
+python tools/prepare_data.py /share/DeepLesion --out data/DeepLesion    # the share is read-only
 """
 
 import argparse
@@ -21,7 +22,7 @@ def number_of_slices(text: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Draw the lesions' masks and write ROOT/annotations/{train,val,test}.json, and"
+        description="Draw the lesions' masks and write DIR/annotations/{train,val,test}.json, and"
         " report.csv with every problem found. Run again, it continues where it was interrupted.",
         epilog="Exit status: 0 done, also with a partial download; 1 done, but key slices are left"
         " out as data is missing or unreadable; 2 nothing could be done; 130 interrupted.",
@@ -32,21 +33,35 @@ def main() -> int:
         "--csv", metavar="FILE", help="table of lesions (default: ROOT/DL_info.csv)"
     )
     parser.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="where the series lie (default: ROOT/Images_png, and what is not there is looked for"
+        " below ROOT); may be given several times, the first that has a series counts",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder to write to (default: ROOT); nothing is written to ROOT then, and training"
+        " takes DIR as DEEPLESION_ROOT",
+    )
+    parser.add_argument(
         "--cache",
         type=number_of_slices,
         nargs="?",
         const=NUM_SLICES,
         metavar="D",
-        help="then write ROOT/slice_cache, from which training reads faster: the slices that stacks"
+        help="then write DIR/slice_cache, from which training reads faster: the slices that stacks"
         f" of up to D slices can touch (default {NUM_SLICES}), about as large as their PNGs",
     )
     args = parser.parse_args()
     try:
-        preparation = prepare(args.root, csv=args.csv, workers=args.workers)
+        preparation = prepare(args.root, args.csv, args.workers, args.out, args.images)
         print(preparation)
         exit_code = preparation.exit_code
         if args.cache:
-            cache = fill_cache(args.root, args.cache, workers=args.workers)
+            cache = fill_cache(args.out or args.root, args.cache, workers=args.workers)
             print(cache)
             exit_code |= cache.exit_code
     except (OSError, ValueError, RuntimeError) as error:

@@ -8,7 +8,9 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from deeplesion.evaluation.results import Result, read_results, table_file
+from deeplesion.data.coco import image_folders, read_annotations
+from deeplesion.data.slices import SliceFolder
+from deeplesion.evaluation.results import read_results, table_file
 from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table
 from mmdet_ext.engine.distributed import launched
@@ -39,9 +41,11 @@ def main() -> None:
         print(f"detections: {result_file}, table: {table}")
         if options.show_dir:
             dataset = config.test_dataloader.dataset
-            images = Path(dataset.data_root) / dataset.data_prefix.img
-            result = Result(Path(config.work_dir).name, read_results(Path(result_file)))
-            paths = draw_results(result, images, options.show_dir)
+            root = Path(dataset.data_root)
+            annotations = read_annotations(root / dataset.ann_file)
+            slices = SliceFolder(*image_folders(annotations, root, dataset.data_prefix.img))
+            result = read_results(Path(result_file), Path(config.work_dir).name)
+            paths = draw_results(result, slices, options.show_dir)
             print(f"{len(paths)} pictures: {options.show_dir}")
 
 

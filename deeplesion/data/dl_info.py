@@ -9,13 +9,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deeplesion.conventions import DL_INFO_COLUMNS, LESION_TYPES, SPLITS
+from deeplesion.conventions import (
+    DL_INFO_COLUMNS,
+    LESION_TYPES,
+    SPACING_MM,
+    SPLITS,
+    THICKNESS_MM,
+)
 
 _INDICES = ("Patient_index", "Study_index", "Series_ID", "Key_slice_index", "Slice_range")
 _MAY_BE_MISSING = ("Patient_age", "Normalized_lesion_location")
 # The file gives six digits, after which the two differ by less than 0.002 px; more than this is a
 # row that was mixed up.
 _DIAMETER_TOLERANCE_PX = 0.5
+_LESION = ("File_name", "Measurement_coordinates", "Bounding_boxes")  # tell it from all others
 _MAX_LISTED = 20
 
 
@@ -25,6 +32,8 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     Coordinates are 0-based pixel centres, (x, y): those of the file, which count from 1, minus 1.
 
     Columns:
+        `lesion_idx`: int, the number of the row in the file, from 0, by which public label sets
+            name a lesion;
         `file_name`: the key slice below `Images_png`, '000001_01_01/109.png';
         `patient`, `study`, `series`, `key_slice`: int;
         `bbox`: (4,) float64, x1, y1, x2, y2;
@@ -50,18 +59,24 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     Raises FileNotFoundError, or ValueError with file, line, column and value of what is wrong: a
     missing column, a cell that is not the numbers it should be, File_name that is not made of the
     indices, a box that is not ordered or not in the image, diameters that are not those of the
-    RECIST, a slice range without its key slice, a patient in two splits, a value out of its set.
-    Of noisy rows boxes and diameters may be anything.
+    RECIST, a slice range without its key slice, a patient in two splits, a value out of its set, a
+    spacing or thickness in other units than mm, a lesion twice, no lesion at all. Of noisy rows
+    boxes and diameters may be anything.
     """
     path = Path(path)
     rows, lines, problems = _read_rows(path)
+    if not rows and not problems:
+        raise ValueError(
+            f"{path} holds no lesions, only the names of its columns. Download DL_info.csv again"
+            " from NIH"
+        )
     text = {name: [row[name] for row in rows] for name in DL_INFO_COLUMNS}
     number, bad_cells = {}, []
     for name, count in DL_INFO_COLUMNS.items():
         if count:
             number[name], bad = _parse_numbers(text[name], count, name)
             bad_cells += bad
-    bad_cells += _inconsistencies(text, number)
+    bad_cells += _inconsistencies(text, number) + _repetitions(text, number, lines)
     problems += [(lines[i], name, text[name][i], expected) for i, name, expected in bad_cells]
     if problems:
         raise ValueError(_describe(path, problems))
@@ -83,6 +98,7 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     thickness = np.where(np.isfinite(thickness) & (thickness > 0), thickness, np.nan)
     return pd.DataFrame(
         {
+            "lesion_idx": range(len(rows)),
             "file_name": ["/".join(name.rsplit("_", 1)) for name in text["File_name"]],
             "patient": whole["Patient_index"][:, 0],
             "study": whole["Study_index"][:, 0],
@@ -210,6 +226,20 @@ def _inconsistencies(
         "expected two equal positive in-plane spacings, then the thickness (mm)",
     )
 
+    low, high = SPACING_MM
+    flag(
+        (spacing[:, 0] > 0) & ((spacing[:, 0] < low) | (spacing[:, 0] > high)),
+        "Spacing_mm_px_",
+        f"expected in-plane spacings from {low:g} to {high:g} mm",
+    )
+    low, high = THICKNESS_MM
+    thickness = np.where(np.isfinite(spacing[:, 2]), spacing[:, 2], np.nan)
+    flag(
+        (thickness > 0) & ((thickness < low) | (thickness > high)),
+        "Spacing_mm_px_",
+        f"expected a thickness, its last number, from {low:g} to {high:g} mm",
+    )
+
     # A noisy measurement may be any nonsense, and nobody is to use it.
     used = number["Possibly_noisy"][:, 0] != 1
     bbox, inside = _boxes(number)
@@ -234,6 +264,19 @@ def _inconsistencies(
         "Train_Val_Test",
         "expected the split of the patient's earlier rows",
     )
+    return problems
+
+
+def _repetitions(
+    text: dict[str, list[str]], number: dict[str, np.ndarray], lines: list[int]
+) -> list[tuple[int, str, str]]:
+    """Clean rows of a lesion that is there before: each would be counted once more."""
+    noisy = number["Possibly_noisy"][:, 0] == 1
+    problems, first = [], {}
+    for i, row in enumerate(zip(*(text[name] for name in _LESION))):
+        if not noisy[i] and first.setdefault(row, i) != i:
+            expected = f"expected each lesion once, this is the one of line {lines[first[row]]}"
+            problems.append((i, "File_name", expected))
     return problems
 
 

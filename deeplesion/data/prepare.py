@@ -1,11 +1,14 @@
 """DeepLesion as downloaded from NIH -> `annotations/{train,val,test}.json` with GrabCut masks, and
 a report of all that is not as it should be. The work behind `tools/prepare_data.py`."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-import os
 import warnings
-from contextlib import closing
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,19 +23,22 @@ from deeplesion.conventions import PUBLISHED_KEY_SLICES, SPLITS, THIN_MM
 from deeplesion.data import recist
 from deeplesion.data.coco import encode_mask, to_coco
 from deeplesion.data.dl_info import read_dl_info
+from deeplesion.data.locate import IMAGES, advice, find_image_folders, find_table
 from deeplesion.data.slices import SliceFolder, files_in_reach
-from deeplesion.files import write_whole
+from deeplesion.errors import MissingDataError, WriteError
+from deeplesion.files import explained, write_whole
 from deeplesion.processes import available_cores, in_processes
 
 # The deepest stack of the papers: the neighbours it touches must be there.
 NUM_SLICES = 7
 
 _UNFINISHED_NAME = "unfinished.jsonl"
-# What the problems are called in the report: key slices are left out for the first four.
+# What the problems are called in the report: key slices are left out for the first five.
 _NOT_DOWNLOADED = "series not downloaded"
 _MISSING = "missing slice"
 _UNREADABLE = "unreadable slice"
 _WRONG_SIZE = "wrong image size"
+_BLANK = "blank slice"
 _BOX = "box outside image"
 _RECIST = "RECIST outside box"
 
@@ -47,12 +53,14 @@ class Preparation:
             `not_downloaded` and `broken` (key slices left out).
         problems: `file_name`, `split`, `problem`, `detail`, `left_out`; the content of report.csv.
         noisy: number of lesions dropped because they are flagged as noisy.
+        notes: where data was found, if not where it is expected.
     """
 
     folder: Path
     counts: pd.DataFrame
     problems: pd.DataFrame
     noisy: int
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -63,6 +71,7 @@ class Preparation:
         counts, total = self.counts, int(self.counts.key_slices.sum())
         titles = [name.replace("_", " ") for name in counts.columns]
         lines = [
+            *self.notes,
             counts.to_string(
                 header=titles, formatters=["{:,}".format] * len(titles), index_names=False
             ),
@@ -92,90 +101,130 @@ class Preparation:
 
 
 def prepare(
-    root: str | Path, csv: str | Path | None = None, workers: int | None = None
+    root: str | Path,
+    csv: str | Path | None = None,
+    workers: int | None = None,
+    out: str | Path | None = None,
+    images: Sequence[str | Path] = (),
 ) -> Preparation:
-    """Write `root/annotations/{train,val,test}.json` and `report.csv` for the data set in `root`.
+    """Write `out/annotations/{train,val,test}.json` and `report.csv` for the data set in `root`.
 
-    `root` holds NIH's `DL_info.csv` (or give `csv`) and `Images_png`. Every clean (not noisy)
-    lesion gets a mask drawn by `recist.mask_from_recist`; `coco.to_coco` says what the files
-    hold. The bytes written do not depend on `workers` (processes, default: all cores).
+    `root` holds NIH's `DL_info.csv` (or give `csv`) and `Images_png` (or give folders, `images`);
+    what is not there is looked for around there, see `locate`. Nothing is written but below `out`
+    (default: `root`). Every clean (not noisy) lesion gets a mask drawn by
+    `recist.mask_from_recist`; `coco.to_coco` says what the files hold, and their `info` has
+
+        `key_slices`, and `table_key_slices`, how many there are in the table of lesions;
+        `images`: the folders in which the series lie, relative to `out` if they are below it.
+
+    The bytes written do not depend on `workers` (processes, default: all cores).
 
     A key slice is left out, and reported, if its series is not there (a partial download) or if its
     data is broken: the slice or a neighbour within reach of a stack of 7 slices is missing, the
-    slice is unreadable or not of the size the table says. Neighbours are not decoded. Boxes outside
-    their image (clipped) and RECIST end points outside their box are reported and kept.
+    slice is unreadable, blank or not of the size the table says. Neighbours are not decoded. Boxes
+    outside their image (clipped) and RECIST end points outside their box are reported and kept.
 
-    If it is interrupted, the finished key slices are kept in `root/annotations/unfinished.jsonl`,
+    If it is interrupted, the finished key slices are kept in `out/annotations/unfinished.jsonl`,
     and the next call continues from there unless the table or the code that draws masks changed.
 
     With more than one worker processes are spawned: call it from under `if __name__ == "__main__"`.
     Raises FileNotFoundError if there is no table or not one of its series, ValueError if the table
-    is bad, RuntimeError if a process was killed.
+    is bad or all its lesions are noisy, DataError if a series lies in several places, WriteError if
+    `out` cannot be written to, RuntimeError if a process was killed.
     """
-    root = Path(root)
+    root, out = Path(root), Path(root if out is None else out)
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    csv = _existing_table(root, csv)
+    csv = _table(root, csv)
     with warnings.catch_warnings():
         # Clipped boxes: they go to the report instead.
         warnings.simplefilter("ignore", UserWarning)
         lesions = read_dl_info(csv)
     clean = lesions[~lesions.noisy]
+    if clean.empty:
+        raise ValueError(f"{csv}: all of its {len(lesions):,} lesions are flagged as noisy")
     key_slices = {}  # file name -> its rows of the table
     for lesion in clean.itertuples():
         key_slices.setdefault(lesion.file_name, []).append(lesion)
-    present = _series_present(root, {_series(name) for name in key_slices})
+    wanted = {_series(name) for name in key_slices}
+    folders = find_image_folders(root, wanted, [Path(folder) for folder in images])
+    slices = SliceFolder(*folders)
+    present = {name for name in wanted if slices.path(name).is_dir()}
+    if not present:
+        raise MissingDataError(
+            f"no image found: neither {folders[0]} nor a folder near it holds one of the"
+            f" {len(wanted):,} series of the table, such as {min(wanted)}\n{advice(root)}"
+        )
 
-    folder = root / "annotations"
-    folder.mkdir(exist_ok=True)
+    folder = out / "annotations"
     unfinished = folder / _UNFINISHED_NAME
     there = [name for name in key_slices if _series(name) in present]
-    finished, unfinished_file = _open_unfinished(unfinished, _fingerprint(csv))
-    results = {name: finished[name] for name in there if name in finished}
+    with _writable(out, unfinished):
+        folder.mkdir(parents=True, exist_ok=True)
+        finished, unfinished_file = _open_unfinished(unfinished, _fingerprint(csv))
+    drawn = {name: finished[name] for name in there if name in finished}
     with unfinished_file:
-        pending = [_task(key_slices[name]) for name in there if name not in results]
-        work = partial(_draw_masks, SliceFolder(root / "Images_png"))
+        pending = [_task(key_slices[name]) for name in there if name not in drawn]
+        work = partial(_draw_masks, slices)
         progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
-        with progress, closing(in_processes(work, pending, workers)) as drawn:
-            for result in drawn:
-                results[result["file_name"]] = result
+        with progress, closing(in_processes(work, pending, workers)) as done:
+            for result in done:
+                drawn[result["file_name"]] = result
                 if "masks" in result:  # a broken one may be repaired until the next call
-                    unfinished_file.write(_json_line(result))
-                    unfinished_file.flush()
+                    with explained(unfinished):
+                        unfinished_file.write(_json_line(result))
+                        unfinished_file.flush()
                 progress.update()
 
-    problems = _problems(key_slices, results)
-    counts = _write_annotations(folder, clean, results, problems)
+    problems = _problems(key_slices, drawn)
+    recorded = [_relative(place, out) for place in folders if place.is_dir()]
+    counts = _write_annotations(folder, clean, drawn, problems, recorded)
     write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
     unfinished.unlink()
-    return Preparation(folder, counts, problems, int(lesions.noisy.sum()))
+    notes = _notes(root, csv, slices, present, images)
+    return Preparation(folder, counts, problems, int(lesions.noisy.sum()), notes)
 
 
-def _existing_table(root: Path, csv: str | Path | None) -> Path:
-    path = root / "DL_info.csv" if csv is None else Path(csv)
-    if not path.is_file():
-        raise FileNotFoundError(f"table of lesions not found: {path}\n{_advice(root)}")
-    return path
+def _table(root: Path, csv: str | Path | None) -> Path:
+    if csv is None:
+        return find_table(root)
+    if not Path(csv).is_file():
+        raise MissingDataError(f"table of lesions not found: {csv}\n{advice(root)}")
+    return Path(csv)
 
 
-def _series_present(root: Path, wanted: set[str]) -> set[str]:
-    images = root / "Images_png"
-    there = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
-    if wanted and not wanted & there:
-        raise FileNotFoundError(
-            f"no image found: {images} holds none of the {len(wanted):,} series of the table, such"
-            f" as {images / min(wanted)}\n{_advice(root)}"
-        )
-    return wanted & there
+@contextmanager
+def _writable(out: Path, path: Path) -> Iterator[None]:
+    try:
+        with explained(path):
+            yield
+    except WriteError as error:
+        raise WriteError(
+            f"{error}. --out DIR (of tools/prepare_data.py) writes to another folder than"
+            f" {out}; training then takes that one as DEEPLESION_ROOT",
+            error.errno,
+        ) from None
 
 
-def _advice(root: Path) -> str:
-    return (
-        f"Expected DL_info.csv and Images_png in {root}. Download them (NIH Clinical Center,"
-        " DeepLesion, https://nihcc.app.box.com/v/DeepLesion) and unpack every archive there, or"
-        f" make a synthetic data set: python tools/make_phantom.py {root}"
-    )
+def _relative(folder: Path, out: Path) -> str:
+    """A folder as the annotation files name it, so that a data set can be moved as a whole."""
+    folder, out = folder.resolve(), out.resolve()
+    return folder.relative_to(out).as_posix() if folder.is_relative_to(out) else str(folder)
+
+
+def _notes(
+    root: Path, csv: Path, slices: SliceFolder, present: set[str], images: Sequence
+) -> tuple[str, ...]:
+    notes = []
+    if csv.resolve().parent != root.resolve():
+        notes.append(f"The table of lesions is {csv}.")
+    expected = {Path(folder) for folder in images} or {root / IMAGES}
+    places = Counter(slices.root_of(name) for name in present)
+    for place, count in places.items():
+        if place not in expected:
+            notes.append(f"{count:,} series were found in {place} and are taken from there.")
+    return tuple(notes)
 
 
 def _series(file_name: str) -> str:
@@ -210,15 +259,17 @@ def _draw_masks(folder: SliceFolder, task: dict) -> dict:
     if hu.shape != task["shape"]:
         detail = f"{hu.shape} instead of {task['shape']} (height, width)"
         return {"file_name": name, "problem": _WRONG_SIZE, "detail": detail}
+    if hu.min() == hu.max():
+        return {"file_name": name, "problem": _BLANK, "detail": f"all of it is {hu.min()} HU"}
     masks = [recist.mask_from_recist(hu, bbox, ends) for bbox, ends in task["lesions"]]
     return {"file_name": name, "masks": [encode_mask(mask) for mask in masks]}
 
 
-def _problems(key_slices: dict, results: dict) -> pd.DataFrame:
+def _problems(key_slices: dict, drawn: dict) -> pd.DataFrame:
     """Every problem, in the order of the table: one for a key slice left out, else its lesions'."""
     problems = []
     for name, lesions in key_slices.items():
-        result = results.get(name, {"problem": _NOT_DOWNLOADED, "detail": _series(name)})
+        result = drawn.get(name, {"problem": _NOT_DOWNLOADED, "detail": _series(name)})
         if "problem" in result:
             found = [(result["problem"], result["detail"])]
         else:
@@ -241,17 +292,22 @@ def _problems_of_box(lesion) -> list[tuple[str, str]]:
 
 
 def _write_annotations(
-    folder: Path, clean: pd.DataFrame, results: dict, problems: pd.DataFrame
+    folder: Path, clean: pd.DataFrame, drawn: dict, problems: pd.DataFrame, images: list[str]
 ) -> pd.DataFrame:
     """Write a COCO file for each split and count what is in it and what was left out."""
-    drawn = {name: iter(result.get("masks", ())) for name, result in results.items()}
-    masks = [next(drawn.get(name, iter(())), None) for name in clean.file_name]
+    masks_of = {name: iter(result.get("masks", ())) for name, result in drawn.items()}
+    masks = [next(masks_of.get(name, iter(())), None) for name in clean.file_name]
     masks = pd.Series(masks, clean.index, dtype=object)
     counts = {}
     for split in SPLITS.values():
         chosen = (clean.split == split) & masks.notna()
         lesions = clean[chosen]
-        text = json.dumps(to_coco(lesions, masks[chosen]), separators=(",", ":"), allow_nan=False)
+        content = to_coco(lesions, masks[chosen])
+        table_key_slices = clean[clean.split == split].file_name.nunique()
+        content["info"] = dict(
+            key_slices=len(content["images"]), table_key_slices=table_key_slices, images=images
+        )
+        text = json.dumps(content, separators=(",", ":"), allow_nan=False)
         write_whole(folder / f"{split}.json", text)
 
         thickness = lesions.groupby("file_name").thickness_mm.first()
@@ -280,7 +336,7 @@ def _open_unfinished(path: Path, fingerprint: str) -> tuple[dict, BinaryIO]:
     """What an interrupted call finished, and the file to which further results are appended."""
     header = _json_line({"fingerprint": fingerprint})
     content = path.read_bytes() if path.exists() else b""
-    results, good = {}, 0
+    finished, good = {}, 0
     if content.startswith(header):
         good = len(header)
         for line in content[good:].splitlines(keepends=True):
@@ -290,7 +346,7 @@ def _open_unfinished(path: Path, fingerprint: str) -> tuple[dict, BinaryIO]:
                 break
             if not line.endswith(b"\n"):
                 break
-            results[result["file_name"]] = result
+            finished[result["file_name"]] = result
             good += len(line)
     file = open(path, "r+b" if good else "wb")  # noqa: SIM115, the caller closes it
     # A line torn by the interruption goes.
@@ -299,7 +355,7 @@ def _open_unfinished(path: Path, fingerprint: str) -> tuple[dict, BinaryIO]:
     if not good:
         file.write(header)
         file.flush()
-    return results, file
+    return finished, file
 
 
 def _json_line(value: dict) -> bytes:

@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 from tqdm import tqdm
 
-from deeplesion.data.coco import read_annotations
+from deeplesion.data.coco import image_folders, read_annotations
 from deeplesion.data.slices import SliceFolder, files_in_reach
 from deeplesion.errors import CacheError, DataError
 from deeplesion.files import write_whole
@@ -41,12 +41,12 @@ _ADVICE = (
 class CachedSliceFolder(SliceFolder):
     """A SliceFolder that reads every slice from its copy in a cache, checked against the PNG.
 
-    Holds nothing but two paths, so it can be copied to worker processes. Raises CacheError if
-    blosc2, which reads it, is not installed.
+    `further`: folders of series that are not in `root`. Holds nothing but paths, so it can be
+    copied to worker processes. Raises CacheError if blosc2, which reads it, is not installed.
     """
 
-    def __init__(self, root: str | Path, cache: str | Path):
-        super().__init__(root)
+    def __init__(self, root: str | Path, cache: str | Path, *further: str | Path):
+        super().__init__(root, *further)
         self.cache = Path(cache)
         _blosc2()
 
@@ -146,9 +146,10 @@ class CacheReport:
 def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) -> CacheReport:
     """Write `root/slice_cache`: all slices that training can touch, which are few of a data set.
 
-    These are the slices of `root/annotations/train.json` and their neighbours in stacks of up to
-    `num_slices` (odd), 2 mm apart or, under either thickness policy, as far as the scan has them.
-    What is there is checked against the PNG and kept; interrupted, the next call continues.
+    These are the slices of `root/annotations/train.json` (with `prepare`'s `out`: in that folder)
+    and their neighbours in stacks of up to `num_slices` (odd), 2 mm apart or, under either
+    thickness policy, as far as the scan has them. What is there is checked against the PNG and
+    kept; interrupted, the next call continues.
 
     With more than one worker (default: all cores) processes are spawned: call it from under
     `if __name__ == "__main__"`. Raises DataError without blosc2 or a train.json of `prepare`,
@@ -157,10 +158,11 @@ def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) ->
     """
     root = Path(root)
     workers = available_cores() if workers is None else workers
-    folder = CachedSliceFolder(root / "Images_png", root / CACHE_NAME)
-    images = read_annotations(root / "annotations" / "train.json")["images"]
+    annotations = read_annotations(root / "annotations" / "train.json")
+    first, *further = image_folders(annotations, root)
+    folder = CachedSliceFolder(first, root / CACHE_NAME, *further)
     names = set()
-    for image in images:
+    for image in annotations["images"]:
         geometry = image["file_name"], image["thickness_mm"], image["slice_range"]
         names.update(files_in_reach(*geometry, num_slices))
     names = sorted(names)

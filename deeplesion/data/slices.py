@@ -3,6 +3,7 @@ around it, at the distance that an operator expects; Hounsfield units -> network
 
 import contextlib
 import math
+import os
 import re
 import struct
 from pathlib import Path
@@ -22,27 +23,42 @@ GREY_16 = b"\x10\x00"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 POLICIES = ("keep_thick", "normalize")
 INTERPOLATIONS = ("exact", "released")
+# Padding outside a round field of view is -3024 at the lowest, metal 30,710 at the highest. Values
+# stored without the offset come out below, as numbers with a sign on both sides.
+LEAST_HU, MOST_HU = -5000, 31_000
 LARGEST_SIDE = 8192  # no room is made for a larger image on a damaged header's word
 
 
 class SliceFolder:
-    """The `Images_png` folder of DeepLesion: `<root>/<series>/<NNN>.png`.
+    """The `Images_png` folder of DeepLesion: `<root>/<series>/<NNN>.png`; or several such folders.
 
-    Holds nothing but its path, so it can be copied to worker processes.
+    Of several the first that has a series is the one it is read from. Holds nothing but paths, so
+    it can be copied to worker processes.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, *further: str | Path):
         self.root = Path(root)
+        self._elsewhere: dict[str, Path] = {}  # series that are not in `root`
+        for folder in map(Path, further):
+            for series in folder_names(folder):
+                self._elsewhere.setdefault(series, folder)
+        if self._elsewhere:
+            for series in folder_names(self.root):
+                self._elsewhere.pop(series, None)
+
+    def root_of(self, file_name: str) -> Path:
+        """The folder in which the series of a slice lies, the first one if it lies in none."""
+        return self._elsewhere.get(file_name.partition("/")[0], self.root)
 
     def path(self, file_name: str) -> Path:
         """Where the slice `file_name`, such as '000001_01_01/109.png', lies."""
-        return self.root / file_name
+        return self.root_of(file_name) / file_name
 
     def read(self, file_name: str) -> np.ndarray:
         """Read one slice, (H, W) int16 Hounsfield units (the stored value minus `HU_OFFSET`).
 
-        Raises DataError if it is truncated, damaged, or anything but a 16-bit grey PNG, and
-        MissingDataError if there is no such file.
+        Raises DataError if it is truncated, damaged, anything but a 16-bit grey PNG, or holds no
+        Hounsfield units, and MissingDataError if there is no such file.
         """
         path = self.path(file_name)
         try:
@@ -70,7 +86,29 @@ class SliceFolder:
             )
         # Modulo 2**16 the subtraction is the wanted one, so no wider type is needed in between.
         image -= np.uint16(HU_OFFSET)
-        return image.view(np.int16)
+        hu = image.view(np.int16)
+        if not (_plausible(hu[::8, ::8]) or _plausible(hu)):  # mostly a look at every 64th will do
+            raise DataError(
+                f"{path} holds no Hounsfield units: its values minus {HU_OFFSET} are {hu.min()} to"
+                f" {hu.max()}. Expected a PNG as NIH distributes it: store HU + {HU_OFFSET}"
+            )
+        return hu
+
+
+def folder_names(folder: Path) -> set[str]:
+    """The names of what is in a folder; none if it is not there."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _plausible(hu: np.ndarray) -> bool:
+    """Whether any pixel is of a density that CT shows: from far below air to solid metal."""
+    return bool(((hu > LEAST_HU) & (hu < MOST_HU)).any())
 
 
 def window_hu(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
@@ -131,7 +169,7 @@ def load_slices(
     folder: SliceFolder,
     file_name: str,
     thickness_mm: float | None,
-    slice_range: tuple[int, int],
+    slice_range: tuple[int, int] | None,
     num_slices: int,
     policy: str = "keep_thick",
     target_mm: float = 2.0,
@@ -145,7 +183,9 @@ def load_slices(
         thickness_mm: distance between slices; where it is unknown (None, NaN, infinite, <= 0) the
             key slice is repeated and the stack's thickness is infinite.
         slice_range: first and last slice, inclusive, of the volume that the key slice is part of.
-            A series folder may hold several; beyond an end the end slice is repeated.
+            A series folder may hold several; beyond an end the end slice is repeated. None if
+            there are no neighbours or their names are not known: as of unknown thickness. Then the
+            file may have any name.
         num_slices: D, odd.
         policy: 'normalize' resamples every volume to slices `target_mm` apart; 'keep_thick'
             (AlignShift) only the thin ones, those of thickness <= `target_mm`: a thicker volume
@@ -164,6 +204,9 @@ def load_slices(
     out of its range, and DataError (of a missing file MissingDataError), with the names of the file
     and of the key slice, if one of the slices is unreadable or of another size than the key slice.
     """
+    if slice_range is None:
+        _check_options(num_slices, policy, target_mm, interpolation)
+        return np.repeat(folder.read(file_name)[..., None], num_slices, axis=2), math.inf
     series, key_slice = _series_and_index(file_name)
     try:
         positions, stack_mm = plan_stack(

@@ -18,8 +18,11 @@ def ap50(records: Sequence[dict]) -> dict[str, float | None]:
     Boxes are x1, y1, x2 - x1, y2 - y1, without the pixel that the published FROC tables add.
 
     Returns:
-        `bbox`, and `segm`: None unless every detection and every lesion has a mask.
+        `bbox`, and `segm`: None unless every detection and every lesion has a mask. Both are None
+        without lesions.
     """
+    if not any(record["lesions"] for record in records):
+        return {"bbox": None, "segm": None}
     truth, found = _coco(records)
     masked = all("segmentation" in a for coco in (truth, found) for a in coco.anns.values())
     return {

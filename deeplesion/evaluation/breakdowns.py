@@ -17,24 +17,25 @@ from deeplesion.evaluation.froc import FROC
 from deeplesion.evaluation.results import Result
 
 MAX_NUMBERS = 8  # more distinct numbers than these are cut at their quartiles
-MAX_TEXTS = 50
+MAX_TEXTS = 200  # DeepLesion's lesions have 171 text-mined labels
 UNKNOWN = "unknown"
 FILE_NAME_COLUMNS = ("file_name", "File_name")
+LESION_COLUMN = "lesion_idx"
 
 
-def column_groups(records: Sequence[dict], column: str) -> dict[str, np.ndarray]:
-    """The groups of images by what their records say under `column`: name -> (images,) bool.
+def column_groups(entries: Sequence[dict], column: str) -> dict[str, np.ndarray]:
+    """The groups of images or lesions by a column of theirs: name -> (entries,) bool.
 
     A text is a group of its own, and so is a number where the column has at most 8 different ones;
     more are cut into four ranges at their quartiles. Empty, NaN or missing is 'unknown', the last.
+    An entry that has several values, a tuple, is in the group of each.
 
     Raises:
-        ValueError: no record has the column (the nearest name is given), it does not hold texts or
-            numbers, or has more than 50 different texts.
+        ValueError: the column does not hold texts or numbers, or has more than 200 different texts.
     """
-    if not any(column in r for r in records):
-        raise unknown_column(column, _groupable(records))
-    values = [_number_or_text(r.get(column), column) for r in records]
+    several = [value if isinstance(value := e.get(column), tuple) else [value] for e in entries]
+    several = [[_number_or_text(value, column) for value in each] for each in several]
+    values = [value for each in several for value in each]
     known = {v for v in values if v is not None}
     if all(isinstance(v, float) for v in known):
         label = _ranges(values) if len(known) > MAX_NUMBERS else _name
@@ -46,39 +47,90 @@ def column_groups(records: Sequence[dict], column: str) -> dict[str, np.ndarray]
     else:
         label = _name
         names = sorted(map(_name, known))
-    labels = np.array([UNKNOWN if v is None else label(v) for v in values])
-    return {name: labels == name for name in dict.fromkeys([*names, UNKNOWN])}
+    labels = [{UNKNOWN if v is None else label(v) for v in each} for each in several]
+    return {
+        name: np.array([name in each for each in labels], bool)
+        for name in dict.fromkeys([*names, UNKNOWN])
+    }
 
 
 def add_columns(records: Sequence[dict], path: Path, columns: Sequence[str]) -> list[dict]:
-    """Records with columns of a CSV file that has a row (or several that agree) an image.
+    """Records with columns of a CSV file, which has rows of lesions or rows of images.
 
-    The file names its images in a column `file_name` or `File_name`, as '000001_01_01/109.png' or
-    as DeepLesion's DL_info.csv does, '000001_01_01_109.png'. Columns that the records have already
-    are left as they are.
+    Rows of lesions: a column `lesion_idx` holds the number of the lesion's row in DL_info.csv, from
+    0. A lesion with several rows, such as one for each of its labels, has all their values.
+
+    Rows of images: a column `file_name` or `File_name` names them, as '000001_01_01/109.png' or as
+    DL_info.csv does, '000001_01_01_109.png'. Rows of one image must agree.
+
+    Columns that the records or their lesions have already are left as they are.
 
     Raises:
         FileNotFoundError, or ValueError: no such column (the nearest name is given), rows of one
-            image that differ, or none of the images.
+            image that differ, or none of the lesions or images.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
-    header = list(rows[0]) if rows else []
-    key = next((name for name in FILE_NAME_COLUMNS if name in header), None)
-    if key is None:
-        raise ValueError(
-            f"{path} has no column file_name or File_name to know the images by; its columns: "
-            f"{', '.join(map(str, header))}"
-        )
-    own = {name for r in records for name in r}
+    header, rows = _read_table(path)
+    lesions = [lesion for record in records for lesion in record["lesions"]]
+    own = {name for entry in [*records, *lesions] for name in entry}
     wanted = [name for name in columns if name not in own]
     for name in wanted:
         if name not in header:
-            raise unknown_column(name, {*filter(None, header), *_groupable(records)})
+            raise unknown_column(name, {*header, *_groupable([*records, *lesions])})
+    if LESION_COLUMN in header:
+        return _with_lesion_columns(records, path, rows, wanted)
+    key = next((name for name in FILE_NAME_COLUMNS if name in header), None)
+    if key is None:
+        raise ValueError(
+            f"{path} has no column lesion_idx to know lesions by, or file_name or File_name to know"
+            f" images by; its columns: {', '.join(header)}"
+        )
+    return _with_image_columns(records, path, rows, wanted, key)
 
+
+def _read_table(path: Path) -> tuple[list[str], list[dict]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
+    if not rows:
+        raise ValueError(f"{path} holds no rows")
+    return [name for name in reader.fieldnames if name], rows
+
+
+def _with_lesion_columns(
+    records: Sequence[dict], path: Path, rows: list[dict], wanted: list[str]
+) -> list[dict]:
+    values: dict[int, dict[str, tuple]] = {}
+    for row in rows:
+        number = row[LESION_COLUMN] or ""
+        if not number.strip().isdecimal():
+            raise ValueError(f"{path}: lesion_idx must be the number of a row, got {number!r}")
+        of_lesion = values.setdefault(int(number), dict.fromkeys(wanted, ()))
+        for name in wanted:
+            if row[name] not in of_lesion[name]:
+                of_lesion[name] += (row[name],)
+    known = {x.get(LESION_COLUMN) for r in records for x in r["lesions"]}
+    if known <= {None}:
+        raise ValueError(
+            "the lesions of the result have no lesion_idx, which result files of old lack: prepare"
+            " the data and test again to group by a column of lesions"
+        )
+    if not known & values.keys():
+        raise ValueError(
+            f"{path} has none of the lesions of the result, such as {min(known - {None})}"
+        )
+    nothing = dict.fromkeys(wanted)
+    return [
+        {**r, "lesions": [{**x, **values.get(x.get(LESION_COLUMN), nothing)} for x in r["lesions"]]}
+        for r in records
+    ]
+
+
+def _with_image_columns(
+    records: Sequence[dict], path: Path, rows: list[dict], wanted: list[str], key: str
+) -> list[dict]:
     cells: dict[str, tuple] = {}
     for row in rows:
         image = (row[key] or "").replace("/", "_")
@@ -87,7 +139,8 @@ def add_columns(records: Sequence[dict], path: Path, columns: Sequence[str]) -> 
             name = next(n for n, a, b in zip(wanted, cells[image], found) if a != b)
             raise ValueError(
                 f"{path}: the rows of {row[key]} differ in {name!r}; a column to group images by "
-                "has one value an image"
+                "has one value an image. One to group lesions by stands in a file with the column "
+                "lesion_idx"
             )
     images = [r["file_name"].replace("/", "_") for r in records]
     if not any(image in cells for image in images):
@@ -153,13 +206,14 @@ def by_thickness(result: Result) -> dict[str, FROC]:
 
 def by_type(result: Result) -> dict[str, FROC]:
     """The curves of each type of lesion, over the false positives of all images."""
-    types = np.array([x.get("lesion_type", -1) for r in result.records for x in r["lesions"]])
+    types = [x.get("lesion_type", -1) for r in result.records for x in r["lesions"]]
+    types = np.array(types, int)
     return {name: result.curve.of_lesions(types == key) for key, name in LESION_TYPES.items()}
 
 
 def by_diameter(result: Result) -> dict[str, FROC]:
     """The curves of three ranges of the long diameter, over the false positives of all images."""
-    sizes = np.array([size_group(x) for r in result.records for x in r["lesions"]])
+    sizes = np.array([size_group(x) for r in result.records for x in r["lesions"]], str)
     return {name: result.curve.of_lesions(sizes == name) for name in (*LESION_SIZES, "unknown")}
 
 
@@ -171,10 +225,28 @@ def size_group(lesion: dict) -> str:
     return LESION_SIZES[int(long_mm >= SMALL_MM) + int(long_mm > LARGE_MM)]
 
 
-def by_column(result: Result, column: str) -> dict[str, FROC]:
-    """The curves of each group of images that a key of the records makes, each of its own images.
+def is_lesion_column(result: Result, column: str) -> bool:
+    """Whether a column is one of the lesions, not of the images.
 
-    See `column_groups`.
+    Raises ValueError if it is neither (the nearest name is given).
     """
+    if any(column in r for r in result.records):
+        return False
+    lesions = [lesion for r in result.records for lesion in r["lesions"]]
+    if any(column in lesion for lesion in lesions):
+        return True
+    raise unknown_column(column, _groupable(result.records) | _groupable(lesions))
+
+
+def by_column(result: Result, column: str) -> dict[str, FROC]:
+    """The curves of each group that a column makes, see `column_groups`.
+
+    Of groups of images: each of its own images. Of groups of lesions: over the false positives of
+    all images.
+    """
+    if is_lesion_column(result, column):
+        lesions = [lesion for r in result.records for lesion in r["lesions"]]
+        groups = column_groups(lesions, column)
+        return {name: result.curve.of_lesions(chosen) for name, chosen in groups.items()}
     groups = column_groups(result.records, column)
     return {name: result.curve.of_images(chosen) for name, chosen in groups.items()}

@@ -8,8 +8,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from deeplesion.data.recist import Diameters, recist_from_mask
-from deeplesion.evaluation.intervals import QUANTILES, draw_groups
+from deeplesion.evaluation.intervals import MIN_PATIENTS, QUANTILES, draw_groups
 from deeplesion.evaluation.matching import match
+from deeplesion.evaluation.results import patients_of
 
 AXES = ("long", "short")
 
@@ -33,13 +34,13 @@ def diameter_errors(
 
     Returns:
         `n`, lesions measured, and for 'long' and 'short': `mean`; `interval` [low, high], the 95 %
-        interval of the mean; `median`; `mean_absolute`; `limits` [low, high], the limits of
-        agreement, mean -+ 1.96 standard deviations (Bland and Altman, 1986). None where no lesion
-        that is hit has a mask and annotated diameters.
+        interval of the mean (None, None of one patient); `median`; `mean_absolute`; `limits`
+        [low, high], the limits of agreement, mean -+ 1.96 standard deviations (Bland and Altman,
+        1986). None where no lesion that is hit has a mask and annotated diameters.
     """
     errors, patients = [], []
-    for record in records:
-        if not record.get("masks"):
+    for record, patient in zip(records, patients_of(records)):
+        if not record.get("masks") or record["spacing_mm"] is None:
             continue
         _, hit_by = match(record, iou_threshold, pixel_offset)
         for lesion, detection in zip(record["lesions"], hit_by):
@@ -48,11 +49,14 @@ def diameter_errors(
             measured = diameters_of_mask(record["masks"][detection], record["spacing_mm"])
             if measured is not None:
                 errors.append(measured.lengths_mm - lesion["diameters_mm"])
-                patients.append(record["patient"])
+                patients.append(patient)
     if not errors:
         return None
     errors = np.array(errors)
-    ends = np.quantile(_drawn_means(errors, patients, resamples, seed), QUANTILES, axis=0)
+    if len(set(patients)) < MIN_PATIENTS:
+        ends = np.full((2, len(AXES)), None)
+    else:
+        ends = np.quantile(_drawn_means(errors, patients, resamples, seed), QUANTILES, axis=0)
     mean, spread = errors.mean(axis=0), 1.96 * errors.std(axis=0, ddof=min(1, len(errors) - 1))
     rows = dict(
         mean=mean,
@@ -70,8 +74,10 @@ def diameter_errors(
     )
 
 
-def diameters_of_mask(rle: dict, spacing_mm: float) -> Diameters | None:
-    """The RECIST diameters of a mask as COCO run lengths; None of one without a pixel."""
+def diameters_of_mask(rle: dict, spacing_mm: float | None) -> Diameters | None:
+    """The RECIST diameters of a mask as COCO run lengths; None without a pixel or a spacing."""
+    if spacing_mm is None:
+        return None
     mask = coco_mask.decode(rle)
     return recist_from_mask(mask, spacing_mm) if mask.any() else None
 

@@ -81,8 +81,10 @@ class FROC:
 
     @cached_property
     def sensitivity(self) -> np.ndarray:
-        """(n,) fraction of the lesions hit, rising."""
+        """(n,) fraction of the lesions hit, rising; NaN where there are no lesions."""
         points = len(self.thresholds)
+        if not self.num_lesions:
+            return np.full(points, np.nan)
         hit_at = self.hit_at[self.counted[self.lesion_images]]
         return np.cumsum(np.bincount(hit_at, minlength=points + 1)[:points]) / self.num_lesions
 
@@ -91,15 +93,23 @@ class FROC:
 
         Linear between the points of the curve, from (0, 0) before its first point, and the last
         sensitivity beyond its last. Where hits raise the curve without a false positive (one x,
-        several points) the highest of them counts.
+        several points) the highest of them counts. NaN where there are no lesions.
 
         Raises:
             ValueError: an operating point is negative or NaN.
         """
+        fps = _operating_points(fps)
+        if not self.num_lesions:
+            return np.full(fps.shape, np.nan)
         # np.interp takes, of points that share an x, the last at that x and the first when
         # coming from the left: just the limits of a curve that is drawn point by point.
         x, y = np.append(0.0, self.fps_per_image), np.append(0.0, self.sensitivity)
-        return np.interp(_operating_points(fps), x, y)
+        return np.interp(fps, x, y)
+
+    def fps_per_image_at(self, scores: float | Sequence[float]) -> np.ndarray:
+        """False positives per image of at least these scores, in the shape of ``scores``."""
+        points = np.searchsorted(-self.thresholds, -np.asarray(scores, np.float64), side="right")
+        return np.append(0.0, self.fps_per_image)[points]
 
     @property
     def score(self) -> float:
@@ -175,7 +185,8 @@ def froc(
     Detections of all images are taken by falling score, ties in input order (image by image, row
     by row). A detection whose IoU with a lesion of its image reaches the threshold hits every such
     lesion not hit before. One that reaches no lesion is a false positive; one that only reaches
-    lesions already hit is neither.
+    lesions already hit is neither. Without any lesion the sensitivity is NaN, and there are false
+    positives alone.
 
     Args:
         detections: one (n, 5) array an image, rows x1, y1, x2, y2, score; in any order.
@@ -187,7 +198,7 @@ def froc(
 
     Raises:
         ValueError: lists of unequal length, wrong shapes, non-finite numbers, x2 < x1 or y2 < y1
-            (the message names the image's place in the list), or no lesion at all.
+            (the message names the image's place in the list), or no image.
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
@@ -204,10 +215,8 @@ def froc(
     lesions, lesions_per_image = _concatenate(
         "ground_truths", ground_truths, ("x1", "y1", "x2", "y2")
     )
-    if lesions.shape[1] == 0:
-        raise ValueError(
-            f"no lesion in any of the {len(ground_truths)} images: sensitivity is undefined"
-        )
+    if not len(ground_truths):
+        raise ValueError("no images: there is nothing to evaluate")
 
     # Most detections are far from every lesion: those in the rectangle around all lesions of their
     # image are few.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 QUANTILES = (0.025, 0.975)  # the ends of a 95 % interval
+MIN_PATIENTS = 2  # of one all resamples are equal: an interval without width says nothing
 MIN_RESAMPLES = 100  # fewer say nothing about a 2.5 % quantile
 
 

@@ -13,16 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplesion.data.coco import is_number, is_numbers
-from deeplesion.data.run_lengths import mask_areas
 from deeplesion.evaluation.froc import FROC, froc
+from deeplesion.evaluation.result_check import check_result_records
 from deeplesion.files import write_whole
 
 RESULT_FORMAT = "deeplesion-results-1"
-REQUIRED = {
-    "file_name", "patient", "height", "width", "spacing_mm", "thickness_mm", "lesions", "boxes",
-    "scores",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +26,17 @@ class Result:
 
     Attributes:
         name: what tables and figures call it.
-        records: of a result file (`read_results`), one an image.
+        records: one an image, see `write_results`.
         iou_threshold, pixel_offset: see `deeplesion.evaluation.froc.froc`.
+        table_key_slices: how many key slices the table of lesions has of this split, more than the
+            records where a part of the data was missing; None if that is not known.
     """
 
     name: str
     records: list[dict]
     iou_threshold: float = 0.5
     pixel_offset: int = 1
+    table_key_slices: int | None = None
 
     @cached_property
     def curve(self) -> FROC:
@@ -52,8 +50,21 @@ class Result:
 
     @cached_property
     def patients(self) -> np.ndarray:
-        """The patient of each image."""
-        return np.array([r["patient"] for r in self.records])
+        """The patient of each image; one that is unknown counts as a patient of its own."""
+        return np.array(patients_of(self.records))
+
+    @property
+    def unknown_patients(self) -> int:
+        """How many images are of an unknown patient."""
+        return sum(r["patient"] is None for r in self.records)
+
+
+def patients_of(records: Sequence[dict]) -> list:
+    """The patient of each image; where any is unknown such an image has a patient of its own."""
+    patients = [r["patient"] for r in records]
+    if None not in patients:
+        return patients
+    return [f"image {i}" if p is None else f"patient {p}" for i, p in enumerate(patients)]
 
 
 def detection_array(record: dict) -> np.ndarray:
@@ -67,24 +78,29 @@ def lesion_array(record: dict) -> np.ndarray:
     return np.array([x["bbox"] for x in record["lesions"]], float).reshape(-1, 4)
 
 
-def write_results(path: Path, records: Sequence[dict]) -> None:
+def write_results(path: Path, records: Sequence[dict], table_key_slices: int | None = None) -> None:
     """Writes a result file: JSON, gzipped when the name ends in .gz.
 
-    `{"format": "deeplesion-results-1", "images": [record, ...]}`; a record has `file_name`,
-    `patient`, `height`, `width`, `spacing_mm`, `thickness_mm` (null if unknown), `lesions` (each
-    `bbox`, `recist`, `mask`, `diameters_mm`, `lesion_type`), `boxes` (n, 4), `scores` (n,) and, not
-    in every file, `study`, `series`, `slice_range` and `masks` (n COCO run lengths). Boxes are x1,
-    y1, x2, y2 of 0-based pixel centres in the image's own pixels.
+    `{"format": "deeplesion-results-1", "table_key_slices": ..., "images": [record, ...]}`; a record
+    has `file_name`, `patient`, `height`, `width`, `spacing_mm`, `thickness_mm` (the last two and
+    `patient` null if unknown), `lesions` (each `bbox`, `recist`, `mask`, `diameters_mm`,
+    `lesion_type`, `lesion_idx`), `boxes` (n, 4), `scores` (n,) and, not in every file, `study`,
+    `series`, `slice_range` and `masks` (n COCO run lengths). Boxes are x1, y1, x2, y2 of 0-based
+    pixel centres in the image's own pixels. `table_key_slices` (see `Result`) and `lesion_idx` are
+    not in files of old.
     """
     images = [
         {**r, "thickness_mm": r["thickness_mm"] if math.isfinite(r["thickness_mm"]) else None}
         for r in records
     ]
-    text = json.dumps({"format": RESULT_FORMAT, "images": images}, separators=(",", ":"))
+    content = dict(format=RESULT_FORMAT, table_key_slices=table_key_slices, images=images)
+    text = json.dumps(content, separators=(",", ":"))
     write_whole(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
 
-def read_results(path: Path) -> list[dict]:
+def read_results(
+    path: Path, name: str = "", iou_threshold: float = 0.5, pixel_offset: int = 1
+) -> Result:
     """Reads what `write_results` wrote. Raises ValueError, naming the file, for anything else."""
     data = path.read_bytes()
     try:
@@ -99,7 +115,10 @@ def read_results(path: Path) -> list[dict]:
     for record in content["images"]:
         if record["thickness_mm"] is None:
             record["thickness_mm"] = math.nan
-    return content["images"]
+    expected = content.get("table_key_slices")
+    if not (expected is None or (isinstance(expected, int) and expected > 0)):
+        raise ValueError(f"{path}: table_key_slices must be a number of key slices or null")
+    return Result(name, content["images"], iou_threshold, pixel_offset, expected)
 
 
 def default_names(paths: Sequence[Path]) -> list[str]:
@@ -114,93 +133,9 @@ def table_file(result_file: Path) -> Path:
     return result_file.with_name(result_file.name.split(".")[0] + ".froc.json")
 
 
-def write_table(path: Path, rows: Sequence[dict]) -> None:
-    """Writes the rows of `froc_table` as JSON."""
-    write_whole(path, json.dumps({"froc": list(rows)}, indent=2) + "\n")
-
-
-def check_result_records(path: Path, records: object) -> None:
-    """Raises ValueError with the file, the image and the field that is not as `write_results` says.
-
-    Args:
-        path: for the message.
-        records: `images` of a result file, thickness still None where it is unknown.
-    """
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{path}: 'images' is not a list of images")
-    masks, pixels, owners = [], [], []
-    for i, record in enumerate(records):
-        missing = REQUIRED - record.keys()
-        if missing:
-            raise ValueError(f"{path}: an image lacks {', '.join(sorted(missing))}")
-        name = record["file_name"]
-        where = f"{path}: image {i + 1} ({str(name)[:80]})"
-        wrong = _wrong_record_field(record)
-        if wrong:
-            raise ValueError(f"{where}: {wrong}")
-        drawn = [lesion["mask"] for lesion in record["lesions"] if lesion.get("mask") is not None]
-        found = drawn + record.get("masks", [])
-        size = [record["height"], record["width"]]
-        if not all(isinstance(mask, dict) and mask.get("size") == size for mask in found):
-            raise ValueError(f"{where}: masks must be run lengths of the image's size, {size}")
-        masks += [mask.get("counts") for mask in found]
-        pixels += [size[0] * size[1]] * len(found)
-        owners += [where] * len(found)
-    bad = np.flatnonzero(mask_areas(masks, pixels) < 0)
-    if len(bad):
-        raise ValueError(f"{owners[bad[0]]}: the run lengths of a mask are not those of its image")
-
-
-def _wrong_record_field(record: dict) -> str | None:
-    """What is wrong with an image apart from its masks."""
-    sides = (record["height"], record["width"])
-    if not isinstance(record["file_name"], str):
-        return "file_name must be a text"
-    if not isinstance(record["patient"], int | str):
-        return "patient must be a number or a text"
-    if not all(isinstance(side, int) and 0 < side < 2**16 for side in sides):
-        return "height and width must be numbers of pixels"
-    if not (is_number(record["spacing_mm"]) and record["spacing_mm"] > 0):
-        return "spacing_mm must be a positive number"
-    if not (record["thickness_mm"] is None or is_number(record["thickness_mm"])):
-        return "thickness_mm must be a number or null"
-    if "slice_range" in record and not is_numbers(record["slice_range"], 2):
-        return "slice_range must be two numbers"
-    if not (_is_array(record["boxes"], 4) and _is_array(record["scores"])):
-        return "boxes must be lists of x1, y1, x2, y2 and scores numbers"
-    if not _ordered(record["boxes"]):
-        return "boxes must have x1 <= x2 and y1 <= y2"
-    if len(record["boxes"]) != len(record["scores"]):
-        return f"{len(record['boxes'])} boxes, but {len(record['scores'])} scores"
-    if not isinstance(masks := record.get("masks", []), list):
-        return "masks must be a list"
-    if "masks" in record and len(masks) != len(record["boxes"]):
-        return f"{len(record['boxes'])} boxes, but {len(masks)} masks"
-    lesions = record["lesions"]
-    if not isinstance(lesions, list) or not all(isinstance(lesion, dict) for lesion in lesions):
-        return "lesions must be a list of lesions"
-    for lesion in lesions:
-        if not (is_numbers(lesion.get("bbox"), 4) and _ordered([lesion["bbox"]])):
-            return "bbox of a lesion must be x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"
-        for field, count in (("recist", 8), ("diameters_mm", 2)):
-            if lesion.get(field) is not None and not is_numbers(lesion[field], count):
-                return f"{field} of a lesion must be {count} numbers or null"
-        if not isinstance(lesion.get("lesion_type", -1), int):
-            return "lesion_type must be a whole number"
-    return None
-
-
-def _is_array(values: object, columns: int | None = None) -> bool:
-    """Whether a list holds finite numbers, or lists of so many of them."""
-    if not isinstance(values, list):
-        return False
-    try:
-        array = np.array(values)
-    except ValueError:  # lists of different lengths
-        return False
-    shape = (len(values),) if columns is None or not values else (len(values), columns)
-    return array.shape == shape and array.dtype.kind in "if" and bool(np.isfinite(array).all())
-
-
-def _ordered(boxes: list) -> bool:
-    return all(x1 <= x2 and y1 <= y2 for x1, y1, x2, y2 in boxes)
+def write_table(path: Path, rows: Sequence[dict], result: Result) -> None:
+    """Writes the rows of `froc_table` as JSON, with the numbers of key slices."""
+    content = dict(
+        key_slices=len(result.records), table_key_slices=result.table_key_slices, froc=list(rows)
+    )
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

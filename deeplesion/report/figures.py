@@ -76,8 +76,14 @@ def write_figures(
 def render_figures(
     results: Sequence[Result], kinds: Sequence[str], resamples: int = 1000, seed: int = 0
 ) -> dict[str, bytes]:
-    """The files of `write_figures` of these kinds, 'png' or 'svg': name -> content."""
+    """The files of `write_figures` of these kinds, 'png' or 'svg': name -> content.
+
+    Results without lesions have no curve; there are no figures if none has one.
+    """
     files = {}
+    results = [result for result in results if result.curve.num_lesions]
+    if not results:
+        return files
     with matplotlib.rc_context(STYLE):
         for name, draw in (("froc", froc_figure), ("groups", groups_figure)):
             figure = draw(results, resamples, seed)
@@ -106,7 +112,8 @@ def froc_figure(results: Sequence[Result], resamples: int, seed: int) -> Figure:
             sensitivity = 100 * result.curve.sensitivity_at(fps)
             axes.plot(fps, sensitivity, **look | {unused: "none"})
         entries[f"{result.name}: {with_interval(row)}"] = axes.plot([], [], **look)[0]
-        lowest = min(lowest, low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])])
+        first = [low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])], row["sensitivity"]["0.5"]]
+        lowest = min(lowest, np.nanmin(first))
     axes.set_xscale("log", base=2)
     axes.set_xticks(TABLE_FPS, [f"{fps:g}" for fps in TABLE_FPS])
     axes.minorticks_off()
@@ -138,7 +145,9 @@ def groups_figure(results: Sequence[Result], resamples: int, seed: int) -> Figur
                 groups.index(group) + 0.6 * ((i + 0.5) / len(results) - 0.5) for group in rows
             ]
             average = np.array([row["average"] for row in rows.values()])
-            low, high = np.array([row["interval"]["average"] for row in rows.values()]).T
+            nothing = {"average": (np.nan, np.nan)}  # of one patient
+            ends = [row.get("interval", nothing)["average"] for row in rows.values()]
+            low, high = np.array(ends).T
             entries[result.name] = axes.errorbar(
                 places,
                 average,
@@ -165,6 +174,8 @@ def groups_figure(results: Sequence[Result], resamples: int, seed: int) -> Figur
 
 
 def with_interval(row: dict) -> str:
-    """'84.5 [80.2, 88.1]', the average of a row of `evaluate.table` and its interval."""
+    """'84.5 [80.2, 88.1]', the average of a row of `evaluate.table` and its interval, if any."""
+    if "interval" not in row:
+        return f"{row['average']:.1f}"
     low, high = row["interval"]["average"]
     return f"{row['average']:.1f} [{low:.1f}, {high:.1f}]"

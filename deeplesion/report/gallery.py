@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -32,14 +31,14 @@ MAX_SIDE = 160  # px a side of an embedded picture
 JPEG_QUALITY = 80
 
 
-def collect(result: Result, examples: int, images: Path | None = None) -> dict:
+def collect(result: Result, examples: int, folder: SliceFolder | None = None) -> dict:
     """The findings of a result at the score at which it has one false positive an image.
 
     Args:
         result: detections and ground truth.
         examples: how many findings of each kind at most: the false positives and the hits of the
             highest scores, and the largest of the missed lesions.
-        images: the `Images_png` folder; None for outlines without pictures.
+        folder: where the slices are; None for outlines without pictures.
 
     Returns:
         `threshold`, that score (None if no score has so few false positives), `counts` {kind:
@@ -55,7 +54,7 @@ def collect(result: Result, examples: int, images: Path | None = None) -> dict:
         - `view`: x, y, side of the square that is shown and `spacing_mm`; `truth`, `found` and
           `others` (further detections above the threshold): what is drawn, each with `box`,
           `outline`, `recist` and, of detections, `verdict`. Coordinates count pixel edges;
-        - with images, `pictures`: the view in the key slice and in its neighbours, JPEGs as data
+        - with slices, `pictures`: the view in the key slice and in its neighbours, JPEGs as data
           URIs, and `distances`, how far from the key slice each is in mm.
 
     Raises:
@@ -69,10 +68,9 @@ def collect(result: Result, examples: int, images: Path | None = None) -> dict:
         counts[kind] = len(of_kind)
         chosen += sorted(of_kind, key=_rank, reverse=True)[:examples]
 
-    folder = SliceFolder(images) if images else None
     findings = []
     for finding in tqdm(
-        chosen, desc=f"gallery of {result.name}", unit="finding", disable=not images
+        chosen, desc=f"gallery of {result.name}", unit="finding", disable=folder is None
     ):
         findings.append(_describe(finding, threshold, folder))
     return dict(

@@ -11,12 +11,19 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.results import Result
 from deeplesion.files import write_whole
 from deeplesion.report.figures import render_figures, write_figures
 from deeplesion.report.gallery import KINDS, collect
 from deeplesion.report.pictures import COLOURS, TRUTH
-from deeplesion.report.tables import Number, Table, all_tables, published_tables
+from deeplesion.report.tables import (
+    Number,
+    Table,
+    all_tables,
+    key_slices_note,
+    published_tables,
+)
 
 __all__ = ["write_figures", "write_report"]
 
@@ -28,7 +35,7 @@ def write_report(
     results: Sequence[Result],
     evaluations: Sequence[dict],
     out_dir: Path,
-    images: Path | None = None,
+    folder: SliceFolder | None = None,
     published: bool = False,
     comparisons: Sequence[dict] = (),
     examples: int = EXAMPLES,
@@ -39,11 +46,11 @@ def write_report(
         results: one or several.
         evaluations: of each of them, by `evaluate.evaluate`.
         out_dir: made if it is not there.
-        images: the `Images_png` folder; None for a gallery of outlines without pictures.
+        folder: where the slices are; None for a gallery of outlines without pictures.
         published: with the tables of the papers, apart from one's own.
         comparisons: of `evaluate.compare`.
         examples: findings of each kind and model in the gallery at most (see `gallery.collect`);
-            with images one takes about 20 kB.
+            with slices one takes about 20 kB.
 
     Returns:
         the path of the page.
@@ -62,21 +69,25 @@ def write_report(
         raise ValueError(f"examples must be at least 0, got {examples}")
     settings = evaluations[0]["settings"]
     figures = render_figures(results, ("svg",), settings["resamples"], settings["seed"])
-    gallery = [collect(result, examples, images) for result in results]
+    gallery = [collect(result, examples, folder) for result in results]
     main, *further = all_tables(evaluations, comparisons)
-    averages = ", ".join(f"{e['name']} {e['froc'][0]['average']:.1f} %" for e in evaluations)
+    averages = ", ".join(
+        f"{e['name']} {e['froc'][0]['average']:.1f} %"
+        for e in evaluations
+        if e["froc"][0]["average"] is not None
+    )
     page = fill(
         TEMPLATE.read_text(encoding="utf-8"),
         title=escape(" · ".join(names)),
         colours=_colours(),
         summary=_summary(results, settings),
         sensitivity=to_html(main) + (_published() if published else ""),
-        froc=_figure(figures["froc.svg"], f"FROC curves with 95 % bands; averages: {averages}"),
+        froc=_figure(figures.get("froc.svg"), f"FROC curves with 95 % bands; averages: {averages}"),
         groups=_figure(
-            figures["groups.svg"], "Average sensitivity by slice thickness and lesion size"
+            figures.get("groups.svg"), "Average sensitivity by slice thickness and lesion size"
         ),
         further="".join(map(to_html, further)),
-        gallery_note=_gallery_note(names, gallery, examples, images),
+        gallery_note=_gallery_note(names, gallery, examples, folder),
         data=_json(dict(models=names, kinds=KINDS, gallery=gallery)),
     )
     path = Path(out_dir) / "report.html"
@@ -163,8 +174,9 @@ def _summary(results: Sequence[Result], settings: dict) -> str:
     counts = {
         "key slices": [len(result.records) for result in results],
         "lesions": [result.curve.num_lesions for result in results],
-        "patients": [len(set(result.patients.tolist())) for result in results],
     }
+    if not any(result.unknown_patients for result in results):
+        counts["patients"] = [len(set(result.patients.tolist())) for result in results]
     told = ", ".join(
         f"{' / '.join(f'{number:,}' for number in dict.fromkeys(numbers))} {what}"
         for what, numbers in counts.items()
@@ -172,20 +184,30 @@ def _summary(results: Sequence[Result], settings: dict) -> str:
     width = "x2 - x1 + 1 wide, as for the published tables" if settings["pixel_offset"] else (
         "x2 - x1 wide"
     )  # fmt: skip
+    notes = {r.name: key_slices_note(len(r.records), r.table_key_slices) for r in results}
+    partial = "".join(
+        f"<p><strong>{escape(name)}: {note}</strong>. It does not compare with published results."
+        "</p>"
+        for name, note in notes.items()
+        if note
+    )
     return (
-        f"<p>{told}. A detection hits a lesion where their boxes overlap with an IoU of at least"
-        f" {settings['iou_threshold']:g} (a box is {width}). Intervals: 95 %, bootstrap over"
-        f" patients, {settings['resamples']:,} resamples, seed {settings['seed']}.</p>"
+        f"{partial}<p>{told}. A detection hits a lesion where their boxes overlap with an IoU of at"
+        f" least {settings['iou_threshold']:g} (a box is {width}). Intervals: 95 %, bootstrap over"
+        f" {settings['resampled']}, {settings['resamples']:,} resamples, seed {settings['seed']}."
+        "</p>"
     )
 
 
-def _figure(svg: bytes, text: str) -> str:
+def _figure(svg: bytes | None, text: str) -> str:
+    if svg is None:
+        return "<p>There are no lesions in these images, hence no curve.</p>"
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
     return f'<figure><img src="{source}" alt="{escape(text)}"></figure>'
 
 
 def _gallery_note(
-    names: Sequence[str], gallery: Sequence[dict], examples: int, images: Path | None
+    names: Sequence[str], gallery: Sequence[dict], examples: int, folder: SliceFolder | None
 ) -> str:
     scores = ", ".join(
         f"{escape(name)} "
@@ -201,6 +223,6 @@ def _gallery_note(
             f" Of each model and kind at most {examples:,} findings are in this page: the false"
             " positives and hits of the highest scores, the largest of the missed lesions."
         )
-    if images is None:
+    if folder is None:
         note += " The page was made without the slices: outlines only."
     return f"<p>{note}</p>"

@@ -29,7 +29,7 @@ TRUTH = (66, 228, 240)
 COLOURS = {"hit": (150, 215, 60), "repeat": (240, 190, 100), "false positive": (60, 110, 255)}
 
 
-def draw_results(result: Result, image_root: Path, out_dir: Path) -> list[Path]:
+def draw_results(result: Result, folder: SliceFolder, out_dir: Path) -> list[Path]:
     """One PNG a key slice: ground truth, detections, and the previous and the next slice.
 
     Detections are shown down to the score at which the model has one false positive an image, with
@@ -39,7 +39,7 @@ def draw_results(result: Result, image_root: Path, out_dir: Path) -> list[Path]:
     Args:
         result: detections and ground truth; without `slice_range` in its records (result files of
             old) there are no neighbours.
-        image_root: the `Images_png` folder.
+        folder: where the slices are.
         out_dir: made if it is not there.
 
     Returns:
@@ -49,7 +49,6 @@ def draw_results(result: Result, image_root: Path, out_dir: Path) -> list[Path]:
         FileNotFoundError, ValueError: a slice is missing or unreadable, see `slices.load_slices`.
     """
     threshold = score_at_one_false_positive(result)
-    folder = SliceFolder(image_root)
     paths = []
     for record in tqdm(result.records, desc="drawing", unit="slice"):
         path = out_dir / record["file_name"].replace("/", "_")
@@ -73,7 +72,7 @@ def read_neighbours(folder: SliceFolder, record: dict) -> list[tuple[np.ndarray,
     volume does not end.
     """
     name, thickness = record["file_name"], record["thickness_mm"]
-    if "slice_range" not in record or not np.isfinite(thickness):
+    if record.get("slice_range") is None or not np.isfinite(thickness):
         return [(folder.read(name), 0.0)]
     stack, _ = load_slices(folder, name, thickness, record["slice_range"], num_slices=3)
     key_slice = int(Path(name).stem)

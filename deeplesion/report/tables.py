@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,10 @@ from deeplesion.files import write_whole
 from deeplesion.report.published import PUBLISHED
 
 AVERAGE = "Avg.[0.5,1,2,4]"
-BY_LESION = ("lesion type", "lesion diameter")
 OWN_IMAGES = "sensitivity (%) at false positives per image, each group of its own images"
 ALL_IMAGES = "sensitivity (%) at false positives per image, those of all images"
-INTERVALS = "; 95 % intervals by bootstrap over patients"
+INTERVALS = "; 95 % intervals by bootstrap over "
+NO_LESIONS = "no lesions, hence no sensitivity: false positives per image of at least a score"
 
 
 class Number(NamedTuple):
@@ -86,43 +86,78 @@ def all_tables(
     """
     mains = [(e["name"], e["froc"]) for e in evaluations]
     title = f"All, thin (<= 2 mm) and thick slices: {OWN_IMAGES}"
-    tables = [froc_table_of("slices", title, mains)]
+    units = evaluations[0]["settings"]["resampled"]
+    notes = {
+        e["name"]: key_slices_note(e["key_slices"], e["table_key_slices"]) for e in evaluations
+    }
+    tables = [froc_table_of("slices", title, mains, units, notes)]
     tables += [comparison_table(c) for c in comparisons]
     if published:
         tables += published_tables()
     for title in dict.fromkeys(title for e in evaluations for title in e["breakdowns"]):
-        rows = [(e["name"], e["breakdowns"][title]) for e in evaluations]
-        measure = ALL_IMAGES if title in BY_LESION else OWN_IMAGES
-        tables.append(froc_table_of(title, f"By {title}: {measure}", rows))
+        rows = [(e["name"], e["breakdowns"].get(title, [])) for e in evaluations]
+        of_lesions = any(title in e["by_lesion"] for e in evaluations)
+        measure = ALL_IMAGES if of_lesions else OWN_IMAGES
+        tables.append(froc_table_of(title, f"By {title}: {measure}", rows, units))
     tables.append(ap50_table(evaluations))
     if any(e["diameters"] for e in evaluations):
         tables.append(diameter_table(evaluations))
     return tables
 
 
-def froc_table_of(name: str, title: str, results: Sequence[tuple[str, Sequence[dict]]]) -> Table:
-    """Rows of `evaluate.table`, of one or several models; one without a name has no column."""
+def key_slices_note(key_slices: int, table_key_slices: int | None) -> str:
+    """What a reader must know who compares: 'PARTIAL DATA: 120 of 4,817 key slices', or nothing."""
+    if not table_key_slices or key_slices >= table_key_slices:
+        return ""
+    return f"PARTIAL DATA: {key_slices:,} of {table_key_slices:,} key slices"
+
+
+def froc_table_of(
+    name: str,
+    title: str,
+    results: Sequence[tuple[str, Sequence[dict]]],
+    units: str = "patients",
+    notes: Mapping[str, str] | None = None,
+) -> Table:
+    """Rows of `evaluate.table`, of one or several models; one without a name has no column.
+
+    Args:
+        name, title: of the table.
+        results: of each model its name and its rows.
+        units: what the bootstrap drew.
+        notes: model -> what is said beside its first row.
+    """
     named = any(model for model, _ in results)
     labels = (*(["model"] if named else []), name, "images", "lesions")
+    lesions = any(row["lesions"] for _, groups in results for row in groups)
+    scores = [s for _, groups in results for row in groups for s in row.get("false_positives", ())]
     rows = []
     for model, groups in results:
-        for row in groups:
+        for i, row in enumerate(groups):
             ends = row.get("interval", {})
             numbers = [Number(row["sensitivity"][p], *ends.get(p, ())) for p in POINTS]
             numbers.append(Number(row["average"], *ends.get("average", ())))
             difference = Number(row["difference"], *ends.get("difference", ()), sign=True)
             numbers.append(Number(None) if row["group"] == "all" else difference)
+            if not lesions:
+                numbers = [Number(n) for n in row["false_positives"].values()]
             counts = (row["group"], row["images"], row["lesions"])
-            rows.append(Row((*([model] if named else []), *counts), tuple(numbers)))
+            note = (notes or {}).get(model, "") if i == 0 else ""
+            rows.append(Row((*([model] if named else []), *counts), tuple(numbers), note=note))
+    if rows and not lesions:
+        return Table(name, f"{name}: {NO_LESIONS}", labels, tuple(dict.fromkeys(scores)), rows)
     intervals = any("interval" in row for _, groups in results for row in groups)
-    title += INTERVALS if intervals else ""
+    title += INTERVALS + units if intervals else ""
     return Table(name, title, labels, (*POINTS, AVERAGE, "diff."), rows)
 
 
-def format_table(rows: Sequence[dict]) -> str:
-    """The rows of `evaluate.froc_table` as text, laid out as Table 3 of the AlignShift paper."""
+def format_table(rows: Sequence[dict], note: str = "") -> str:
+    """The rows of `evaluate.froc_table` as text, laid out as Table 3 of the AlignShift paper.
+
+    note: of `key_slices_note`.
+    """
     title = "Sensitivity (%) at false positives per image"
-    return to_text(froc_table_of("slices", title, [("", rows)]))
+    return to_text(froc_table_of("slices", title, [("", rows)], notes={"": note}))
 
 
 def comparison_table(comparison: dict) -> Table:
@@ -133,7 +168,9 @@ def comparison_table(comparison: dict) -> Table:
         for row in comparison["rows"]
     ]
     name = f"{comparison['second']} minus {comparison['first']}"
-    title = f"{name}: paired difference in points of %{INTERVALS}, two-sided p"
+    title = (
+        f"{name}: paired difference in points of %{INTERVALS}{comparison['resampled']}, two-sided p"
+    )
     return Table(name, title, ("slices",), (*POINTS, AVERAGE), rows)
 
 
@@ -163,7 +200,7 @@ def diameter_table(evaluations: Sequence[dict]) -> Table:
     return Table(
         "diameters",
         "Diameters of the masks of hit lesions, predicted minus annotated (mm), with the limits of "
-        "agreement" + INTERVALS,
+        f"agreement{INTERVALS}{evaluations[0]['settings']['resampled']}",
         ("model", "axis", "lesions"),
         ("mean", "median", "mean absolute", "lower limit", "upper limit"),
         rows,

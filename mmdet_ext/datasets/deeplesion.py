@@ -18,8 +18,8 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from deeplesion.conventions import PIXEL_CENTRE
-from deeplesion.data.coco import read_annotations
-from deeplesion.data.slices import plan_stack
+from deeplesion.data.coco import image_folders, lesion_of, read_annotations, table_key_slices
+from deeplesion.data.slices import SliceFolder, plan_stack
 from deeplesion.errors import CacheError, DataError, MissingDataError
 from mmdet_ext.datasets.sampler import SampleKey
 from mmdet_ext.random_states import seeded
@@ -89,13 +89,37 @@ class DeepLesionDataset(CocoDataset):
     def load_data_list(self) -> list[dict]:
         if not Path(self.ann_file).is_file():
             raise MissingDataError(NO_DATA.format(path=self.ann_file))
-        read_annotations(self.ann_file, need_lesions=not self.test_mode)
+        content = read_annotations(self.ann_file, need_lesions=not self.test_mode)
+        self._check_use(content)
+        folders = image_folders(content, self.data_root or "", self.data_prefix["img"])
+        self._slices = SliceFolder(*folders)
+        # For the metric: a table of a part of the test set says so.
+        self._metainfo["table_key_slices"] = table_key_slices(content)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints that it indexes
             samples = super().load_data_list()
         # Which were logged as bad; workers share it.
         self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
         print_log(f"{self.ann_file}: slices come from {self.cache or 'PNGs'}", "current")
         return samples
+
+    def _check_use(self, content: dict) -> None:
+        """Says at the start what the annotations lack for what is going to be done with them."""
+        without = sum(not annotation.get("segmentation") for annotation in content["annotations"])
+        steps = getattr(self.pipeline, "transforms", ())
+        if without and any(getattr(step, "with_mask", False) for step in steps):
+            raise DataError(
+                f"{self.ann_file}: {without} of {len(content['annotations'])} annotations have no"
+                " mask, which this config's mask head learns from. Train on boxes alone"
+                " (model.roi_head.mask_head=None, and with_mask=False in LoadAnnotations of the"
+                " training pipeline), or draw masks with tools/prepare_data.py"
+            )
+        if not content["annotations"]:
+            print_log(
+                f"{self.ann_file} holds no lesions: false positives are reported, sensitivity is"
+                " undefined, and no checkpoint can be chosen as the best by it",
+                "current",
+                logging.WARNING,
+            )
 
     def _join_prefix(self) -> None:
         super()._join_prefix()
@@ -105,9 +129,9 @@ class DeepLesionDataset(CocoDataset):
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         image, annotations = raw_data_info["raw_img_info"], raw_data_info["raw_ann_info"]
-        prefix = self.data_prefix["img"]
-        thickness = image["thickness_mm"]
-        lesions = [lesion_of(annotation) for annotation in annotations]
+        prefix = str(self._slices.root_of(image["file_name"]))
+        thickness = image.get("thickness_mm")
+        lesions = [lesion_of(annotation, image) for annotation in annotations]
         return dict(
             img_id=image["id"],
             img_prefix=prefix,
@@ -117,11 +141,12 @@ class DeepLesionDataset(CocoDataset):
             height=image["height"],
             width=image["width"],
             file_thickness_mm=math.nan if thickness is None else float(thickness),
-            spacing_mm=image["spacing_mm"],
-            slice_range=tuple(image["slice_range"]),
-            patient=image["patient"],
-            study=image["study"],
-            series=image["series"],
+            # Unknown in the files of others: None.
+            spacing_mm=image.get("spacing_mm"),
+            slice_range=tuple(image["slice_range"]) if image.get("slice_range") else None,
+            patient=image.get("patient"),
+            study=image.get("study"),
+            series=image.get("series"),
             lesions=lesions,
             instances=[
                 dict(
@@ -179,15 +204,3 @@ class DeepLesionDataset(CocoDataset):
             "current",
             logging.ERROR,  # what processes other than the first show
         )
-
-
-def lesion_of(annotation: dict) -> dict:
-    """What evaluation needs of a lesion, from an annotation of the file, in its coordinates."""
-    x, y, width, height = annotation["bbox"]
-    return dict(
-        bbox=[x, y, x + width, y + height],
-        mask=annotation["segmentation"],
-        recist=annotation.get("recist"),
-        diameters_mm=annotation.get("diameters_mm"),
-        lesion_type=annotation.get("lesion_type", -1),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from mmengine.logging import print_log
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.coco import encode_mask
 from deeplesion.evaluation.evaluate import froc_table
-from deeplesion.evaluation.results import table_file, write_results, write_table
-from deeplesion.report.tables import format_table
+from deeplesion.evaluation.results import Result, table_file, write_results, write_table
+from deeplesion.report.tables import format_table, key_slices_note
 
 
 @METRICS.register_module()
@@ -23,7 +24,8 @@ class FROCMetric(BaseMetric):
 
     Logs the table of the papers and returns its main numbers in percent: `FROC/average` (the mean
     at 0.5, 1, 2, 4, by which a model is chosen), `FROC/S@0.5` ..., `FROC/thin_average`,
-    `FROC/thick_average`.
+    `FROC/thick_average`. Of images without a lesion these are NaN, and the false positives per
+    image of at least some scores are told instead. Results are written before they are scored.
 
     Args:
         iou_threshold, pixel_offset: of a hit, see `deeplesion.evaluation.froc.froc`.
@@ -59,7 +61,7 @@ class FROCMetric(BaseMetric):
                 patient=sample["patient"],
                 study=sample["study"],
                 series=sample["series"],
-                slice_range=list(sample["slice_range"]),
+                slice_range=list(sample["slice_range"]) if sample["slice_range"] else None,
                 height=sample["ori_shape"][0],
                 width=sample["ori_shape"][1],
                 spacing_mm=sample["spacing_mm"],
@@ -73,12 +75,19 @@ class FROCMetric(BaseMetric):
             self.results.append(record)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        expected = (self.dataset_meta or {}).get("table_key_slices")
+        result = Result("", results, self.iou_threshold, self.pixel_offset, expected)
+        if self.result_file is not None:  # first: whatever happens next, the work is not lost
+            write_results(Path(self.result_file), results, expected)
         rows = froc_table(results, self.iou_threshold, self.pixel_offset)
-        print_log("\n" + format_table(rows), logger="current")
+        note = key_slices_note(len(results), expected)
+        print_log("\n" + format_table(rows, note), logger="current")
         if self.result_file is not None:
-            write_results(Path(self.result_file), results)
-            write_table(table_file(Path(self.result_file)), rows)
+            write_table(table_file(Path(self.result_file)), rows, result)
         metrics = {f"S@{point}": value for point, value in rows[0]["sensitivity"].items()}
         metrics["average"] = rows[0]["average"]
         metrics.update({f"{row['group']}_average": row["average"] for row in rows[1:]})
+        metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
+        for score, value in rows[0].get("false_positives", {}).items():
+            metrics[f"false_positives_of_score_{score}"] = value
         return metrics

@@ -85,7 +85,7 @@ def test_without_published_there_are_none_and_files_name_themselves(
     assert "PUBLISHED" not in output and "paired" not in output
     content = json.loads((tmp_path / "x" / "evaluation.json").read_text())
     assert "published" not in content and content["evaluations"][0]["name"] == "A & B"
-    settings = dict(iou_threshold=0.6, pixel_offset=0, resamples=100, seed=0)
+    settings = dict(iou_threshold=0.6, pixel_offset=0, resamples=100, seed=0, resampled="patients")
     assert content["evaluations"][0]["settings"] == settings
     assert r"A \& B" in (tmp_path / "x" / "table.tex").read_text()
 

@@ -80,7 +80,7 @@ def test_a_full_disk_is_a_sentence_with_path_and_sizes(code, tmp_path, monkeypat
         write_whole(tmp_path / "a.bin", bytes(2_500_000))
     text = str(error.value)
     assert text.startswith(f"cannot write {tmp_path / 'a.bin'}: {os.strerror(code)}")
-    assert "2.5 MB are needed" in text and "free there" in text and "Make room" in text
+    assert "It needs 2.5 MB" in text and "free there" in text and "Make room" in text
     assert "\n" not in text and error.value.errno == code
     assert names(tmp_path) == ["a.bin"] and (tmp_path / "a.bin").read_bytes() == b"former"
 

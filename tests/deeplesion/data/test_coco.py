@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from deeplesion.data.coco import encode_mask, read_annotations
+from deeplesion.data.coco import encode_mask, lesion_of, read_annotations
 from deeplesion.data.run_lengths import mask_areas
 from deeplesion.errors import DataError, MissingDataError
 
@@ -76,15 +76,22 @@ BAD_ANNOTATIONS = {
     "text": (dict(bbox="10 10 5 5"), "bbox: .*finite"),
     "left of the image": (dict(bbox=[-3, 10, 5, 5]), "bbox: .*within the image, .128, 128."),
     "below the image": (dict(bbox=[10, 125, 5, 5]), "bbox: .*within the image"),
-    "another category": (dict(category_id=2), "category_id: expected 1, lesion, got 2"),
+    "another category": (dict(category_id=2), "category_id: expected 1, got 2"),
+    "a crowd": (dict(iscrowd=1), "iscrowd: expected 0: the benchmark knows no regions to ignore"),
+    "a row": (dict(lesion_idx=-1), "lesion_idx: expected the number of a row"),
+    "no diameter": (dict(diameters_mm=[0, 0]), "diameters_mm: expected 2 numbers above 0"),
+    "a mask of all pixels": (
+        dict(bbox=[10, 10, 5, 5], segmentation=encode_mask(np.ones((128, 128)))),
+        "segmentation: the mask, 16384 pixels, is not of its box",
+    ),
     "another image": (dict(image_id=999), "image_id: expected the id of one of the images"),
     "image of no kind": (dict(image_id=[]), "image_id: expected"),
     "no number": (dict(id="a"), "id: expected a whole number, each but once, got 'a'"),
     "recist of four": (dict(recist=[1, 2, 3, 4]), "recist: expected 8 numbers or null"),
     "diameters": (dict(diameters_mm=[1, None]), "diameters_mm: expected 2 numbers"),
     "type": (dict(lesion_type=9), "lesion_type: expected one of"),
-    "polygon": (dict(segmentation=[[1, 1, 5, 1, 5, 5]]), "segmentation: .* of the image's size"),
-    "list of runs": (dict(segmentation=dict(size=[128, 128], counts=[1, 2])), "run lengths"),
+    "polygon": (dict(segmentation=[[1, 1, 5, 1, 5]]), "segmentation: expected polygons"),
+    "list of runs": (dict(segmentation=dict(size=[128, 128], counts=[1, 2])), "or run lengths"),
     "no runs": (dict(segmentation=dict(size=[128, 128], counts="")), "run lengths"),
 }
 
@@ -117,11 +124,13 @@ BAD_IMAGES = {
     "another name's": (dict(file_name="{1}"), "file_name: expected one that no other image has"),
     "height": (dict(height=0), "height: expected a number of pixels, got 0"),
     "width": (dict(width=128.5), "width: expected a number of pixels"),
-    "spacing": (dict(spacing_mm=0), "spacing_mm: expected a positive number"),
-    "thickness": (dict(thickness_mm="1"), "thickness_mm: expected a number or null"),
+    "spacing": (dict(spacing_mm=0), "spacing_mm: expected a size of a pixel in mm"),
+    "metres": (dict(thickness_mm=0.005), "thickness_mm: expected a number of mm, 0.05 to 50"),
+    "path": (dict(file_name="../a/103.png"), "file_name: expected a name below Images_png"),
+    "thickness": (dict(thickness_mm="1"), "thickness_mm: expected a number of mm"),
     "range": (dict(slice_range=[1, 2]), "slice_range: .*key slice in between"),
     "one end": (dict(slice_range=[1]), "slice_range: "),
-    "patient": (dict(patient=None), "patient: expected a whole number"),
+    "patient": (dict(patient=[1]), "patient: expected a number"),
     "id": (dict(id=True), "id: expected a whole number"),
 }
 
@@ -136,18 +145,73 @@ def test_bad_images_are_named(tmp_path, content, changes, said):
 
 
 def test_missing_fields_and_doubled_ids(tmp_path, content):
-    del content["images"][0]["study"]
-    with pytest.raises(DataError, match="study: expected a whole number, got nothing"):
+    height = content["images"][0].pop("height")
+    with pytest.raises(DataError, match="height: expected a number of pixels, got nothing"):
         read(tmp_path, content)
-    content["images"][0]["study"] = 1
+    content["images"][0]["height"] = height
     content["annotations"].append(dict(content["annotations"][0]))
     with pytest.raises(DataError, match="id: expected a whole number, each but once, got 1"):
         read(tmp_path, content)
 
 
+def test_a_lesion_twice_would_count_twice(tmp_path, content):
+    content["annotations"].append({**content["annotations"][0], "id": 999_999})
+    said = r"bbox: expected each lesion once, this is the box of annotation 1"
+    with pytest.raises(DataError, match=said):
+        read(tmp_path, content)
+
+
+def test_boxes_in_fractions_of_the_image(tmp_path, content):
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation.update(bbox=[x / 128, y / 128, width / 128, height / 128], segmentation=None)
+    with pytest.raises(DataError, match="expected pixels, got fractions of the image"):
+        read(tmp_path, content)
+
+
+# Files of others
+
+
+def foreign(content):
+    """What COCO asks for and no more."""
+    return dict(
+        images=[
+            dict(id=image["id"], file_name=f"{i}.png", height=image["height"], width=image["width"])
+            for i, image in enumerate(content["images"])
+        ],
+        annotations=[
+            {key: a[key] for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd")}
+            for a in content["annotations"]
+        ],
+        categories=[dict(id=1, name="nodule")],
+    )
+
+
+def test_boxes_alone_will_do(tmp_path, content):
+    read(tmp_path, foreign(content), need_lesions=True)
+    lesion = lesion_of(foreign(content)["annotations"][0], content["images"][0])
+    x, y, width, height = content["annotations"][0]["bbox"]
+    assert lesion["bbox"] == [x, y, x + width, y + height]
+    assert lesion["mask"] is lesion["recist"] is lesion["diameters_mm"] is None
+
+
+def test_polygons_and_plain_runs_are_masks_too(tmp_path, content):
+    mask = np.zeros((128, 128), np.uint8)
+    mask[10:20, 10:30] = 1
+    runs = np.diff(np.flatnonzero(np.diff(mask.T.ravel(), prepend=2, append=2)), prepend=0).tolist()
+    for segmentation in (
+        [[10, 10, 30, 10, 30, 20, 10, 20]],
+        dict(size=[128, 128], counts=runs[1:]),
+    ):
+        content["annotations"][0].update(bbox=[10, 10, 19, 9], segmentation=segmentation)
+        read(tmp_path, content)
+        lesion = lesion_of(content["annotations"][0], content["images"][0])
+        np.testing.assert_array_equal(coco_mask.decode(lesion["mask"]), mask)
+
+
 def test_another_category_is_refused(tmp_path, content):
     content["categories"].append(dict(id=2, name="vessel"))
-    with pytest.raises(DataError, match=r"expected one category, 'lesion', got .*vessel"):
+    with pytest.raises(DataError, match=r"expected one category, such as 'lesion', got .*vessel"):
         read(tmp_path, content)
 
 

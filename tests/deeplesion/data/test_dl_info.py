@@ -134,12 +134,39 @@ def test_extra_columns_bom_and_crlf_do_no_harm(tmp_path):
     assert read_dl_info(path).file_name.tolist() == ["000001_01_01/109.png"]
 
 
-def test_table_without_rows(tmp_path):
+def test_a_table_without_rows_is_refused(tmp_path):
     path = write(tmp_path / "DL_info.csv", [row()])
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    table = read_dl_info(path)
-    assert len(table) == 0
-    assert to_coco(table, [])["images"] == []
+    with pytest.raises(ValueError, match=r"DL_info\.csv holds no lesions"):
+        read_dl_info(path)
+
+
+def test_lesions_are_numbered_as_the_rows_of_the_file(tmp_path):
+    """By this number, from 0, public label sets name a lesion; noisy rows count."""
+    table = read(tmp_path, row(3), row(1, Possibly_noisy=1), row(2))
+    assert table.lesion_idx.tolist() == [0, 1, 2]
+    coco = to_coco(table[~table.noisy], [np.ones((512, 512), bool)] * 2)
+    assert [a["lesion_idx"] for a in coco["annotations"]] == [0, 2]
+
+
+def test_a_lesion_twice_is_refused(tmp_path):
+    """It would be counted twice, as found and as missed."""
+    with pytest.raises(ValueError, match=r"line 4, File_name .* the one of line 2"):
+        read(tmp_path, row(1), row(2), row(1))
+    assert len(read(tmp_path, row(1), row(1, Possibly_noisy=1))) == 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("0.0008, 0.0008, 0.005", "in-plane spacings from 0.05 to 10 mm"),
+        ("0.8, 0.8, 0.005", "thickness, its last number, from 0.05 to 50 mm"),
+        ("0.8, 0.8, 5000", "thickness, its last number, from 0.05 to 50 mm"),
+    ],
+)
+def test_other_units_than_millimetres(cell, expected, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        read(tmp_path, row(1, Spacing_mm_px_=cell))
 
 
 def test_box_outside_its_image_is_clipped_with_a_warning(tmp_path):
@@ -178,7 +205,7 @@ def test_oddities_of_the_official_table_pass(tmp_path):
         row(5, Bounding_boxes="232, 98, 236, 102"),  # RECIST outside its box
         row(6, DICOM_windows="-1537.5, -25"),
         row(7, study=0, series=12, Patient_age=62.0),
-        row(7, study=0, series=12, Patient_age=62.0, Slice_range="90, 130"),
+        row(7, center=(99.0, 79.0), study=0, series=12, Patient_age=62.0, Slice_range="90, 130"),
     )
     assert len(table) == 8
 

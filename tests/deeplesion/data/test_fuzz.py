@@ -29,7 +29,7 @@ from deeplesion.errors import DataError
 from deeplesion.evaluation.average_precision import ap50
 from deeplesion.evaluation.diameters import diameter_errors
 from deeplesion.evaluation.evaluate import froc_table
-from deeplesion.evaluation.results import Result, read_results, write_results
+from deeplesion.evaluation.results import read_results, write_results
 
 fuzzed = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", 150)),
@@ -292,13 +292,14 @@ def test_results(data, written, folder):
 
 def check_results(content, path):
     path.write_bytes(content)
-    records = refused(read_results, path)
-    if not records:
+    result = refused(read_results, path)
+    if not result or not result.records:
         return
+    records = result.records
     froc_table(records)
     ap50(records)
     diameter_errors(records, resamples=2)
-    assert len(Result("result", records).patients) == len(records)
+    assert len(result.patients) == len(records)
 
 
 DEEP = b"[" * 100_000

@@ -17,10 +17,13 @@ import pytest
 from pycocotools.coco import COCO
 
 from deeplesion.data import prepare as module
+from deeplesion.data.coco import image_folders
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.prepare import PUBLISHED_KEY_SLICES, Preparation, prepare
 from deeplesion.data.recist import mask_from_recist
+from deeplesion.data.slice_cache import fill_cache
 from deeplesion.data.slices import SliceFolder
+from deeplesion.errors import DataError, MissingDataError, WriteError
 
 TOOL = Path(__file__).parents[3] / "tools" / "prepare_data.py"
 SIZE = 96
@@ -282,6 +285,159 @@ def test_neighbours_out_of_reach_may_be_missing(data):
     preparation = prepare(data, workers=1)
     assert preparation.exit_code == 1
     assert preparation.problems.file_name.tolist() == ["000001_01_01/040.png"]
+
+
+# Where the data lies
+
+
+def move_series(data, names, folder):
+    (data / folder).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (data / "Images_png" / name).rename(data / folder / name)
+
+
+ALL_SERIES = [f"{patient:06d}_01_01" for patient in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"Images_png/Images_png": ALL_SERIES},
+        {"Images_png_01/Images_png": ALL_SERIES[:2], "Images_png_02/Images_png": ALL_SERIES[2:]},
+        {"Images_png/Images_png": ALL_SERIES[2:]},
+        {"Images_png/Images_png_03/Images_png": ALL_SERIES[:1], "png": ALL_SERIES[1:3]},
+        {".": ALL_SERIES},
+    ],
+)
+def test_series_are_found_wherever_archives_were_unpacked(prepared, data, where):
+    """Each archive of NIH holds a folder Images_png of its own."""
+    for folder, names in where.items():
+        move_series(data, names, folder)
+    preparation = prepare(data, workers=1)
+    assert preparation.counts.not_downloaded.sum() == preparation.exit_code == 0
+    for folder, names in where.items():
+        assert f"{len(names)} series were found in {data / folder} and are taken" in str(
+            preparation
+        )
+    for split in ("train", "val", "test"):
+        content, expected = (
+            json.loads((root / "annotations" / f"{split}.json").read_text())
+            for root in (data, prepared[0])
+        )
+        recorded = content["info"].pop("images")
+        assert set(where) <= set(recorded) and not any(os.path.isabs(name) for name in recorded)
+        del expected["info"]["images"]
+        assert content == expected
+        slices = SliceFolder(*image_folders(content | {"info": {"images": recorded}}, data))
+        for image in content["images"]:
+            assert slices.read(image["file_name"]).shape == (SIZE, SIZE)
+
+
+def test_a_series_in_two_places_is_not_guessed(data):
+    for part in ("Images_png_01", "Images_png_02"):
+        shutil.copytree(data / "Images_png" / ALL_SERIES[0], data / part / ALL_SERIES[0])
+    assert prepare(data, workers=1).exit_code == 0, "it is where it is expected"
+    shutil.rmtree(data / "Images_png" / ALL_SERIES[0])
+    with pytest.raises(DataError, match="1 series lie in more than one place") as error:
+        prepare(data, workers=1)
+    assert str(data / "Images_png_02" / ALL_SERIES[0]) in str(error.value)
+    given = [data / "Images_png", data / "Images_png_02"]
+    preparation = prepare(data, workers=1, images=given)
+    assert preparation.counts.not_downloaded.sum() == 0
+    info = json.loads((data / "annotations" / "train.json").read_text())["info"]
+    assert info["images"] == ["Images_png", "Images_png_02"]
+
+
+def test_copies_without_slices_do_not_count(data):
+    """The slice cache, say, has folders called like the series."""
+    move_series(data, ALL_SERIES[:1], "elsewhere")
+    (data / "slice_cache" / ALL_SERIES[0]).mkdir(parents=True)
+    (data / "slice_cache" / ALL_SERIES[0] / "020.b2nd").write_bytes(b"1")
+    assert prepare(data, workers=1).counts.not_downloaded.sum() == 0
+
+
+def test_the_table_is_found_near(prepared, data):
+    (data / "doc").mkdir()
+    (data / "DL_info.csv").rename(data / "doc" / "DL_info.csv")
+    assert f"The table of lesions is {data / 'doc' / 'DL_info.csv'}" in str(
+        prepare(data, workers=1)
+    )
+    assert written(data) == written(prepared[0])
+    shutil.copytree(data / "doc", data / "copy")
+    with pytest.raises(DataError, match="say with --csv which one"):
+        prepare(data, workers=1)
+
+
+def test_the_folder_of_images_given_as_root_finds_its_table(prepared, data):
+    prepare(data / "Images_png", workers=1)
+    content = json.loads((data / "Images_png" / "annotations" / "test.json").read_text())
+    assert content["info"].pop("images") == ["."]
+    assert len(content["images"]) == 2
+
+
+def test_an_absent_folder_of_images_is_named(data):
+    with pytest.raises(MissingDataError, match=r"--images .*nowhere: there is no such folder"):
+        prepare(data, workers=1, images=[data / "nowhere"])
+
+
+def tree(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def test_read_only_data_is_prepared_elsewhere(prepared, data, tmp_path):
+    before, out = tree(data), tmp_path / "new" / "prepared"
+    prepare(data, workers=1, out=out)
+    assert tree(data) == before
+    assert sorted(os.listdir(out)) == ["annotations"]
+    content = json.loads((out / "annotations" / "train.json").read_text())
+    assert content["info"].pop("images") == [str(data / "Images_png")]
+    expected = json.loads((prepared[0] / "annotations" / "train.json").read_text())
+    assert expected["info"].pop("images") == ["Images_png"] and content == expected
+    report = fill_cache(out, 7, workers=1)
+    assert report.written == report.slices > 7 and report.folder == out / "slice_cache"
+    assert tree(data) == before
+
+
+def test_a_root_that_cannot_be_written_to_is_told_of_out(data, monkeypatch):
+    def mkdir(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(WriteError, match=r"Read-only file system.*--out DIR"):
+        prepare(data, workers=1)
+
+
+def test_a_part_says_of_how_many_key_slices(data):
+    shutil.rmtree(data / "Images_png" / "000003_01_01")
+    prepare(data, workers=1)
+    info = json.loads((data / "annotations" / "test.json").read_text())["info"]
+    assert (info["key_slices"], info["table_key_slices"]) == (1, 2)
+
+
+# What looks ordinary and is not
+
+
+def test_slices_without_the_offset_are_refused_by_name(data):
+    """Read as they are they would be -32,768 HU and a little more: all black."""
+    path = data / "Images_png" / "000003_01_01" / "009.png"
+    cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) - np.uint16(31744))
+    preparation = prepare(data, workers=1)
+    assert preparation.counts.broken["test"] == 1
+    assert "holds no Hounsfield units" in preparation.problems.detail[0]
+
+
+def test_a_blank_key_slice_holds_no_lesion(data):
+    write_slice(data / "Images_png" / "000003_01_01" / "009.png", np.full((SIZE, SIZE), -1000))
+    preparation = prepare(data, workers=1)
+    assert preparation.problems.problem.tolist() == ["blank slice"]
+    assert preparation.problems.detail.tolist() == ["all of it is -1000 HU"]
+
+
+def test_a_table_of_noisy_lesions_alone_is_refused(tmp_path):
+    root = write_data(tmp_path, [lesion(1, Possibly_noisy=1)])
+    with pytest.raises(ValueError, match="all of its 1 lesions are flagged as noisy"):
+        prepare(root, workers=1)
+    assert not (root / "annotations").exists()
 
 
 def test_boxes_out_of_their_image_and_recist_out_of_its_box_are_kept(tmp_path):

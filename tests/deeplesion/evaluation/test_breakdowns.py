@@ -1,9 +1,10 @@
-"""Groups of images by a key of the records or a column of a CSV file."""
+"""Groups of images and lesions by a key of the records or a column of a CSV file."""
 
 import numpy as np
 import pytest
 
-from deeplesion.evaluation.breakdowns import add_columns, column_groups
+from deeplesion.evaluation.breakdowns import add_columns, by_column, column_groups
+from deeplesion.evaluation.results import Result
 
 NAMES = ["000001_01_01/109.png", "000001_02_01/014.png", "000002_01_01/162.png"]
 
@@ -11,7 +12,12 @@ NAMES = ["000001_01_01/109.png", "000001_02_01/014.png", "000002_01_01/162.png"]
 def records(**columns):
     number = len(next(iter(columns.values())))
     return [
-        {"file_name": f"{i}/1.png", "boxes": [], **{k: v[i] for k, v in columns.items()}}
+        {
+            "file_name": f"{i}/1.png",
+            "boxes": [],
+            "lesions": [],
+            **{k: v[i] for k, v in columns.items()},
+        }
         for i in range(number)
     ]
 
@@ -59,12 +65,12 @@ def test_texts_and_numbers_mixed_are_texts():
         ("sexx", "did you mean 'sex'"),
         ("zzz", r"no column 'zzz'\. There are file_name, sex"),
         ("boxes", "'boxes' holds lists"),
-        ("file_name", "60 different values; at most 50"),
+        ("file_name", "240 different values; at most 200"),
     ],
 )
 def test_what_is_no_grouping_is_refused(column, message):
     with pytest.raises(ValueError, match=message):
-        column_groups(records(sex=["M", "F"] * 30), column)
+        by_column(Result("", records(sex=["M", "F"] * 120)), column)
 
 
 def table(tmp_path, text):
@@ -83,7 +89,7 @@ def table(tmp_path, text):
     ],
 )
 def test_columns_of_a_file_are_known_by_the_file_name(tmp_path, rows):
-    images = [{"file_name": name, "patient": 1} for name in NAMES]
+    images = [{"file_name": name, "patient": 1, "lesions": []} for name in NAMES]
     joined = add_columns(images, table(tmp_path, rows), ["Patient_gender", "patient"])
     assert [r["Patient_gender"] for r in joined] == ["F", None, "M"]
     assert all(r["patient"] == 1 for r in joined) and "Patient_gender" not in images[0]
@@ -94,8 +100,9 @@ def test_columns_of_a_file_are_known_by_the_file_name(tmp_path, rows):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ("name,age\na,1\n", "no column file_name or File_name .* name, age"),
-        ("", "no column file_name"),
+        ("name,age\na,1\n", "no column lesion_idx .* file_name or File_name .* name, age"),
+        ("", r"table\.csv holds no rows"),
+        ("file_name,age\n", r"table\.csv holds no rows"),
         ("file_name,Age\n000001_01_01/109.png,1\n", "no column 'age'; did you mean 'Age'"),
         (
             "file_name,age\n000001_01_01/109.png,1\n000001_01_01/109.png,2\n",
@@ -106,10 +113,79 @@ def test_columns_of_a_file_are_known_by_the_file_name(tmp_path, rows):
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
-        add_columns([{"file_name": name} for name in NAMES], table(tmp_path, rows), ["age"])
+        add_columns(
+            [{"file_name": name, "lesions": []} for name in NAMES], table(tmp_path, rows), ["age"]
+        )
 
 
 def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"file_name\n\xff\xfe\n")
     with pytest.raises(ValueError, match=r"x\.csv is not a comma-separated text file"):
-        add_columns([{"file_name": NAMES[0]}], tmp_path / "x.csv", ["age"])
+        add_columns([{"file_name": NAMES[0], "lesions": []}], tmp_path / "x.csv", ["age"])
+
+
+# Lesions
+
+
+def two_images():
+    """Three lesions, rows 7, 8 and 20 of DL_info.csv; the first two are hit."""
+    boxes = [[10.0, 10, 30, 30], [50.0, 10, 70, 30], [10.0, 10, 30, 30]]
+    lesions = [
+        dict(bbox=box, lesion_idx=row, lesion_type=kind)
+        for box, row, kind in zip(boxes, (7, 8, 20), (5, 4, 5))
+    ]
+    common = dict(height=96, width=96, spacing_mm=0.8, thickness_mm=1.0)
+    return [
+        dict(file_name=NAMES[0], patient=1, lesions=lesions[:2], boxes=boxes[:2],
+             scores=[0.9, 0.8], **common),
+        dict(file_name=NAMES[2], patient=2, lesions=lesions[2:], boxes=[[60.0, 60, 80, 80]],
+             scores=[0.7], **common),
+    ]  # fmt: skip
+
+
+def test_lesions_are_grouped_by_the_labels_of_their_rows(tmp_path):
+    """A lesion with several labels, a row each, is in the group of each of them."""
+    csv = table(tmp_path, "lesion_idx,tag\n7,nodule\n7,left lung\n20,nodule\n8,cyst\n99,cyst\n")
+    joined = add_columns(two_images(), csv, ["tag"])
+    curves = by_column(Result("", joined), "tag")
+    found = {
+        tag: (curve.num_lesions, curve.num_images, curve.sensitivity_at(0.5).tolist())
+        for tag, curve in curves.items()
+    }
+    # 0.5 false positives an image, of the set of both images: the third detection.
+    assert found == {
+        "cyst": (1, 2, 1.0),
+        "left lung": (1, 2, 1.0),
+        "nodule": (2, 2, 0.5),
+        "unknown": (0, 2, pytest.approx(np.nan, nan_ok=True)),
+    }
+    assert "tag" not in two_images()[0]["lesions"][0]
+
+
+def test_lesions_without_a_row_are_unknown_and_their_own_columns_serve_too(tmp_path):
+    joined = add_columns(two_images(), table(tmp_path, "tag,lesion_idx\nx,7\n"), ["tag"])
+    curves = by_column(Result("", joined), "tag")
+    assert {tag: curve.num_lesions for tag, curve in curves.items()} == {"x": 1, "unknown": 2}
+    curves = by_column(Result("", two_images()), "lesion_type")
+    assert [curves[kind].num_lesions for kind in ("4", "5")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("lesion_idx,tag\n1,x\n", "none of the lesions of the result, such as 7"),
+        ("lesion_idx,tag\na,x\n", "lesion_idx must be the number of a row, got 'a'"),
+        ("lesion_idx,Tag\n7,x\n", "no column 'tag'; did you mean 'Tag'"),
+    ],
+)
+def test_a_table_of_lesions_that_does_not_fit(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        add_columns(two_images(), table(tmp_path, rows), ["tag"])
+
+
+def test_result_files_of_old_have_no_rows_of_lesions(tmp_path):
+    records = two_images()
+    for lesion in (x for r in records for x in r["lesions"]):
+        del lesion["lesion_idx"]
+    with pytest.raises(ValueError, match="have no lesion_idx, which result files of old lack"):
+        add_columns(records, table(tmp_path, "lesion_idx,tag\n7,x\n"), ["tag"])

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplesion.evaluation.breakdowns import by_column, by_diameter, by_thickness, by_type
-from deeplesion.evaluation.evaluate import AVERAGED, band, compare, evaluate, froc_table, table
+from deeplesion.evaluation.evaluate import (
+    AVERAGED,
+    band,
+    compare,
+    evaluate,
+    froc_table,
+    resampled,
+    table,
+)
 from deeplesion.evaluation.froc import TABLE_FPS, froc
 from deeplesion.evaluation.matching import match
 from deeplesion.evaluation.results import (
@@ -20,6 +28,15 @@ from deeplesion.evaluation.results import (
     table_file,
     write_results,
     write_table,
+)
+from deeplesion.report.page import write_figures, write_report
+from deeplesion.report.tables import (
+    all_tables,
+    format_table,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_text,
 )
 
 LESION = [10.0, 10, 30, 30]
@@ -68,9 +85,9 @@ def test_unknown_thickness_counts_in_all_only():
 
 @pytest.mark.parametrize("name", ["results.json", "results.json.gz"])
 def test_result_file_round_trip(tmp_path, name):
-    records = [record(1.0, True), record(math.nan, False)]
+    records = [record(1.0, True), record(math.nan, False, name="a/002.png")]
     write_results(tmp_path / "new" / name, records)
-    back = read_results(tmp_path / "new" / name)
+    back = read_results(tmp_path / "new" / name).records
     assert math.isnan(back[1].pop("thickness_mm")) and math.isnan(records[1].pop("thickness_mm"))
     assert back == records
     assert [p.name for p in (tmp_path / "new").iterdir()] == [name]
@@ -82,6 +99,7 @@ def test_result_file_round_trip(tmp_path, name):
         ("a.json", b"{"),
         ("a.json", b"[]"),
         ("a.json", b'{"images": []}'),
+        ("a.json", b'{"format": "deeplesion-results-1", "images": []}'),
         ("a.json.gz", b"not gzip"),
         ("a.json.gz", b"\x1f\x8b\x08\x00"),
     ],
@@ -95,7 +113,7 @@ def test_other_files_are_refused_by_name(tmp_path, name, content):
 def test_table_goes_beside_the_result_file(tmp_path):
     assert table_file(tmp_path / "results.json.gz") == tmp_path / "results.froc.json"
     rows = froc_table([record(1.0, True)])
-    write_table(tmp_path / "x.froc.json", rows)
+    write_table(tmp_path / "x.froc.json", rows, Result("", [record(1.0, True)]))
     assert json.loads((tmp_path / "x.froc.json").read_text())["froc"] == rows
     assert np.isfinite(rows[0]["average"])
 
@@ -235,7 +253,9 @@ def test_breakdowns_by_the_image_take_its_own_false_positives_those_by_the_lesio
 def test_an_evaluation_is_json_and_holds_every_table():
     evaluation = evaluate(synthetic_run(), by=["ward"], resamples=100)
     assert json.loads(json.dumps(evaluation, allow_nan=False)) == evaluation
-    assert evaluation["settings"] == dict(iou_threshold=0.5, pixel_offset=1, resamples=100, seed=0)
+    settings = dict(iou_threshold=0.5, pixel_offset=1, resamples=100, seed=0, resampled="patients")
+    assert evaluation["settings"] == settings
+    assert evaluation["by_lesion"] == ["lesion type", "lesion diameter"]
     assert [row["group"] for row in evaluation["froc"]] == ["all", "thin", "thick"]
     assert list(evaluation["breakdowns"]) == ["lesion type", "lesion diameter", "ward"]
     assert [row["group"] for row in evaluation["breakdowns"]["ward"]] == ["east", "west"]
@@ -271,9 +291,9 @@ def test_intervals_are_the_quantiles_of_the_drawn_averages_and_differences():
 def test_a_group_that_some_draws_miss_still_has_an_interval():
     result = synthetic_run()
     rare = np.zeros(len(result.curve.hit_at), bool)
-    rare[0] = True
+    rare[[0, 2]] = True  # of two patients of 15
     (row,) = table(result, {"rare": result.curve.of_lesions(rare)}, resamples=100)
-    assert row["lesions"] == 1 and np.isfinite(list(row["interval"].values())).all()
+    assert row["lesions"] == 2 and np.isfinite(list(row["interval"].values())).all()
 
 
 def test_band_is_of_the_patients_not_the_images():
@@ -364,3 +384,93 @@ def test_many_missing_images_are_counted():
 def test_too_few_resamples_are_refused(call):
     with pytest.raises(ValueError, match="at least 100"):
         call(synthetic_run(), resamples=99)
+
+
+# Where there is little to evaluate
+
+
+def healthy(result):
+    """The same detections on patients without lesions."""
+    return replace(result, records=[{**r, "lesions": []} for r in result.records])
+
+
+def test_without_lesions_false_positives_are_what_there_is():
+    result = healthy(synthetic_run())
+    evaluation = evaluate(result, by=["ward"], resamples=100)
+    assert json.loads(json.dumps(evaluation, allow_nan=False)) == evaluation
+    scores = np.concatenate([r["scores"] for r in result.records])
+    rows = {row["group"]: row for row in evaluation["froc"]}
+    assert list(rows) == ["all", "thin", "thick"] and list(evaluation["breakdowns"]) == ["ward"]
+    for score, count in rows["all"]["false_positives"].items():
+        assert count == pytest.approx((scores >= float(score)).sum() / len(result.records))
+    assert rows["all"]["average"] is None and rows["all"]["lesions"] == 0
+    assert evaluation["ap50"] == {"bbox": None, "segm": None}
+    text = "\n".join(map(to_text, all_tables([evaluation], [compare(result, result)])))
+    assert "no lesions, hence no sensitivity" in text and "0.05    0.1" in text
+    assert "no lesions" in format_table(froc_table(result.records))
+
+
+def test_the_report_of_healthy_patients(tmp_path):
+    results = [healthy(synthetic_run())]
+    evaluations = [evaluate(results[0], resamples=100)]
+    assert write_figures(results, tmp_path, 100) == []
+    page = write_report(results, evaluations, tmp_path).read_text()
+    assert "There are no lesions in these images" in page and "nan" not in page.lower()
+
+
+def one_patient(result):
+    return replace(result, records=[{**r, "patient": 1} for r in result.records])
+
+
+def test_one_patient_has_no_interval(tmp_path):
+    """All resamples are equal: the interval had no width, and the p-value said what it liked."""
+    first, second = one_patient(synthetic_run()), one_patient(synthetic_run("b", 1, 0.5))
+    evaluations = [evaluate(result, resamples=100) for result in (first, second)]
+    rows = [r for e in evaluations for rows in (e["froc"], *e["breakdowns"].values()) for r in rows]
+    assert rows and not any("interval" in row for row in rows)
+    comparison = compare(first, second, resamples=100)
+    assert comparison["rows"][0]["average"][0] < 0
+    assert all(row["average"][1:] == [None, None, None] for row in comparison["rows"])
+    text = "\n".join(map(to_text, all_tables(evaluations, [comparison])))
+    assert "[" not in text.replace("Avg.[0.5,1,2,4]", "")
+    assert len(write_figures([first, second], tmp_path, 100)) == 4
+    assert "nan" not in write_report([first, second], evaluations, tmp_path).read_text().lower()
+
+
+def test_groups_of_one_patient_have_no_interval():
+    result = synthetic_run()
+    alone = result.patients[result.curve.lesion_images] == 3
+    (row,) = table(result, {"alone": result.curve.of_lesions(alone)}, resamples=100)
+    assert row["lesions"] == alone.sum() > 1 and "interval" not in row
+
+
+def test_unknown_patients_are_drawn_image_by_image():
+    result = synthetic_run()
+    unknown = replace(result, records=[{**r, "patient": None} for r in result.records])
+    single = replace(result, records=[{**r, "patient": i} for i, r in enumerate(result.records)])
+    a, b = evaluate(unknown, resamples=200), evaluate(single, resamples=200)
+    width = [np.ptp(e["froc"][0]["interval"]["average"]) for e in (a, b)]
+    assert width[0] == pytest.approx(width[1], rel=0.2)
+    assert a["settings"]["resampled"] == "images, as patients are unknown"
+    assert "bootstrap over images, as patients are unknown" in to_text(all_tables([a])[0])
+    half = [{**r, "patient": None if i < 20 else 1} for i, r in enumerate(result.records)]
+    assert resampled(replace(result, records=half)) == (
+        "patients, 20 images of unknown ones each as one"
+    )
+
+
+def test_a_part_of_the_key_slices_is_said_to_be_one(tmp_path):
+    result = replace(synthetic_run(), table_key_slices=4817)
+    evaluation = evaluate(result, resamples=100)
+    note = "PARTIAL DATA: 60 of 4,817 key slices"
+    assert (evaluation["key_slices"], evaluation["table_key_slices"]) == (60, 4817)
+    tables = all_tables([evaluation])
+    for text in (to_text(tables[0]), to_markdown(tables[0]), to_latex(tables[0]), to_csv(tables)):
+        assert note in text
+    assert note in write_report([result], [evaluation], tmp_path).read_text()
+    rows = froc_table(result.records)
+    write_table(tmp_path / "x.froc.json", rows, result)
+    content = json.loads((tmp_path / "x.froc.json").read_text())
+    assert (content["key_slices"], content["table_key_slices"]) == (60, 4817)
+    whole = replace(result, table_key_slices=60)
+    assert "PARTIAL" not in to_text(all_tables([evaluate(whole, resamples=100)])[0])

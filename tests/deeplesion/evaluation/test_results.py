@@ -38,8 +38,20 @@ BAD = {
     "name": (dict(file_name=3), "file_name must be a text"),
     "patient": (dict(patient=[]), "patient must be"),
     "height": (dict(height=0), "height and width must be numbers of pixels"),
-    "spacing": (dict(spacing_mm=-1), "spacing_mm must be a positive number"),
-    "thickness": (dict(thickness_mm=math.nan), "thickness_mm must be a number or null"),
+    "spacing": (dict(spacing_mm=-1), "spacing_mm must be a size of a pixel in mm"),
+    "thickness": (dict(thickness_mm=math.nan), "thickness_mm must be a number of mm"),
+    "thickness in metres": (dict(thickness_mm=0.005), "thickness_mm must be a number of mm"),
+    "spacing in metres": (dict(spacing_mm=0.0008), "spacing_mm must be a size of a pixel in mm"),
+    "boxes of a larger image": (
+        dict(boxes=[[400, 2, 430, 9]], scores=[1]),
+        "boxes must lie in the image",
+    ),
+    "lesion elsewhere": (
+        dict(lesions=[dict(bbox=[1, 400, 3, 430])]),
+        "bbox of a lesion must lie in the image",
+    ),
+    "a lesion twice": (dict(lesions=[LESION, LESION]), "two lesions have the same bbox"),
+    "row": (dict(lesions=[{**LESION, "lesion_idx": "1"}]), "lesion_idx must be a whole number"),
     "range": (dict(slice_range=[1]), "slice_range must be two numbers"),
     "no boxes": (dict(boxes=None), "boxes must be lists"),
     "ragged boxes": (dict(boxes=[BOX, [1]]), "boxes must be lists"),
@@ -76,12 +88,35 @@ def test_run_lengths_of_another_image(first, tmp_path):
     assert "masks must be run lengths of the image's size" in said_of(content, tmp_path)
 
 
+def test_an_image_twice_would_count_twice(first, tmp_path):
+    content, image = first
+    content["images"].append(image)
+    assert "image 3" in (said := said_of(content, tmp_path)) and "in the file twice" in said
+
+
+def test_fractions_are_no_boxes(first, tmp_path):
+    content, _ = first
+    for image in content["images"]:
+        image.update(boxes=[[0.1, 0.2, 0.3, 0.9]], scores=[1.0], masks=image["masks"][:1])
+    assert "boxes must be in pixels" in said_of(content, tmp_path)
+
+
+def test_how_many_key_slices_there_should_be(results, whole, tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, results[0].records[:2], 4817)
+    assert read_results(path).table_key_slices == 4817
+    of_old = {key: value for key, value in whole.items() if key != "table_key_slices"}
+    path.write_text(json.dumps(of_old))
+    assert read_results(path).table_key_slices is None
+    assert "table_key_slices must be" in said_of({**whole, "table_key_slices": "all"}, tmp_path)
+
+
 def test_lesions_may_be_without_mask(first, tmp_path):
     content, image = first
     image["lesions"][0]["mask"] = None
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
-    assert len(read_results(path)) == 2
+    assert len(read_results(path).records) == 2
 
 
 @pytest.mark.parametrize("images", [None, 3, [3], {}])
@@ -97,6 +132,6 @@ def test_damage_within_a_compressed_file(whole, tmp_path):
         changed[place] ^= 0x55
         path.write_bytes(changed)
         try:
-            assert len(read_results(path)) == 2  # the time in the header, say
+            assert len(read_results(path).records) == 2  # the time in the header, say
         except ValueError as refused:
             assert "results.json.gz" in str(refused)

@@ -9,6 +9,7 @@ import pytest
 
 from deeplesion.data.coco import encode_mask
 from deeplesion.data.dl_info import read_dl_info
+from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.results import Result
 from deeplesion.report.gallery import MAX_SIDE, collect
 
@@ -151,7 +152,7 @@ def test_pictures_are_the_view_of_the_key_slice_and_its_neighbours(phantom):
     x = record([lesion(row.bbox.tolist())], [], row.file_name, 5.0)
     x |= dict(height=int(row.height), width=int(row.width), slice_range=list(row.slice_range))
     x["lesions"][0]["mask"] = None
-    (missed,) = gallery(x, images=phantom / "Images_png")["findings"]
+    (missed,) = gallery(x, folder=SliceFolder(phantom / "Images_png"))["findings"]
     assert missed["distances"] == [0, -5, 5]
     left, top, side = missed["view"]
     path = phantom / "Images_png" / row.file_name
@@ -172,4 +173,4 @@ def test_pictures_are_the_view_of_the_key_slice_and_its_neighbours(phantom):
 
 def test_missing_slices_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a/001\.png"):
-        gallery(record([lesion(HERE)], []), images=tmp_path)
+        gallery(record([lesion(HERE)], []), folder=SliceFolder(tmp_path))

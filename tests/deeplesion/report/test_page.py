@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.evaluate import compare
 from deeplesion.report.gallery import collect
 from deeplesion.report.page import fill, to_html, write_report
@@ -117,8 +118,8 @@ def test_gallery_holds_so_many_examples_and_says_so(written, results):
 
 
 def test_nothing_is_said_of_what_is_not_left_out(results, evaluations, phantom, tmp_path):
-    images = phantom / "Images_png"
-    text = write_report(results[:1], evaluations[:1], tmp_path, images, examples=999).read_text()
+    folder = SliceFolder(phantom / "Images_png")
+    text = write_report(results[:1], evaluations[:1], tmp_path, folder, examples=999).read_text()
     assert "at most" not in text and "outlines only" not in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
     assert all(finding["pictures"] for finding in data["gallery"][0]["findings"])

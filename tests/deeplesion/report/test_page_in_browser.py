@@ -14,6 +14,7 @@ import urllib.request
 
 import pytest
 
+from deeplesion.data.slices import SliceFolder
 from deeplesion.report.page import write_report
 
 PROGRAMS = [shutil.which("chromedriver"), shutil.which("chromium")]
@@ -111,7 +112,9 @@ def browser(tmp_path_factory):
 def page(results, evaluations, phantom, tmp_path_factory):
     """The report, with pictures, and the findings that are in it."""
     out = tmp_path_factory.mktemp("report")
-    path = write_report(results, evaluations, out, phantom / "Images_png", published=True)
+    path = write_report(
+        results, evaluations, out, SliceFolder(phantom / "Images_png"), published=True
+    )
     data = re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1]
     gallery = json.loads(data)["gallery"]
     findings = [

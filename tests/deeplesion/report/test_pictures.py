@@ -183,7 +183,7 @@ def test_results_are_drawn_whole_and_named_by_slice(phantom, key_slice, tmp_path
     fields = record(key_slice.file_name, slice_range=list(key_slice.slice_range))
     result = Result("result", [fields])
     assert score_at_one_false_positive(result) == pytest.approx(0.8)
-    (path,) = draw_results(result, phantom / "Images_png", tmp_path / "new" / "show")
+    (path,) = draw_results(result, SliceFolder(phantom / "Images_png"), tmp_path / "new" / "show")
     assert path.name == key_slice.file_name.replace("/", "_")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     picture = cv2.imread(str(path)).astype(int)

@@ -81,7 +81,7 @@ def test_result_file_gives_the_same_table_again(tmp_path):
     masks[0, 10:31, 10:31] = True
     metric.process({}, [sample(box, [shifted(box)], [0.9], masks=masks)])
     numbers = metric.evaluate(size=1)
-    records = read_results(tmp_path / "results.json.gz")
+    records = read_results(tmp_path / "results.json.gz").records
     assert froc_table(records)[0]["average"] == numbers["FROC/average"] == 100
     np.testing.assert_array_equal(coco_mask.decode(records[0]["masks"][0]), masks[0].numpy())
     assert (tmp_path / "results.froc.json").exists()
