@@ -43,7 +43,7 @@ def main() -> None:
             dataset = config.test_dataloader.dataset
             root = Path(dataset.data_root)
             annotations = read_annotations(root / dataset.ann_file)
-            slices = SliceFolder(*image_folders(annotations, root, dataset.data_prefix.img))
+            slices = SliceFolder(*image_folders(annotations, root, root / dataset.data_prefix.img))
             result = read_results(Path(result_file), Path(config.work_dir).name)
             paths = draw_results(result, slices, options.show_dir)
             print(f"{len(paths)} pictures: {options.show_dir}")

@@ -78,20 +78,19 @@ def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
 
 
 def image_folders(
-    annotations: dict, root: str | Path, first: str | Path = "Images_png"
+    annotations: dict, root: str | Path, first: str | Path | None = None
 ) -> list[Path]:
     """The folders in which to look for the series of an annotation file, for `SliceFolder`.
 
     Args:
         annotations: its content; `prepare` records in it where the series lay.
         root: of the data set, `prepare`'s `out`.
-        first: the folder, maybe below `root`, that comes first; the recorded ones follow.
+        first: the folder that comes first, `root/Images_png` by default; the recorded ones follow.
     """
     recorded = _info(annotations).get("images")
     recorded = recorded if isinstance(recorded, list) else []
-    folders = [
-        Path(root, folder) for folder in [first, *recorded] if isinstance(folder, str | Path)
-    ]
+    folders = [Path(root, "Images_png") if first is None else Path(first)]
+    folders += [Path(root, folder) for folder in recorded if isinstance(folder, str)]
     return list({folder.resolve(): folder for folder in folders}.values())
 
 

@@ -20,6 +20,7 @@ from deeplesion.data.slices import (
     load_slices,
     window_hu,
 )
+from deeplesion.errors import DataError
 
 SERIES = "000001_01_01"
 THICKNESSES = (0.25, 0.3, 0.5, 0.59998, 0.6, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.75, 4.0, 5.0)
@@ -415,3 +416,60 @@ def test_bad_options_are_named(options, named):
     }
     with pytest.raises(ValueError, match=named):
         load_slices(MemoryFolder(random_volume(0, 9)), **{**good, **options})
+
+
+# Values that are no Hounsfield units
+
+
+def store(tmp_path, values):
+    path = tmp_path / SERIES / "001.png"
+    path.parent.mkdir(exist_ok=True)
+    assert cv2.imwrite(str(path), values)
+    return SliceFolder(tmp_path), f"{SERIES}/001.png"
+
+
+@pytest.mark.parametrize("intercept", [0, 1024, 8192])
+def test_slices_stored_without_the_offset_are_refused(tmp_path, intercept):
+    """As unsigned numbers they come out below -24,000 HU, as numbers with a sign on both sides."""
+    hu = np.random.default_rng(0).integers(-1000, 1000, (64, 64))
+    folder, name = store(tmp_path, (hu + intercept).astype(np.uint16))
+    with pytest.raises(DataError, match=r"001\.png holds no Hounsfield units.*store HU \+ 32768"):
+        folder.read(name)
+
+
+@pytest.mark.parametrize("hu", [-3024, -1024, 0, 30_710])
+def test_padding_air_and_metal_alone_are_read(tmp_path, hu):
+    folder, name = store(tmp_path, np.full((64, 64), hu + 32768, np.uint16))
+    assert (folder.read(name) == hu).all()
+
+
+def test_one_plausible_pixel_is_enough(tmp_path):
+    values = np.zeros((64, 64), np.uint16)
+    values[3, 5] = 32768
+    folder, name = store(tmp_path, values)
+    assert folder.read(name)[3, 5] == 0
+
+
+# Several folders, and files without neighbours
+
+
+def test_of_several_folders_the_first_with_the_series_counts(tmp_path):
+    hu = random_volume(1, 3)
+    for folder, series, value in (("a", "1_1_1", 1), ("b", "1_1_1", 2), ("b", "2_1_1", 3)):
+        write_png(tmp_path / folder, 1, hu[value], series)
+    folder = SliceFolder(tmp_path / "a", tmp_path / "nowhere", tmp_path / "b")
+    folder = pickle.loads(pickle.dumps(folder))
+    np.testing.assert_array_equal(folder.read("1_1_1/001.png"), hu[1])
+    np.testing.assert_array_equal(folder.read("2_1_1/001.png"), hu[3])
+    assert folder.root_of("3_1_1/001.png") == tmp_path / "a"
+
+
+def test_without_a_slice_range_the_key_slice_is_alone(tmp_path):
+    hu = random_volume(1, 1)[1]
+    path = write_png(tmp_path, 1, hu)
+    path.rename(tmp_path / "scan.png")
+    stack, thickness = load_slices(SliceFolder(tmp_path), "scan.png", 1.0, None, 3)
+    assert thickness == math.inf and stack.shape == (*hu.shape, 3) and stack.dtype == np.int16
+    assert (stack == hu[..., None]).all()
+    with pytest.raises(ValueError, match="num_slices must be odd"):
+        load_slices(SliceFolder(tmp_path), "scan.png", 1.0, None, 2)

@@ -9,6 +9,8 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
 from deeplesion.conventions import PIXEL_CENTRE
+from deeplesion.data.prepare import prepare
+from deeplesion.data.slice_cache import fill_cache
 from deeplesion.errors import DataError
 from mmdet_ext.datasets.deeplesion import DeepLesionDataset
 from mmdet_ext.datasets.sampler import EpochSampler, SampleKey
@@ -147,6 +149,103 @@ def test_annotations_are_checked_at_load(phantom, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"annotation 1 .*bbox"):
         dataset(tmp_path, test_mode=True)
+
+
+# Where slices and annotations lie
+
+
+@pytest.fixture(scope="module")
+def as_usual(phantom):
+    data = dataset(phantom)
+    return {data[i]["data_samples"].file_name: data[i]["inputs"] for i in range(len(data))}
+
+
+def check_as_usual(data, as_usual):
+    assert len(data) == len(as_usual)
+    for i in range(len(data)):
+        sample = data[i]
+        assert (sample["inputs"] == as_usual[sample["data_samples"].file_name]).all()
+
+
+def bare_copy(phantom, root):
+    shutil.copytree(phantom, root, ignore=shutil.ignore_patterns("annotations", "phantom_truth"))
+    return root
+
+
+def test_training_finds_series_where_prepare_found_them(phantom, tmp_path, as_usual, monkeypatch):
+    root = bare_copy(phantom, tmp_path / "data")
+    for i, folder in enumerate(sorted((root / "Images_png").iterdir())[::2]):
+        place = root / f"Images_png_{i % 2}" / "Images_png"
+        place.mkdir(parents=True, exist_ok=True)
+        folder.rename(place / folder.name)
+    prepare(root, workers=1)
+    check_as_usual(dataset(root), as_usual)
+    loader = DataLoader(dataset(root), batch_size=None, num_workers=1)
+    assert len(list(loader)) == len(as_usual)
+    moved = root.rename(tmp_path / "moved")  # what is recorded is relative
+    check_as_usual(dataset(moved), as_usual)
+    monkeypatch.chdir(tmp_path)
+    check_as_usual(dataset("moved"), as_usual)
+
+
+def test_training_on_data_prepared_elsewhere(phantom, tmp_path, as_usual):
+    root = bare_copy(phantom, tmp_path / "share")
+    prepare(root, workers=1, out=tmp_path / "own")
+    check_as_usual(dataset(tmp_path / "own"), as_usual)
+    fill_cache(tmp_path / "own", 3, workers=1)
+    cached = dataset(tmp_path / "own", cache="slice_cache")
+    assert cached.cache
+    check_as_usual(cached, as_usual)
+
+
+def test_how_many_key_slices_there_should_be_reaches_the_metric(phantom):
+    content = json.loads((phantom / "annotations/test.json").read_text())
+    data = dataset(phantom, "test", test_mode=True)
+    assert data.metainfo["table_key_slices"] == len(content["images"])
+
+
+# Files of others
+
+
+def foreign(phantom, tmp_path):
+    """A data set of single images with boxes: no masks, patients, spacing or neighbours."""
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    (tmp_path / "Images_png").mkdir()
+    (tmp_path / "annotations").mkdir()
+    for image in content["images"]:
+        name = image["file_name"].replace("/", "_")
+        shutil.copy(phantom / "Images_png" / image["file_name"], tmp_path / "Images_png" / name)
+        image["file_name"] = name
+    fields = ("id", "file_name", "height", "width")
+    plain = dict(
+        images=[{key: image[key] for key in fields} for image in content["images"]],
+        annotations=[
+            {key: a[key] for key in ("id", "image_id", "category_id", "bbox")}
+            for a in content["annotations"]
+        ],
+        categories=[dict(id=1, name="nodule")],
+    )
+    (tmp_path / "annotations/train.json").write_text(json.dumps(plain))
+    return plain
+
+
+def test_boxes_alone_can_be_learnt_from(phantom, tmp_path):
+    plain = foreign(phantom, tmp_path)
+    pipeline = [PIPELINE[0], dict(type="LoadAnnotations", with_bbox=True), *PIPELINE[2:]]
+    data = dataset(tmp_path, pipeline=pipeline)
+    assert len(data) == len(plain["images"])
+    sample = data[0]
+    assert len(sample["data_samples"].gt_instances.bboxes) > 0
+    assert sample["data_samples"].thickness_mm == np.inf  # the key slice alone, repeated
+    assert (sample["inputs"] == sample["inputs"][:, :1]).all()
+
+
+def test_a_mask_head_needs_masks(phantom, tmp_path):
+    foreign(phantom, tmp_path)
+    with pytest.raises(
+        DataError, match=r"annotations have no mask.*mask_head=None.*with_mask=False"
+    ):
+        dataset(tmp_path)
 
 
 # Slices that cannot be read

@@ -91,3 +91,58 @@ def test_no_detections_at_all():
     metric = FROCMetric()
     metric.process({}, [sample([10.0, 10, 30, 30], [], [])])
     assert metric.evaluate(size=1)["FROC/average"] == 0
+
+
+def healthy(**options):
+    return {**sample([10.0, 10, 30, 30], [[1.0, 1, 9, 9]], [0.6], **options), "lesions": []}
+
+
+def test_without_lesions_false_positives_are_reported(tmp_path):
+    metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
+    metric.process({}, [healthy(name=f"a/00{i}.png") for i in range(2)])
+    numbers = metric.evaluate(size=2)
+    assert np.isnan(numbers["FROC/average"])
+    assert numbers["FROC/false_positives_of_score_0.5"] == 1
+    assert numbers["FROC/false_positives_of_score_0.7"] == 0
+    assert len(read_results(tmp_path / "results.json.gz").records) == 2
+    assert (tmp_path / "results.froc.json").exists()
+
+
+def test_results_are_on_disk_before_they_are_scored(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a mistake in scoring")
+
+    monkeypatch.setattr("mmdet_ext.evaluation.froc_metric.froc_table", fail)
+    metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
+    box = [10.0, 10.0, 30.0, 30.0]
+    metric.process({}, [sample(box, [shifted(box)], [0.9])])
+    with pytest.raises(RuntimeError):
+        metric.evaluate(size=1)
+    (record,) = read_results(tmp_path / "results.json.gz").records
+    assert record["scores"] == pytest.approx([0.9])
+
+
+def test_a_part_of_the_key_slices_is_said_to_be_one(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(
+        "mmdet_ext.evaluation.froc_metric.print_log", lambda text, **_: printed.append(text)
+    )
+    metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
+    metric.dataset_meta = dict(table_key_slices=4817)
+    box = [10.0, 10.0, 30.0, 30.0]
+    metric.process({}, [sample(box, [shifted(box)], [0.9])])
+    metric.evaluate(size=1)
+    assert "PARTIAL DATA: 1 of 4,817 key slices" in printed[0]
+    assert read_results(tmp_path / "results.json.gz").table_key_slices == 4817
+
+
+def test_images_of_others_know_less(tmp_path):
+    unknown = dict(patient=None, study=None, series=None, slice_range=None, spacing_mm=None)
+    metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
+    box = [10.0, 10.0, 30.0, 30.0]
+    image = {**sample(box, [shifted(box)], [0.9]), **unknown, "file_thickness_mm": float("nan")}
+    image["lesions"][0].update(mask=None, recist=None, diameters_mm=None, lesion_idx=None)
+    metric.process({}, [image])
+    assert metric.evaluate(size=1)["FROC/average"] == 100
+    (record,) = read_results(tmp_path / "results.json.gz").records
+    assert record["patient"] is record["slice_range"] is record["spacing_mm"] is None
