@@ -3,7 +3,6 @@ a report of all that is not as it should be. The work behind `tools/prepare_data
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections import Counter
@@ -12,9 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
-import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -25,6 +22,7 @@ from deeplesion.data.coco import encode_mask, to_coco
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.locate import IMAGES, advice, find_image_folders, find_table
 from deeplesion.data.slices import SliceFolder, files_in_reach
+from deeplesion.data.unfinished import UNFINISHED, json_line, open_unfinished
 from deeplesion.errors import MissingDataError, WriteError
 from deeplesion.files import explained, write_whole
 from deeplesion.processes import available_cores, in_processes
@@ -32,7 +30,6 @@ from deeplesion.processes import available_cores, in_processes
 # The deepest stack of the papers: the neighbours it touches must be there.
 NUM_SLICES = 7
 
-_UNFINISHED_NAME = "unfinished.jsonl"
 # What the problems are called in the report: key slices are left out for the first five.
 _NOT_DOWNLOADED = "series not downloaded"
 _MISSING = "missing slice"
@@ -158,11 +155,11 @@ def prepare(
         )
 
     folder = out / "annotations"
-    unfinished = folder / _UNFINISHED_NAME
+    unfinished = folder / UNFINISHED
     there = [name for name in key_slices if _series(name) in present]
     with _writable(out, unfinished):
         folder.mkdir(parents=True, exist_ok=True)
-        finished, unfinished_file = _open_unfinished(unfinished, _fingerprint(csv))
+        finished, unfinished_file = open_unfinished(unfinished, csv)
     drawn = {name: finished[name] for name in there if name in finished}
     with unfinished_file:
         pending = [_task(key_slices[name]) for name in there if name not in drawn]
@@ -173,7 +170,7 @@ def prepare(
                 drawn[result["file_name"]] = result
                 if "masks" in result:  # a broken one may be repaired until the next call
                     with explained(unfinished):
-                        unfinished_file.write(_json_line(result))
+                        unfinished_file.write(json_line(result))
                         unfinished_file.flush()
                 progress.update()
 
@@ -322,41 +319,3 @@ def _write_annotations(
             "broken": (left_out != _NOT_DOWNLOADED).sum(),
         }
     return pd.DataFrame.from_dict(counts, orient="index")
-
-
-def _fingerprint(csv: Path) -> str:
-    """Changes with the table, and with the code that draws masks and OpenCV, which it rests on."""
-    digest = hashlib.sha256(csv.read_bytes())
-    digest.update(Path(recist.__file__).read_bytes())
-    digest.update(cv2.__version__.encode())
-    return digest.hexdigest()
-
-
-def _open_unfinished(path: Path, fingerprint: str) -> tuple[dict, BinaryIO]:
-    """What an interrupted call finished, and the file to which further results are appended."""
-    header = _json_line({"fingerprint": fingerprint})
-    content = path.read_bytes() if path.exists() else b""
-    finished, good = {}, 0
-    if content.startswith(header):
-        good = len(header)
-        for line in content[good:].splitlines(keepends=True):
-            try:
-                result = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            finished[result["file_name"]] = result
-            good += len(line)
-    file = open(path, "r+b" if good else "wb")  # noqa: SIM115, the caller closes it
-    # A line torn by the interruption goes.
-    file.truncate(good)
-    file.seek(good)
-    if not good:
-        file.write(header)
-        file.flush()
-    return finished, file
-
-
-def _json_line(value: dict) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"

@@ -29,7 +29,8 @@ MOST_REPLACED = 10
 
 NO_DATA = (
     "{path} does not exist. Point DEEPLESION_ROOT at DeepLesion and run `python "
-    "tools/prepare_data.py $DEEPLESION_ROOT` first (the README says how to get the data from NIH), "
+    "tools/prepare_data.py $DEEPLESION_ROOT` first (the README says how to get the data from NIH; "
+    "if it was prepared with --out DIR, DEEPLESION_ROOT is DIR), "
     "or make a synthetic one: `python tools/make_phantom.py data/phantom`, then prepare that."
 )
 

@@ -22,6 +22,7 @@ def made_up_record(image, annotations, rng, skill):
                 recist=annotation["recist"],
                 diameters_mm=annotation["diameters_mm"],
                 lesion_type=int(rng.choice([1, 2, 5])),
+                lesion_idx=annotation["lesion_idx"],
             )
         )
         if rng.uniform() < skill:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +89,48 @@ def test_without_published_there_are_none_and_files_name_themselves(
     settings = dict(iou_threshold=0.6, pixel_offset=0, resamples=100, seed=0, resampled="patients")
     assert content["evaluations"][0]["settings"] == settings
     assert r"A \& B" in (tmp_path / "x" / "table.tex").read_text()
+
+
+def test_sensitivity_by_the_tags_of_lesions(result_files, results, repository, tmp_path):
+    """A row a tag: a lesion may have several."""
+    rows = [x["lesion_idx"] for r in results[0].records for x in r["lesions"]]
+    lines = [f"{row},{tag}" for row in rows[:9] for tag in ("nodule", "left lung")[: 1 + row % 2]]
+    (tmp_path / "tags.csv").write_text("\n".join(["lesion_idx,tag", *lines]) + "\n")
+    output = command(
+        repository, result_files / "good/results.json.gz", "--by", "tag",
+        "--table", tmp_path / "tags.csv", "--out", tmp_path / "x", "--resamples", 100,
+    )  # fmt: skip
+    assert "By tag: sensitivity (%) at false positives per image, those of all images" in output
+    content = json.loads((tmp_path / "x" / "evaluation.json").read_text())["evaluations"][0]
+    numbers = {row["group"]: row["lesions"] for row in content["breakdowns"]["tag"]}
+    odd = sum(row % 2 for row in rows[:9])
+    assert numbers == {"left lung": odd, "nodule": 9, "unknown": len(rows) - 9}
+    assert content["by_lesion"][-1] == "tag"
+
+
+def test_detections_of_another_tool_in_cocos_format(results, repository, phantom, tmp_path):
+    """The pictures are found in a folder above them, too."""
+    annotations = phantom / "annotations" / "test.json"
+    images = {i["file_name"]: i["id"] for i in json.loads(annotations.read_text())["images"]}
+    records = [r for r in results[0].records if r["file_name"] in images]
+    found = [
+        dict(image_id=images[r["file_name"]], category_id=1, score=score,
+             bbox=[x1, y1, x2 - x1, y2 - y1])
+        for r in records
+        for (x1, y1, x2, y2), score in zip(r["boxes"], r["scores"])
+    ]  # fmt: skip
+    (tmp_path / "bbox.json").write_text(json.dumps(found))
+    output = command(
+        repository, tmp_path / "bbox.json", "--annotations", annotations, "--resamples", 100,
+        "--images", phantom,
+    )  # fmt: skip
+    expected = evaluate(replace(results[0], records=records), resamples=100)["froc"][0]
+    content = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert content["evaluations"][0]["froc"][0]["average"] == pytest.approx(expected["average"])
+    assert "data:image/jpeg" in (tmp_path / "evaluation" / "report.html").read_text()
+    assert f"{expected['average']:.2f}" in output
+    error = command(repository, tmp_path / "bbox.json", expect=1)
+    assert "give the file of its images and lesions, --annotations FILE" in error
 
 
 @pytest.mark.parametrize(

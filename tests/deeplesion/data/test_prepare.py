@@ -638,6 +638,21 @@ def test_command_works_from_anywhere(prepared, data, tmp_path):
     assert written(data) == written(prepared[0])
 
 
+def test_command_takes_the_places_of_images_and_of_what_it_writes(prepared, data, tmp_path):
+    (data / "Images_png").rename(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / ALL_SERIES[0]).rename(tmp_path / "b" / ALL_SERIES[0])
+    done = run_tool(
+        data, "--workers", 1, "--images", tmp_path / "a", "--images", tmp_path / "b",
+        "--out", tmp_path / "out", "--cache",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "PARTIAL" not in done.stdout
+    assert sorted(os.listdir(tmp_path / "out")) == ["annotations", "slice_cache"]
+    assert image_names(tmp_path / "out") == image_names(prepared[0])
+    assert os.listdir(data) == ["DL_info.csv"]
+
+
 def test_command_fails_on_missing_data(data):
     (data / "Images_png" / "000003_01_01" / "009.png").unlink()
     done = run_tool(data, "--workers", 1)
