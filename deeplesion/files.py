@@ -85,11 +85,11 @@ def explained(path: Path, needed: int | None = None) -> Iterator[None]:
         if error.errno in _FULL:
             size = ""
             with contextlib.suppress(OSError):
-                free = _size(shutil.disk_usage(path.parent).free)
+                free = size_text(shutil.disk_usage(path.parent).free)
                 size = (
                     f" It needs more than the {free} that are free there."
                     if needed is None
-                    else f" It needs {_size(needed)}, {free} are free there."
+                    else f" It needs {size_text(needed)}, {free} are free there."
                 )
             text = f"{reason}.{size} Make room (or ask for a larger quota), or write elsewhere"
         elif error.errno in _READ_ONLY:
@@ -140,7 +140,7 @@ def _sync(descriptor: int) -> None:
             raise
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     """'1.3 GB'."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:

@@ -85,6 +85,11 @@ def run(options: argparse.Namespace) -> None:
             f"--names must give each of the {len(options.results)} results a name of its own, got "
             f"{' '.join(names)}"
         )
+    if options.annotations and not any(map(is_coco_results, options.results)):
+        raise ValueError(
+            "--annotations is for detections in COCO's format; result files of tools/test.py hold"
+            " their lesions"
+        )
     results = []
     for path, name in zip(options.results, names):
         rule = (name, options.iou_threshold, options.pixel_offset)

@@ -16,7 +16,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         table = make_phantom(**vars(options))
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"make_phantom: {error}")
     except KeyboardInterrupt:
         sys.exit("make_phantom: interrupted; the same command continues where it stopped")

@@ -198,8 +198,8 @@ def _writable(out: Path, path: Path) -> Iterator[None]:
             yield
     except WriteError as error:
         raise WriteError(
-            f"{error}. --out DIR (of tools/prepare_data.py) writes to another folder than"
-            f" {out}; training then takes that one as DEEPLESION_ROOT",
+            f"{error}: with --out DIR nothing is written to {out}, and training takes DIR as"
+            " DEEPLESION_ROOT",
             error.errno,
         ) from None
 

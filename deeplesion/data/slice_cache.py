@@ -22,7 +22,7 @@ from tqdm import tqdm
 from deeplesion.data.coco import image_folders, read_annotations
 from deeplesion.data.slices import SliceFolder, files_in_reach
 from deeplesion.errors import CacheError, DataError
-from deeplesion.files import write_whole
+from deeplesion.files import size_text, write_whole
 from deeplesion.processes import available_cores, in_processes
 
 CACHE_NAME = "slice_cache"
@@ -185,8 +185,8 @@ def _check_room(root: Path, folder: CachedSliceFolder, names: list[str]) -> None
     free = shutil.disk_usage(root).free
     if needed > free:
         raise OSError(
-            f"the slice cache in {root} needs {needed / 1e9:,.1f} GB more, {free / 1e9:,.1f} GB are"
-            " free. Make room, or make ROOT/slice_cache a link to a folder on another disk"
+            f"the slice cache in {root} needs {size_text(needed)} more, {size_text(free)} are free."
+            " Make room, or make slice_cache there a link to a folder on another disk"
         )
 
 

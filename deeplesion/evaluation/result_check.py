@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ REQUIRED = {
     "file_name", "patient", "height", "width", "spacing_mm", "thickness_mm", "lesions", "boxes",
     "scores",
 }  # fmt: skip
+MANY = 20  # detections that do not have the same score by chance
 
 
 def check_result_records(path: Path, records: object) -> None:
@@ -56,6 +58,13 @@ def check_result_records(path: Path, records: object) -> None:
     corners = [v for r in records for box in r["boxes"] for v in box]
     if corners and max(corners) <= 1:
         raise ValueError(f"{path}: boxes must be in pixels, these are fractions of their images")
+    scores = [score for r in records for score in r["scores"]]
+    if len(scores) >= MANY and len(set(scores)) == 1:
+        warnings.warn(
+            f"{path}: all of its {len(scores):,} detections have the score {scores[0]:g}. FROC"
+            " ranks detections by score: the order in the file decides",
+            stacklevel=2,
+        )
     bad = np.flatnonzero(mask_areas(masks, pixels) < 0)
     if len(bad):
         raise ValueError(f"{owners[bad[0]]}: the run lengths of a mask are not those of its image")

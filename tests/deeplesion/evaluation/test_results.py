@@ -101,6 +101,17 @@ def test_fractions_are_no_boxes(first, tmp_path):
     assert "boxes must be in pixels" in said_of(content, tmp_path)
 
 
+def test_one_score_for_all_is_warned_of(first, tmp_path):
+    content, _ = first
+    path = tmp_path / "results.json"
+    for image in content["images"]:
+        boxes = [[float(i), 1.0, i + 5.0, 9.0] for i in range(10)]
+        image.update(boxes=boxes, scores=[1.0] * 10, masks=image["masks"][:1] * 10)
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="all of its 20 detections have the score 1"):
+        read_results(path)
+
+
 def test_how_many_key_slices_there_should_be(results, whole, tmp_path):
     path = tmp_path / "results.json"
     write_results(path, results[0].records[:2], 4817)
