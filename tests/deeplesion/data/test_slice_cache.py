@@ -301,7 +301,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_written(data):
 def test_a_full_disk_is_said_before_anything_is_written(data, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=r"needs .* GB more"):
+    with pytest.raises(OSError, match=r"needs .* MB more, 1,000 bytes are free"):
         fill_cache(data, 7, workers=1)
     assert not entries(data)
 
