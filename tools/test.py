@@ -28,13 +28,18 @@ def main() -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the config"
     )
+    parser.add_argument(
+        "--accept-differences",
+        action="store_true",
+        help="of a checkpoint that was trained as another network than the config's",
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     options = parser.parse_args()
 
     with actionable_errors():
         config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
-    result_file = test(config, options.checkpoint, options.out)
+    result_file = test(config, options.checkpoint, options.out, options.accept_differences)
     if is_main_process():
         table = table_file(Path(result_file))
         print(format_table(json.loads(table.read_text())["froc"]))

@@ -49,7 +49,7 @@ def spread(config: Config, replace: bool = False) -> None:
         state("model", config.model, "num_slices", stack.num_slices, "stack.num_slices")
     for split in ("train", "val", "test"):
         loader = f"{split}_dataloader"
-        for path, node in _dicts(config.get(loader), loader):
+        for path, node in dicts(config.get(loader), loader):
             if stack is not None and _loads_slices(node):
                 node.setdefault("stack", {})
                 own = node["stack"]
@@ -72,7 +72,7 @@ def _loads_slices(node: Mapping) -> bool:
     return any(isinstance(s, Mapping) and s.get("type") == "LoadCTSlices" for s in steps)
 
 
-def _dicts(node: Any, path: str) -> Iterator[tuple[str, dict]]:
+def dicts(node: Any, path: str) -> Iterator[tuple[str, dict]]:
     """Every dict in nested dicts and lists, and its path."""
     if isinstance(node, Mapping):
         yield path, node
@@ -80,4 +80,4 @@ def _dicts(node: Any, path: str) -> Iterator[tuple[str, dict]]:
     else:
         items = enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, item in list(items):
-        yield from _dicts(item, f"{path}.{key}")
+        yield from dicts(item, f"{path}.{key}")

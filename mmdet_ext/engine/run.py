@@ -21,6 +21,8 @@ from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
 from mmdet_ext.engine.run_record import write_run_record
 from mmdet_ext.engine.runner import ResumableRunner
+from mmdet_ext.engine.trained_as import TrainedAsHook
+from mmdet_ext.engine.workers import advice_on_lost_batch
 
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
@@ -50,10 +52,14 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     return config
 
 
-def build_runner(config: Config) -> ResumableRunner:
-    """The runner, of several processes also on a machine without a GPU; records the run."""
+def build_runner(config: Config, accept_differences: bool = False) -> ResumableRunner:
+    """The runner, of several processes also on a machine without a GPU; records the run.
+
+    `accept_differences`: see `TrainedAsHook`.
+    """
     join_processes(config)
     runner = ResumableRunner.from_cfg(config)
+    runner.register_hook(TrainedAsHook(accept_differences))
     if is_main_process():
         runner.register_hook(ConsoleHook())
     write_run_record(runner)
@@ -66,6 +72,7 @@ def train(
     amp: bool = False,
     compile_static: bool = False,
     auto_scale_lr: bool = False,
+    accept_differences: bool = False,
 ) -> None:
     """Trains as `config` says.
 
@@ -74,6 +81,7 @@ def train(
         amp: mixed precision.
         compile_static: torch.compile the part of static shape, backbone and neck.
         auto_scale_lr: scale the learning rate with the total batch (`settle_learning_rate`).
+        accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
     if amp:
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
@@ -83,7 +91,7 @@ def train(
             config.load_from = None if resume == "auto" else existing_file(resume)
         join_processes(config)
         batch, level = settle_learning_rate(config, auto_scale_lr)
-        runner = build_runner(config)
+        runner = build_runner(config, accept_differences)
         runner.logger.log(level, batch)
         if compile_static:
             model = getattr(runner.model, "module", runner.model)
@@ -93,19 +101,25 @@ def train(
         runner.train()
 
 
-def test(config: Config, checkpoint: str, result_file: str | None = None) -> str:
+def test(
+    config: Config,
+    checkpoint: str,
+    result_file: str | None = None,
+    accept_differences: bool = False,
+) -> str:
     """Tests a checkpoint on the test split; returns the result file, the FROC table beside it.
 
     Args:
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory.
+        accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
     result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
     config.test_evaluator.result_file = result_file
     with actionable_errors():
         config.load_from = find_checkpoint(checkpoint)
-        build_runner(config).test()
+        build_runner(config, accept_differences).test()
     return result_file
 
 
@@ -146,6 +160,8 @@ def actionable_errors() -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         raise SystemExit(OUT_OF_MEMORY.format(device="the GPU", error=error)) from None
     except RuntimeError as error:
+        if advice := advice_on_lost_batch(error):
+            raise SystemExit(advice) from None
         if "DefaultCPUAllocator" not in str(error):
             raise
         raise SystemExit(OUT_OF_MEMORY.format(device="the CPU", error=error)) from None

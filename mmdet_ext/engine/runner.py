@@ -21,6 +21,7 @@ from mmengine.dist import (
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
+from torch.utils.data import DataLoader
 
 from mmdet_ext.checkpoint import (
     CheckpointError,
@@ -30,6 +31,7 @@ from mmdet_ext.checkpoint import (
     save_checkpoint_file,
 )
 from mmdet_ext.engine.console import only_warnings_on_console, prints_logged
+from mmdet_ext.engine.workers import guarded, tied
 
 NOT_WHOLE = (
     "{path} holds no {missing}: training cannot be resumed from it. Resume from an epoch_*.pth or "
@@ -50,6 +52,16 @@ class ResumableRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         only_warnings_on_console(logger)
         return logger
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        """As mmengine's; the loader's workers end with this process and are not waited for for
+        ever."""
+        if not isinstance(dataloader, dict):
+            return Runner.build_dataloader(dataloader, *args, **kwargs)
+        loader = Runner.build_dataloader(guarded(dataloader), *args, **kwargs)
+        loader.worker_init_fn = tied(loader.worker_init_fn)
+        return loader
 
     def load_or_resume(self) -> None:
         """Weights (`load_from`), or all of a run (`resume`); a damaged last checkpoint is named
