@@ -14,6 +14,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
 from deeplesion.errors import DataError, MissingDataError, message_of
+from deeplesion.processes import termination_interrupts
 from mmdet_ext.config.check import ConfigError, check_option_names
 from mmdet_ext.config.experiment import spread
 from mmdet_ext.config.overrides import apply_overrides
@@ -98,7 +99,8 @@ def train(
             # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
             model.backbone.compile(dynamic=False)
             model.neck.compile(dynamic=False)
-        runner.train()
+        with ending(config):
+            runner.train()
 
 
 def test(
@@ -119,8 +121,17 @@ def test(
     config.test_evaluator.result_file = result_file
     with actionable_errors():
         config.load_from = find_checkpoint(checkpoint)
-        build_runner(config, accept_differences).test()
+        runner = build_runner(config, accept_differences)
+        with ending(config):
+            runner.test()
     return result_file
+
+
+def ending(config: Config) -> contextlib.AbstractContextManager:
+    """How a run takes SIGTERM: as Ctrl-C, but of several processes each ends at once, since one
+    that waits for another in the middle of a step hears nothing."""
+    alone = config.get("launcher", "none") == "none"
+    return termination_interrupts() if alone else contextlib.nullcontext()
 
 
 def find_checkpoint(path: str) -> str:
@@ -159,7 +170,7 @@ def actionable_errors() -> Iterator[None]:
         raise SystemExit(str(error)) from None
     except torch.cuda.OutOfMemoryError as error:
         raise SystemExit(OUT_OF_MEMORY.format(device="the GPU", error=error)) from None
-    except RuntimeError as error:
+    except Exception as error:
         if advice := advice_on_lost_batch(error):
             raise SystemExit(advice) from None
         if "DefaultCPUAllocator" not in str(error):

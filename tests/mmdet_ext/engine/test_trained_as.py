@@ -1,14 +1,18 @@
 """Weights run as the network they were trained as: test, --resume and load_from under configs that
 compute something else, and under those that do not."""
 
+import itertools
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 
-from mmdet_ext.checkpoint import load_checkpoint_file, save_checkpoint_file
+from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
 from mmdet_ext.config.network import TRAINED_AS, differences, network_of
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.run import test as run_test
+from mmdet_ext.engine.trained_as import TrainedAsHook
 
 from ..small_training import configuration, log, run
 
@@ -63,16 +67,50 @@ OTHERS = {
 }
 
 
+@pytest.fixture
+def load(trained, repository, phantom, tmp_path):
+    """What the runner of a config does with a checkpoint before its weights are loaded, and the
+    warnings."""
+
+    def load(checkpoint, testing=True, resume=False, accept=False, **options):
+        warnings = []
+        runner = SimpleNamespace(
+            cfg=configuration(repository, phantom, tmp_path, **options),
+            _load_from="weights.pth",
+            _strict=testing,
+            _resume=resume,
+            logger=SimpleNamespace(warning=warnings.append),
+        )
+        TrainedAsHook(accept).after_load_checkpoint(runner, checkpoint)
+        return warnings
+
+    return load
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_network_is_refused_by_name_with_both_values(
-    trained, repository, phantom, tmp_path, name
-):
+def test_another_network_is_refused_by_name_with_both_values(trained, load, name):
     options, said = OTHERS[name]
-    with pytest.raises(SystemExit, match=said) as refused:
+    checkpoint = load_checkpoint_file(trained / "epoch_1.pth")
+    for use in (dict(testing=True), dict(testing=False, resume=True)):
+        with pytest.raises(CheckpointError, match=said) as refused:
+            load(checkpoint, **use, **options)
+        assert "weights.pth" in str(refused.value)
+        assert "--accept-differences" in str(refused.value)
+    (warning,) = load(checkpoint, accept=True, **options)
+    assert re.search(said, warning)
+
+
+def test_nothing_is_tested_or_resumed_as_another_network(trained, repository, phantom, tmp_path):
+    """Through the doors of the commands."""
+    options, said = OTHERS["operator"]
+    with pytest.raises(SystemExit, match=said):
         apply(repository, phantom, tmp_path, trained, **options)
-    assert "best_FROC" in str(refused.value) or "epoch_1.pth" in str(refused.value)
-    assert "--accept-differences" in str(refused.value)
     assert not (tmp_path / "results.json.gz").exists()
+    with pytest.raises(SystemExit, match=said):
+        run(repository, phantom, tmp_path, str(trained / "epoch_1.pth"), **options)
+    with pytest.raises(SystemExit, match=said):
+        run(repository, phantom, tmp_path, load_from=str(trained / "epoch_1.pth"), **options)
+    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_what_is_meant_runs_with_a_warning(trained, repository, phantom, tmp_path):
@@ -81,7 +119,7 @@ def test_what_is_meant_runs_with_a_warning(trained, repository, phantom, tmp_pat
     assert "WARNING" in log(tmp_path) and "low: trained with -250" in log(tmp_path)
 
 
-def test_what_may_differ_runs_without_a_word(trained, repository, phantom, tmp_path):
+def test_what_may_differ_passes_without_a_word(trained, load):
     options = {
         "model.test_cfg.rcnn.score_thr": 0.1,
         "model.test_cfg.rpn.nms_pre": 50,
@@ -94,68 +132,56 @@ def test_what_may_differ_runs_without_a_word(trained, repository, phantom, tmp_p
         "test_dataloader.batch_size": 2,
         "test_dataloader.num_workers": 2,
     }
-    apply(repository, phantom, tmp_path, trained, **options)
-    assert "trained with" not in log(tmp_path)
+    checkpoint = load_checkpoint_file(trained / "epoch_1.pth")
+    assert load(checkpoint) == load(checkpoint, **options) == []
+    # What only training reads may change between two parts of one, but not without a word.
+    assert load(checkpoint, testing=False, resume=True) == []
+    assert load(checkpoint, testing=False, resume=True, **options) == [
+        "weights.pth, model.roi_head.bbox_head.loss_cls.loss_weight: trained with 1.0, the config "
+        "says 2.0",
+        "weights.pth, model.train_cfg.rcnn.sampler.num: trained with 32, the config says 8",
+    ]
 
 
-def test_resuming_needs_the_same_network_too(trained, repository, phantom, tmp_path):
-    last = str(trained / "epoch_1.pth")
-    for name in ("operator", "window", "policy", "anchors"):
-        options, said = OTHERS[name]
-        with pytest.raises(SystemExit, match=said):
-            run(repository, phantom, tmp_path, last, **options)
-    assert not list(tmp_path.glob("*.pth"))
-    # What only training reads may change, but not without a word.
-    options = {**FIRST, "model.train_cfg.rcnn.sampler.num": 8}
-    run(repository, phantom, tmp_path, last, **options)
-    said = "model.train_cfg.rcnn.sampler.num: trained with 32, the config says 8"
-    assert said in log(tmp_path)
-
-
-def test_weights_to_start_from_are_compared_as_far_as_they_go(
-    trained, repository, phantom, tmp_path
-):
-    whole = str(trained / "epoch_1.pth")
-    with pytest.raises(SystemExit, match=OTHERS["operator"][1]):
-        run(repository, phantom, tmp_path / "a", load_from=whole, **FIRST, **OTHERS["operator"][0])
+def test_weights_to_start_from_are_compared_as_far_as_they_go(trained, load):
+    whole = load_checkpoint_file(trained / "epoch_1.pth")
+    weights = whole["state_dict"]
+    backbone = {k: v for k, v in weights.items() if k.startswith("backbone.")}
+    part = dict(state_dict=backbone, meta=whole["meta"])
+    start = dict(testing=False)
+    for name in ("operator", "window", "anchors", "coder"):
+        with pytest.raises(CheckpointError, match=OTHERS[name][1]):
+            load(whole, **start, **OTHERS[name][0])
+    for name in ("operator", "window"):
+        with pytest.raises(CheckpointError, match=OTHERS[name][1]):
+            load(part, **start, **OTHERS[name][0])
     # Other data, brought to the network in another way, with another number of classes.
-    free = {**OTHERS["policy"][0], **OTHERS["size"][0], "model.rpn_head.num_classes": 1}
-    run(repository, phantom, tmp_path / "b", load_from=whole, **FIRST, **free)
-    assert "stack.policy: trained with 'keep_thick'" in log(tmp_path / "b")
-
-    content = load_checkpoint_file(trained / "epoch_1.pth")
-    backbone = {k: v for k, v in content["state_dict"].items() if k.startswith("backbone.")}
-    part = tmp_path / "backbone.pth"
-    save_checkpoint_file(dict(state_dict=backbone, meta=content["meta"]), part)
-    run(repository, phantom, tmp_path / "c", load_from=str(part), **FIRST, **OTHERS["anchors"][0])
-    with pytest.raises(SystemExit, match=OTHERS["operator"][1]):
-        run(repository, phantom, tmp_path / "d", load_from=str(part), **OTHERS["operator"][0])
+    for name in ("policy", "size"):
+        (warning,) = load(whole, **start, **OTHERS[name][0])
+        assert re.search(OTHERS[name][1], warning)
+    assert len(load(whole, **start, **{"model.rpn_head.num_classes": 2})) == 1
+    assert len(load(part, **start, **OTHERS["anchors"][0])) == 1
 
 
-def test_a_checkpoint_without_the_record_is_warned_of(trained, repository, phantom, tmp_path):
+def test_a_checkpoint_without_the_record_is_warned_of(trained, load):
     content = load_checkpoint_file(trained / "epoch_1.pth")
     del content["meta"][TRAINED_AS]
-    save_checkpoint_file(content, tmp_path / "old.pth")
-    apply(repository, phantom, tmp_path, tmp_path / "old.pth", **OTHERS["window"][0])
-    assert "old.pth does not say what network it was trained as" in log(tmp_path)
+    for checkpoint in (content, dict(state_dict=content["state_dict"])):
+        (warning,) = load(checkpoint, **OTHERS["window"][0])
+        assert "weights.pth does not say what network it was trained as" in warning
 
 
 # The record
 
 
-def experiments(repository):
-    configs = repository / "configs"
-    return sorted([*configs.glob("*.py"), *configs.glob("*/*.py")])
-
-
 def test_every_two_experiments_differ_and_each_equals_itself(repository):
-    names = [f for f in experiments(repository) if f.parent.name != "_base_"]
-    networks = {file: network_of(load_config(str(file))) for file in names}
-    for one in names:
-        assert json.loads(json.dumps(networks[one])) == networks[one], "plain data"
-        for other in names:
-            found = differences(networks[one], networks[other])
-            assert bool(found) == (one != other), (one, other)
+    files = sorted((repository / "configs").rglob("*_3slice.py"))
+    networks = {str(file): network_of(load_config(str(file))) for file in files}
+    for one, network in networks.items():
+        assert json.loads(json.dumps(network)) == network, "plain data"
+        assert differences(network, network_of(load_config(one))) == []
+    for one, other in itertools.combinations(networks, 2):
+        assert differences(networks[one], networks[other]), (one, other)
 
 
 def test_an_option_that_the_record_does_not_know_is_taken_for_its_default(repository):

@@ -1,0 +1,198 @@
+"""The processes that load data: none outlives its run, and none is waited for for ever."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from mmdet_ext.engine.runner import ResumableRunner
+from mmdet_ext.engine.workers import PATIENCE, advice_on_lost_batch, guarded
+
+from ..small_training import configuration
+
+SOON = 20  # seconds, on a busy machine; what is alive then would be alive for ever
+
+
+def until(condition, seconds=SOON):
+    """Waits for a condition; whether it came true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.05)
+    return condition()
+
+
+# A training that is killed
+
+
+@pytest.fixture
+def training(repository, phantom, tmp_path):
+    """A training with two workers of each loader, that has saved a checkpoint and goes on."""
+    config = configuration(
+        repository, phantom, tmp_path / "run",
+        **{
+            "train_cfg.max_epochs": 1000,
+            "train_dataloader.num_workers": 2,
+            "val_dataloader.num_workers": 2,
+        },
+    )  # fmt: skip
+    config.dump(tmp_path / "config.py")
+    command = [sys.executable, "tools/train.py", str(tmp_path / "config.py")]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    process = subprocess.Popen(
+        command,
+        cwd=repository,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert until(lambda: list(tmp_path.glob("run/epoch_*.pth")), 120), "nothing was trained"
+        yield process, psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_no_process(training, end):
+    """Failed before with SIGKILL and SIGTERM: a worker blocked in a pipe that nobody read."""
+    process, main = training
+    assert until(lambda: len(main.children(recursive=True)) >= 2)
+    children = main.children(recursive=True)
+    process.send_signal(end)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    _, alive = psutil.wait_procs(children, timeout=SOON)
+    assert not alive, alive
+    if end != signal.SIGKILL:
+        assert "KeyboardInterrupt" in output or "interrupted" in output, output
+
+
+CHILD = """
+import multiprocessing, os, sys, threading, time
+from deeplesion.processes import end_with_parent
+
+def child(path):
+    end_with_parent()
+    open(path + str(os.getpid()), "w").close()
+    receiver, sender = multiprocessing.Pipe(False)
+    while True:
+        sender.send_bytes(bytes(1 << 20))  # nobody reads: blocks for ever
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[2])
+    for _ in range(2):
+        multiprocessing.Process(target=child, args=(sys.argv[1],)).start()
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_every_kind_end_with_their_parent(repository, tmp_path, method):
+    script = tmp_path / "script.py"
+    script.write_text(CHILD)
+    command = [sys.executable, str(script), str(tmp_path / "pid_"), method]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(repository)})
+    try:
+        assert until(lambda: len(list(tmp_path.glob("pid_*"))) == 2, 60)
+        children = [psutil.Process(int(f.name[4:])) for f in tmp_path.glob("pid_*")]
+        assert all(child.is_running() for child in children)
+        time.sleep(2.5)
+        assert all(child.is_running() for child in children), "only with the parent"
+    finally:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(children, timeout=SOON)
+    assert not alive
+
+
+# A worker that does not deliver
+
+
+class Numbers(Dataset):
+    """Sixteen numbers, of which the sixth worker call does what `fault` says."""
+
+    def __init__(self, fault=None):
+        self.fault = fault
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        if index == 5 and self.fault:
+            self.fault()
+        return torch.tensor([index])
+
+
+class Sleeping:
+    def __call__(self):
+        time.sleep(1000)
+
+
+class Dying:
+    def __call__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Unsendable(Dataset):
+    """What a full shared memory does: the batch is made, but handing it over fails."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return Refusing() if index == 5 else torch.tensor([index])
+
+
+class Refusing:
+    def __reduce__(self):
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+
+def loader(dataset, **options):
+    options = dict(batch_size=2, num_workers=2, **options)
+    return ResumableRunner.build_dataloader(
+        dict(dataset=dataset, sampler=dict(type="DefaultSampler", shuffle=False), **options),
+        seed=0,
+    )
+
+
+def test_workers_deliver(capfd):
+    batches = list(loader(Numbers()))
+    assert torch.cat([value for batch in batches for value in batch]).tolist() == list(range(16))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "dataset, options, said",
+    [
+        (Numbers(Sleeping()), dict(timeout=2), "timed out after 2 seconds"),
+        (Numbers(Dying()), {}, "killed by signal|exited unexpectedly|Error"),
+        (Unsendable(), {}, r"cannot hand over a batch: RuntimeError: unable to write.*\(28\)"),
+    ],
+    ids=["sleeps", "is killed", "cannot hand over"],
+)
+def test_a_worker_that_does_not_deliver_ends_the_run(dataset, options, said):
+    start = time.monotonic()
+    with pytest.raises(Exception) as lost:  # noqa: B017, of a killed one a broken pipe may tell
+        list(loader(dataset, **options))
+    assert time.monotonic() - start < 30
+    advice = advice_on_lost_batch(lost.value)
+    assert re.search(said, advice.splitlines()[0])
+    assert "num_workers=0" in advice and "--shm-size" in advice
+
+
+def test_time_outs_are_the_users_and_none_without_workers():
+    assert guarded(dict(num_workers=2))["timeout"] == PATIENCE
+    assert guarded(dict(num_workers=2, timeout=7))["timeout"] == 7
+    assert guarded(dict(num_workers=2, timeout=0))["timeout"] == 0
+    assert "timeout" not in guarded(dict(num_workers=0, timeout=7))
+    assert advice_on_lost_batch(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
