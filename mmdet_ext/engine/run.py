@@ -14,12 +14,14 @@ from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
 from deeplesion.errors import DataError, MissingDataError, message_of
+from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.config.check import ConfigError, check_option_names
 from mmdet_ext.config.experiment import spread
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
+from mmdet_ext.engine.resources import ResourcesHook
 from mmdet_ext.engine.run_record import write_run_record
 from mmdet_ext.engine.runner import ResumableRunner
 from mmdet_ext.engine.trained_as import TrainedAsHook
@@ -31,6 +33,8 @@ OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first
   --cfg-options train_dataloader.batch_size=2     fewer images at once (scale the learning rate too)
   --cfg-options stack.num_slices=3                3 instead of 7 slices
 The message of torch: {error}"""
+
+TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
 
 
 def load_config(path: str, overrides: dict | None = None, work_dir: str | None = None) -> Config:
@@ -61,6 +65,7 @@ def build_runner(config: Config, accept_differences: bool = False) -> ResumableR
     join_processes(config)
     runner = ResumableRunner.from_cfg(config)
     runner.register_hook(TrainedAsHook(accept_differences))
+    runner.register_hook(ResourcesHook())
     if is_main_process():
         runner.register_hook(ConsoleHook())
     write_run_record(runner)
@@ -91,15 +96,17 @@ def train(
             config.resume = True
             config.load_from = None if resume == "auto" else existing_file(resume)
         join_processes(config)
-        batch, level = settle_learning_rate(config, auto_scale_lr)
-        runner = build_runner(config, accept_differences)
-        runner.logger.log(level, batch)
-        if compile_static:
-            model = getattr(runner.model, "module", runner.model)
-            # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
-            model.backbone.compile(dynamic=False)
-            model.neck.compile(dynamic=False)
-        with ending(config):
+        with writer(config, Path(config.work_dir) / "train.lock", "--work-dir") as taken_over:
+            batch, level = settle_learning_rate(config, auto_scale_lr)
+            runner = build_runner(config, accept_differences)
+            runner.logger.log(level, batch)
+            if taken_over:
+                runner.logger.warning(TAKEN_OVER.format(folder=config.work_dir, holder=taken_over))
+            if compile_static:
+                model = getattr(runner.model, "module", runner.model)
+                # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
+                model.backbone.compile(dynamic=False)
+                model.neck.compile(dynamic=False)
             runner.train()
 
 
@@ -121,17 +128,26 @@ def test(
     config.test_evaluator.result_file = result_file
     with actionable_errors():
         config.load_from = find_checkpoint(checkpoint)
-        runner = build_runner(config, accept_differences)
-        with ending(config):
-            runner.test()
+        join_processes(config)
+        # Its other files have names of their own: it may run beside a training.
+        with writer(config, Path(f"{result_file}.lock"), "--out"):
+            build_runner(config, accept_differences).test()
     return result_file
 
 
-def ending(config: Config) -> contextlib.AbstractContextManager:
-    """How a run takes SIGTERM: as Ctrl-C, but of several processes each ends at once, since one
-    that waits for another in the middle of a step hears nothing."""
+@contextlib.contextmanager
+def writer(config: Config, lock: Path, elsewhere: str) -> Iterator[str | None]:
+    """A run that writes: the only one there, and ended by SIGTERM as by Ctrl-C.
+
+    Yields what `only_writer` does, in the main process. Of several processes SIGTERM ends each at
+    once, since one that waits for another in the middle of a step hears nothing.
+    """
     alone = config.get("launcher", "none") == "none"
-    return termination_interrupts() if alone else contextlib.nullcontext()
+    with (
+        only_writer(lock, elsewhere) if is_main_process() else contextlib.nullcontext() as before,
+        termination_interrupts() if alone else contextlib.nullcontext(),
+    ):
+        yield before
 
 
 def find_checkpoint(path: str) -> str:

@@ -23,6 +23,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch.utils.data import DataLoader
 
+from deeplesion.files import write_whole
 from mmdet_ext.checkpoint import (
     CheckpointError,
     download,
@@ -52,6 +53,12 @@ class ResumableRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         only_warnings_on_console(logger)
         return logger
+
+    def dump_config(self) -> None:
+        """Into the folder of this start: a test beside a training leaves the training's alone."""
+        if is_main_process():
+            name = Path(self.cfg.filename or "config").stem
+            write_whole(Path(self._log_dir) / f"{name}.py", self._config_text)
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:

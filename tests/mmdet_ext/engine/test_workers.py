@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from mmdet_ext.engine.run import test as run_test
 from mmdet_ext.engine.runner import ResumableRunner
 from mmdet_ext.engine.workers import PATIENCE, advice_on_lost_batch, guarded
 
-from ..small_training import configuration
+from ..small_training import configuration, log, run
 
 SOON = 20  # seconds, on a busy machine; what is alive then would be alive for ever
 
@@ -61,7 +62,28 @@ def training(repository, phantom, tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_work_directory_has_one_writer(training, repository, phantom, tmp_path):
+    """A second training is told of the first; a test beside it runs; a killed one's place is
+    taken."""
+    process, _ = training
+    folder = tmp_path / "run"
+    written = {f.name for f in folder.iterdir()}
+    with pytest.raises(SystemExit) as refused:
+        run(repository, phantom, folder)
+    said = str(refused.value)
+    assert f"{folder} is being written to" in said and f"process {process.pid} on" in said
+    assert "--work-dir" in said
+    assert not [f for f in folder.iterdir() if f.is_dir() and f.name not in written], "no log of it"
+    run_test(configuration(repository, phantom, folder), str(folder))
+    assert (folder / "results.json.gz").exists() and not list(folder.glob("results*.lock"))
+    process.kill()
+    process.wait()
+    run(repository, phantom, folder, "auto", **{"train_cfg.max_epochs": 1})
+    assert re.search(f"WARNING.*was left by process {process.pid} on", log(folder))
+    assert not list(folder.glob("*.lock"))
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_ended_leaves_no_process(training, end):
     """Failed before with SIGKILL and SIGTERM: a worker blocked in a pipe that nobody read."""
     process, main = training
@@ -182,7 +204,7 @@ def test_workers_deliver(capfd):
 )
 def test_a_worker_that_does_not_deliver_ends_the_run(dataset, options, said):
     start = time.monotonic()
-    with pytest.raises(Exception) as lost:  # noqa: B017, of a killed one a broken pipe may tell
+    with pytest.raises(Exception) as lost:
         list(loader(dataset, **options))
     assert time.monotonic() - start < 30
     advice = advice_on_lost_batch(lost.value)
