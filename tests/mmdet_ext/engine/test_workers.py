@@ -16,7 +16,7 @@ from mmdet_ext.engine.run import test as run_test
 from mmdet_ext.engine.runner import ResumableRunner
 from mmdet_ext.engine.workers import PATIENCE, advice_on_lost_batch, guarded
 
-from ..small_training import configuration, log, run
+from ..small_training import BY_ITERATION, configuration, log, run
 
 SOON = 20  # seconds, on a busy machine; what is alive then would be alive for ever
 
@@ -32,17 +32,15 @@ def until(condition, seconds=SOON):
 # A training that is killed
 
 
+# Masks of a batch, a byte a pixel, are more than a pipe holds.
+LARGE = {**BY_ITERATION, "resize.size": 256}
+
+
 @pytest.fixture
 def training(repository, phantom, tmp_path):
-    """A training with two workers of each loader, that has saved a checkpoint and goes on."""
-    config = configuration(
-        repository, phantom, tmp_path / "run",
-        **{
-            "train_cfg.max_epochs": 1000,
-            "train_dataloader.num_workers": 2,
-            "val_dataloader.num_workers": 2,
-        },
-    )  # fmt: skip
+    """A training with two workers, in the middle of an epoch and with a checkpoint saved."""
+    options = {**LARGE, "train_cfg.max_epochs": 1000, "train_dataloader.num_workers": 2}
+    config = configuration(repository, phantom, tmp_path / "run", **options)
     config.dump(tmp_path / "config.py")
     command = [sys.executable, "tools/train.py", str(tmp_path / "config.py")]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
@@ -55,7 +53,7 @@ def training(repository, phantom, tmp_path):
         text=True,
     )
     try:
-        assert until(lambda: list(tmp_path.glob("run/epoch_*.pth")), 120), "nothing was trained"
+        assert until(lambda: list(tmp_path.glob("run/iter_*.pth")), 120), "nothing was trained"
         yield process, psutil.Process(process.pid)
     finally:
         process.kill()
@@ -69,16 +67,16 @@ def test_a_work_directory_has_one_writer(training, repository, phantom, tmp_path
     folder = tmp_path / "run"
     written = {f.name for f in folder.iterdir()}
     with pytest.raises(SystemExit) as refused:
-        run(repository, phantom, folder)
+        run(repository, phantom, folder, **LARGE)
     said = str(refused.value)
     assert f"{folder} is being written to" in said and f"process {process.pid} on" in said
     assert "--work-dir" in said
     assert not [f for f in folder.iterdir() if f.is_dir() and f.name not in written], "no log of it"
-    run_test(configuration(repository, phantom, folder), str(folder))
+    run_test(configuration(repository, phantom, folder, **LARGE), str(folder))
     assert (folder / "results.json.gz").exists() and not list(folder.glob("results*.lock"))
     process.kill()
     process.wait()
-    run(repository, phantom, folder, "auto", **{"train_cfg.max_epochs": 1})
+    run(repository, phantom, folder, "auto", **LARGE, **{"train_cfg.max_epochs": 1})
     assert re.search(f"WARNING.*was left by process {process.pid} on", log(folder))
     assert not list(folder.glob("*.lock"))
 
@@ -133,6 +131,39 @@ def test_children_of_every_kind_end_with_their_parent(repository, tmp_path, meth
         process.kill()
         process.wait()
     _, alive = psutil.wait_procs(children, timeout=SOON)
+    assert not alive
+
+
+LAUNCHED = """
+import os, sys, time
+from mmengine.config import Config
+from mmdet_ext.engine.distributed import join_processes
+
+join_processes(Config(dict(launcher="pytorch")))
+open(sys.argv[1] + str(os.getpid()), "w").close()
+time.sleep(1000)
+"""
+LAUNCHER = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+time.sleep(1000)
+"""
+
+
+def test_processes_of_a_launcher_end_with_it(repository, tmp_path):
+    """torchrun, killed, leaves them to themselves."""
+    alone = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost")
+    environment = {**os.environ, **alone, "MASTER_PORT": "0", "PYTHONPATH": str(repository)}
+    command = [sys.executable, "-c", LAUNCHER, LAUNCHED, str(tmp_path / "pid_")]
+    launcher = subprocess.Popen(command, env=environment)
+    try:
+        assert until(lambda: list(tmp_path.glob("pid_*")), 90)
+        (found,) = tmp_path.glob("pid_*")
+        child = psutil.Process(int(found.name[4:]))
+    finally:
+        launcher.kill()
+        launcher.wait()
+    _, alive = psutil.wait_procs([child], timeout=SOON)
     assert not alive
 
 
