@@ -33,7 +33,7 @@ def until(condition, seconds=SOON):
 
 
 # Masks of a batch, a byte a pixel, are more than a pipe holds.
-LARGE = {**BY_ITERATION, "resize.size": 256}
+LARGE = {**BY_ITERATION, "resize.size": 256, "train_dataloader.batch_size": 1}
 
 
 @pytest.fixture
@@ -44,20 +44,17 @@ def training(repository, phantom, tmp_path):
     config.dump(tmp_path / "config.py")
     command = [sys.executable, "tools/train.py", str(tmp_path / "config.py")]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
-    process = subprocess.Popen(
-        command,
-        cwd=repository,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    # Not a pipe: a process that is left would hold it open.
+    with open(tmp_path / "output", "w") as output:
+        process = subprocess.Popen(
+            command, cwd=repository, env=environment, stdout=output, stderr=output
+        )
     try:
         assert until(lambda: list(tmp_path.glob("run/iter_*.pth")), 120), "nothing was trained"
         yield process, psutil.Process(process.pid)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def test_a_work_directory_has_one_writer(training, repository, phantom, tmp_path):
@@ -82,16 +79,18 @@ def test_a_work_directory_has_one_writer(training, repository, phantom, tmp_path
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_ended_leaves_no_process(training, end):
+def test_a_run_that_is_ended_leaves_no_process(training, tmp_path, end):
     """Failed before with SIGKILL and SIGTERM: a worker blocked in a pipe that nobody read."""
     process, main = training
     assert until(lambda: len(main.children(recursive=True)) >= 2)
     children = main.children(recursive=True)
     process.send_signal(end)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.wait(timeout=60) != 0
     _, alive = psutil.wait_procs(children, timeout=SOON)
+    for child in alive:
+        child.kill()
     assert not alive, alive
+    output = (tmp_path / "output").read_text()
     if end != signal.SIGKILL:
         assert "KeyboardInterrupt" in output or "interrupted" in output, output
 
