@@ -65,5 +65,6 @@ def advice_on_lost_batch(error: Exception) -> str | None:
     lost = any(frame.f_code is waiting for frame, _ in traceback.walk_tb(error.__traceback__))
     if not lost and not re.search(LOST_BATCH, str(error)):
         return None
-    reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
+    last = str(error).strip().rpartition("\n")[2]
+    reason = re.sub("^(Original )?RuntimeError: ", "", last) or type(error).__name__
     return ADVICE.format(error=reason, patience=PATIENCE)

@@ -611,7 +611,9 @@ def test_interrupted_for_real_it_continues(tmp_path, sent):
     _, errors = running.communicate(timeout=60)
     assert running.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
     assert (b"run the same command again" in errors) == (sent == signal.SIGINT)
-    assert os.listdir(root / "annotations") == [cache.name]
+    # A killed process leaves its lock, which the next call takes over.
+    locks = {"prepare.lock"} if sent == signal.SIGKILL else set()
+    assert {*os.listdir(root / "annotations")} == {cache.name, *locks}
     finished = cache.read_bytes().count(b"\n") - 1
     assert 3 <= finished < 40
 
