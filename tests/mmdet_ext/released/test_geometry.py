@@ -37,9 +37,9 @@ SCORE_THR, MAX_PER_IMG = 0.2, 50
 
 
 def old_anchors(size, stride=4):
-    """Anchors of mmdet 1.x in its order: cell by cell, ratios, then scales."""
+    """Anchors of mmdet 1.x with `ctr=[0, 0]`, in its order: cell by cell, ratios, then scales."""
     anchors = []
-    centre = 0.5 * (stride - 1)
+    centre = 0.0
     for row in range(size):
         for column in range(size):
             for ratio in (0.5, 1.0, 2.0):
@@ -202,6 +202,26 @@ def test_anchors_are_those_of_mmdet_1_by_their_edges():
     )
     (anchors,) = generator.grid_priors([(5, 5)], device="cpu")
     np.testing.assert_array_equal(anchors.numpy(), old_anchors(5) + [0, 0, 1, 1])
+    # By hand, at scale 16: half of 16 sqrt(2) by 16 / sqrt(2) px, and a square on pixels -8 to 8.
+    assert anchors[0].tolist() == [-11, -5, 12, 6]
+    assert anchors[6].tolist() == [-8, -8, 9, 9]
+
+
+def test_the_border_keeps_anchors_that_end_with_the_last_pixel(repository):
+    """The numbers of 512 px: of mmdet 1.x's 223,944 anchors inside, 0 would lose 1,016 by edges."""
+    model = read_experiment(repository / "configs/released/a3d_3slice.py").model
+    options = dict(model.rpn_head.anchor_generator)
+    assert options.pop("type") == "WholePixelAnchorGenerator"
+    (anchors,) = WholePixelAnchorGenerator(**options).grid_priors([(128, 128)], device="cpu")
+    first, last = (anchors - torch.tensor([0, 0, 1, 1])).split(2, dim=1)
+    inside = (first >= 0).all(1) & (last < 512).all(1)
+    valid = torch.ones(len(anchors), dtype=torch.bool)
+    kept, strict = (
+        anchor_inside_flags(anchors, valid, (512, 512), border)
+        for border in (model.train_cfg.rpn.allowed_border, 0)
+    )
+    assert torch.equal(kept, inside)
+    assert int(inside.sum()) == 223_944 and int((inside & ~strict).sum()) == 1_016
 
 
 def test_the_box_coder_by_edges_is_that_of_mmdet_1(detector):
