@@ -349,6 +349,14 @@ def test_released_options(path):
         assert stack.policy == ("keep_thick" if kind == "alignshift" else "normalize")
         assert (affine.size, affine.interpolation) == (512, "cubic")
         assert affine.box_from == "corners"
+    train, *others = (config[f"{split}_dataloader"] for split in ("train", "val", "test"))
+    assert train.dataset.ann_file == "annotations_released/train.json"
+    assert [c.dataset.ann_file for c in others] == ["annotations/val.json", "annotations/test.json"]
+    batch = {"alignshift": 2 * 4, "tsm": 2 * 4, "a3d": 1 * 4, "25d": 16 * 4}[kind]
+    assert train.batch_size == config.auto_scale_lr.base_batch_size == batch
+    optimizer, (warm_up, steps) = config.optim_wrapper.optimizer, config.param_scheduler
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.9, 1e-4)
+    assert (warm_up.end, steps.milestones, steps.end) == (500, [9, 16], 20)
     thresholds = {"alignshift": 1e-3, "tsm": 5e-5, "a3d": 5e-5, "25d": 5e-3}
     assert config.model.test_cfg.rcnn.score_thr == thresholds[kind]
     heads = config.model.roi_head
