@@ -1,8 +1,8 @@
 # What the published AlignShift, TSM, A3D and 2.5D runs share beyond the papers: to train as they
 # did, and for checkpoints of tools/convert_checkpoint.py. docs/converting.md says what remains
-# different. The experiments in configs/ do otherwise: today's geometry, without anchors and masks on
-# whole pixels and windows half a cell off; slices resampled by the weights of each position, as the
-# released ones are wrong from the second neighbour on; boxes around the moved diameters, as
+# different. The experiments in configs/ do otherwise: today's geometry, without anchors and masks
+# on whole pixels and windows half a cell off; slices resampled by the weights of each position, as
+# the released ones are wrong from the second neighbour on; boxes around the moved diameters, as
 # DeepLesion defines them; linear interpolation, which does not overshoot; and masks that are nearer
 # to the lesions.
 _base_ = "detector.py"
