@@ -162,9 +162,7 @@ def test_command_prints_and_writes(repository, tmp_path):
     assert "commit" in content["environment"]
 
 
-def test_gpu_recipe_repeats_the_cpus_losses_where_there_is_no_gpu(
-    phantom, monkeypatch, own_threads
-):
+def test_gpu_recipe_repeats_the_losses_of_the_cpu(phantom, monkeypatch, own_threads):
     """Both runs are on the CPU then: the second, of a process group, is to see the same samples."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = gpu_recipe.results(
