@@ -23,11 +23,10 @@ Lesion = tuple[np.ndarray, np.ndarray, np.ndarray]  # slice in HU, box, RECIST e
 
 
 def cases(root: Path | None = None) -> list[Case]:
-    """Against our recipe and against the released one, both on the whole slice.
+    """Against our recipe on the whole slice.
 
-    They learn the background's grey levels from other pixels, so the masks differ: the names of the
-    cases say by how much, docs/masks.md which are nearer to the truth. `root`: a prepared data set;
-    by default a phantom of 512 x 512 pixels.
+    It learns the background's grey levels from other pixels, so the masks differ: the case's name
+    says by how much. `root`: a prepared data set; by default a phantom of 512 x 512 pixels.
     """
     cv2.setNumThreads(0)  # as in the processes of tools/prepare_data.py
     if root is None:
@@ -38,13 +37,9 @@ def cases(root: Path | None = None) -> list[Case]:
     else:
         lesions = _lesions(root)
     ours = partial(_masks, recist.mask_from_recist, lesions)
-    found = []
-    methods = {"our recipe": whole_slice, "as released": recist.released_mask_from_recist}
-    for name, method in methods.items():
-        plain = partial(_masks, method, lesions)
-        name = f"{len(lesions)} lesions, {name} (IoU {_ious(ours(), plain()).mean():.2f})"
-        found.append(Case(name=name, ours=ours, baseline=plain, check=check))
-    return found
+    plain = partial(_masks, whole_slice, lesions)
+    name = f"{len(lesions)} lesions, our recipe (IoU {_ious(ours(), plain()).mean():.2f})"
+    return [Case(name=name, ours=ours, baseline=plain, check=check)]
 
 
 def check(ours: list[np.ndarray], plain: list[np.ndarray]) -> None:
