@@ -356,6 +356,7 @@ def test_released_options(path):
     assert [c.dataset.ann_file for c in others] == ["annotations/val.json", "annotations/test.json"]
     batch = {"alignshift": 2 * 4, "tsm": 2 * 4, "a3d": 1 * 4, "25d": 16 * 4}[kind]
     assert train.batch_size == config.auto_scale_lr.base_batch_size == batch
+    assert config.model_wrapper_cfg.sync_bn == (kind != "25d")
     optimizer, (warm_up, steps) = config.optim_wrapper.optimizer, config.param_scheduler
     assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.9, 1e-4)
     assert (warm_up.end, steps.milestones, steps.end) == (500, [9, 16], 20)
