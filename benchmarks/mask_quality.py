@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.prepare import published_grabcut
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.recist import (
     ellipse_from_recist,
     mask_from_recist,
     quadrilateral_from_recist,
+    released_mask_from_recist,
 )
 from deeplesion.data.slices import SliceFolder
 
@@ -29,7 +29,7 @@ SHAPES = {
 
 METHODS = {
     "mask_from_recist": mask_from_recist,
-    "GrabCut as published": published_grabcut,
+    "GrabCut as released": released_mask_from_recist,
     "ellipse": lambda hu, bbox, recist: ellipse_from_recist(recist, hu.shape),
     "quadrilateral": lambda hu, bbox, recist: quadrilateral_from_recist(recist, hu.shape),
 }

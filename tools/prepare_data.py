@@ -2,13 +2,14 @@
 
 python tools/prepare_data.py data/DeepLesion
 python tools/prepare_data.py data/DeepLesion --cache    # training then reads faster
+python tools/prepare_data.py data/DeepLesion --masks released    # what configs/released trains on
 python tools/prepare_data.py /share/DeepLesion --out data/DeepLesion    # the share is read-only
 """
 
 import argparse
 import sys
 
-from deeplesion.data.prepare import NUM_SLICES, prepare
+from deeplesion.data.prepare import MASKS, NUM_SLICES, prepare
 from deeplesion.data.slice_cache import fill_cache
 
 
@@ -47,6 +48,13 @@ def main() -> int:
         " takes DIR as DEEPLESION_ROOT",
     )
     parser.add_argument(
+        "--masks",
+        choices=MASKS,
+        default="default",
+        help="released: draw the masks as the released code of the AlignShift and A3D papers did"
+        " (docs/masks.md), for configs/released; they are written to DIR/annotations_released",
+    )
+    parser.add_argument(
         "--cache",
         type=number_of_slices,
         nargs="?",
@@ -57,11 +65,11 @@ def main() -> int:
     )
     args = parser.parse_args()
     try:
-        preparation = prepare(args.root, args.csv, args.workers, args.out, args.images)
+        preparation = prepare(args.root, args.csv, args.workers, args.out, args.images, args.masks)
         print(preparation)
         exit_code = preparation.exit_code
         if args.cache:
-            cache = fill_cache(args.out or args.root, args.cache, workers=args.workers)
+            cache = fill_cache(args.out or args.root, args.cache, args.workers, args.masks)
             print(cache)
             exit_code |= cache.exit_code
     except (OSError, ValueError, RuntimeError) as error:

@@ -35,11 +35,11 @@ def _scope():
         init_default_scope("mmdet")
 
 
-def dataset(root, split="train", pipeline=PIPELINE, stack=STACK, **options):
+def dataset(root, split="train", pipeline=PIPELINE, stack=STACK, folder="annotations", **options):
     return DeepLesionDataset(
         stack=stack,
         data_root=str(root),
-        ann_file=f"annotations/{split}.json",
+        ann_file=f"{folder}/{split}.json",
         data_prefix=dict(img="Images_png"),
         pipeline=pipeline,
         **options,
@@ -126,6 +126,8 @@ def test_a_resumed_sampler_goes_on_where_it_was(phantom):
 def test_missing_annotations_say_how_to_get_data(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"prepare_data.py.*make_phantom.py"):
         dataset(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"DEEPLESION_ROOT --masks released`"):
+        dataset(tmp_path, folder="annotations_released")
 
 
 def test_empty_split_is_an_error(phantom, tmp_path):
