@@ -21,7 +21,7 @@ custom_imports = dict(
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
-    param_scheduler=dict(type="ParamSchedulerHook"),
+    param_scheduler=dict(type="UpdateSchedulerHook"),  # a warm-up counts updates, not iterations
     # The model is chosen on val, by the mean sensitivity at 0.5, 1, 2 and 4 false positives.
     checkpoint=dict(
         type="ResumableCheckpointHook",

@@ -1,4 +1,5 @@
-"""When checkpoints are saved and which are kept; training stops at a loss that is not a number."""
+"""When checkpoints are saved and which are kept; what a schedule counts; training stops at a loss
+that is not a number."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 from pathlib import Path
 
 from mmengine.dist import get_rank, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, ParamSchedulerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -91,6 +92,19 @@ class ResumableCheckpointHook(Hook):
 def remove(folder: Path, name: str) -> None:
     # The name comes from a checkpoint, maybe a stranger's: it is to reach no other folder.
     (folder / Path(name).name).unlink(missing_ok=True)
+
+
+@HOOKS.register_module()
+class UpdateSchedulerHook(ParamSchedulerHook):
+    """mmengine's hook, but what a schedule has in iterations it counts in updates of the weights.
+
+    With accumulated gradients an update takes several iterations; the warm-up is then of as many
+    updates, and images, as without.
+    """
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        if runner.optim_wrapper.should_update():  # the iteration that is over ended in one
+            super().after_train_iter(runner, *args, **kwargs)
 
 
 @HOOKS.register_module()
