@@ -34,6 +34,8 @@ default_hooks = dict(
     # Of several processes with plain BatchNorm each has its own running statistics.
     sync_buffers=dict(type="SyncBuffersHook"),
     finite_loss=dict(type="FiniteLossHook"),
+    # Warns of losses that are not those of sound runs; `tools/check_run.py WORK_DIR` shows them.
+    run_check=dict(type="RunCheckHook", reference="deeplesion"),
 )
 
 env_cfg = dict(
