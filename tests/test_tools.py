@@ -146,6 +146,25 @@ def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp
         np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4)
 
 
+def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, tmp_path):
+    """The batch of the config is that of both together: as many updates, at the same rates."""
+    run = subprocess.run(
+        [repository / "scripts/dist_train.sh", repository / DEMO, "2", "--work-dir", tmp_path,
+         *QUICK],
+        env={**os.environ, "DEEPLESION_ROOT": str(phantom), "PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    one, two = (torch.load(d / "epoch_2.pth", weights_only=True) for d in (trained[0], tmp_path))
+    updates = [{s["step"].item() for s in c["optimizer"]["state"].values()} for c in (one, two)]
+    assert updates == [{4}, {4}]
+    assert one["meta"]["iter"] == two["meta"]["iter"] == 4
+    assert one["param_schedulers"] == two["param_schedulers"]
+    assert one["training"]["total_batch"] == two["training"]["total_batch"] == 4
+    (record,) = tmp_path.glob("run_*.json")
+    assert json.loads(record.read_text())["config"]["train_dataloader"]["batch_size"] == 4
+
+
 def test_resuming_continues_after_the_last_epoch(trained, repository, phantom, tmp_path):
     work_dir, _ = trained
     last = torch.load(work_dir / "epoch_2.pth", weights_only=True)
@@ -199,7 +218,7 @@ def test_best_checkpoint_comes_before_the_last(tmp_path):
     ],
 )
 def test_out_of_memory_names_the_options_that_lower_it(error):
-    advice = r"with_cp=True[\s\S]*--amp[\s\S]*batch_size"
+    advice = r"with_cp=True[\s\S]*--amp[\s\S]*accumulative_counts=4"
     with pytest.raises(SystemExit, match=advice), actionable_errors():
         raise error
 

@@ -93,7 +93,8 @@ def _draw_findings(
             continue
         mask, recist = mask_and_recist(finding)
         long, short = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
-        if long >= 5 and short >= 2.5:
+        # Of a crescent the longest perpendicular may miss the long axis: no reader draws that.
+        if long >= 5 and short >= 2.5 and axes_cross(recist):
             found.append((finding, mask, recist))
         if len(found) == wanted:
             break
@@ -240,9 +241,15 @@ def _read_off(rng: np.random.Generator, recist: np.ndarray, error: float) -> np.
     while True:
         angle = rng.uniform(0, 2 * np.pi, 4)
         shift = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        a, b, c, d = points = recist + rng.uniform(0, error, 4)[:, None] * shift
-        if _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0:
+        points = recist + rng.uniform(0, error, 4)[:, None] * shift
+        if axes_cross(points):
             return points
+
+
+def axes_cross(recist: np.ndarray) -> bool:
+    """Whether the two axes of a (4, 2) measurement meet."""
+    a, b, c, d = recist
+    return _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0
 
 
 def _side(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> float:
@@ -308,7 +315,7 @@ def make_phantom(
         if not low <= value <= high:
             raise ValueError(f"{option} is {value}: give a whole number from {low} to {high}")
     root = Path(root)
-    _claim(root, {"phantom_version": 1, "patients": patients, "size": size, "seed": seed})
+    _claim(root, {"phantom_version": 2, "patients": patients, "size": size, "seed": seed})
     table = root / "DL_info.csv"
     if not table.exists():
         series = plan_series(patients, size, seed)

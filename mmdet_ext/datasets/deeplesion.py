@@ -99,6 +99,8 @@ class DeepLesionDataset(CocoDataset):
         self._slices = SliceFolder(*folders)
         # For the metric: a table of a part of the test set says so.
         self._metainfo["table_key_slices"] = table_key_slices(content)
+        # How the masks were drawn, for the run card.
+        self._metainfo["masks"] = (content.get("info") or {}).get("masks")
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints that it indexes
             samples = super().load_data_list()
         # Which were logged as bad; workers share it.

@@ -25,7 +25,8 @@ from mmdet_ext.engine.runner import ResumableRunner
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
   --amp                                           half precision (GPU)
-  --cfg-options train_dataloader.batch_size=2     fewer images at once (scale the learning rate too)
+  --cfg-options optim_wrapper.accumulative_counts=4   a quarter of the images at once, the same
+                                                  total batch: the recipe stays (4 must divide it)
   --cfg-options stack.num_slices=3                3 instead of 7 slices
 The message of torch: {error}"""
 
@@ -82,9 +83,9 @@ def train(
             config.resume = True
             config.load_from = None if resume == "auto" else existing_file(resume)
         join_processes(config)
-        batch, level = settle_learning_rate(config, auto_scale_lr)
+        batch = settle_learning_rate(config, auto_scale_lr)
         runner = build_runner(config)
-        runner.logger.log(level, batch)
+        runner.logger.info(batch)
         if compile_static:
             model = getattr(runner.model, "module", runner.model)
             # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
