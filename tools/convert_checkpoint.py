@@ -2,14 +2,14 @@
 python tools/convert_checkpoint.py released.pth converted.pth"""
 
 import argparse
-import sys
 from pathlib import Path
 
+from deeplesion.command_line import command
+from mmdet_ext.config.experiment import config_folder
 from mmdet_ext.released.weights import convert_file
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs/released"
 
-
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="released checkpoint")
@@ -21,10 +21,9 @@ def main() -> None:
         help="backbone: backbone and neck alone, from a file that need not hold more",
     )
     options = parser.parse_args()
-    try:
-        found, count = convert_file(options.source, options.target, CONFIGS, options.part)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"convert_checkpoint: {error}")
+    found, count = convert_file(
+        options.source, options.target, config_folder() / "released", options.part
+    )
     print(f"{options.source}: {found.description}")
     print(f"{options.target}: {count} tensors")
     for name in found.configs:
