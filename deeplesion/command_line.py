@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ def command(failure: int = 1) -> Callable[[Callable], Callable]:
             except KeyboardInterrupt as interrupt:
                 status, text = INTERRUPTED, str(interrupt) or "interrupted"
             except BrokenPipeError as error:
-                if error.filename is not None or _stdout_is_open():
+                if _output_is_read():  # it is another pipe
                     status, text = failure, sentence(error)
                 else:  # who reads the output, such as `head`, has enough
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,9 +81,8 @@ def sentence(error: Exception) -> str:
     return f"{names}: {error.strerror}"
 
 
-def _stdout_is_open() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return False
-    return True
+def _output_is_read() -> bool:
+    """Whether there is still somebody at the other end of stdout."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
