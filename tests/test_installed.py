@@ -2,15 +2,19 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
+import zipfile
+from pathlib import Path
 
 import pytest
 
-from mmdet_ext.config.experiment import config_folder
-
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+COMMANDS = runpy.run_path(str(TOOLS / "installed.py"))["COMMANDS"]
 # A network of seconds: what is tested is that everything is there.
 SMALL = [
     "--cfg-options", "model.backbone.block_config=(1,1,1)", "model.neck.in_channels=(36,30,27)",
@@ -85,19 +89,16 @@ def test_from_an_empty_folder_to_the_tables(commands, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["phantom", "work_dirs"]
 
 
-def test_the_other_commands_are_there_too(commands, tmp_path):
-    printed = run(commands / "deeplesion-complexity", "a3d_3slice", "--size", 64, folder=tmp_path)
-    assert printed.startswith("a3d_3slice: A3DConv, 3 x 64 x 64\n")
-    error = run(commands / "deeplesion-convert", "none.pth", "new.pth", folder=tmp_path, expect=1)
-    assert error == "deeplesion-convert: no checkpoint file none.pth\n"
-
-
-def test_all_configs_are_in_the_wheel(commands, repository):
-    code = "from mmdet_ext.config.experiment import config_folder; print(config_folder())"
-    folder = run(commands / "python", "-c", code, folder=commands).strip()
-    names = [path.relative_to(folder) for path in config_folder().__class__(folder).rglob("*.py")]
-    there = [p.relative_to(repository / "configs") for p in (repository / "configs").rglob("*.py")]
-    assert sorted(names) == sorted(there) and folder.startswith(str(commands.parent))
+def test_the_wheel_holds_every_config_and_a_file_for_every_command(wheel, repository):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {p.relative_to(repository).as_posix() for p in repository.glob("configs/**/*.py")}
+    assert {name for name in names if "/configs/" in name} == {f"mmdet_ext/{c}" for c in configs}
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert set(project["scripts"]) == set(COMMANDS)
+    commands = {*COMMANDS.values(), "installed"}
+    tools = {name for name in names if "/tools/" in name}
+    assert tools == {f"mmdet_ext/tools/{command}.py" for command in commands}
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 
 def test_a_package_that_is_not_installed_is_named_with_the_way_to_it(commands, tmp_path):
