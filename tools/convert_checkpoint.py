@@ -2,6 +2,7 @@
 python tools/convert_checkpoint.py released.pth converted.pth"""
 
 import argparse
+import sys
 from pathlib import Path
 
 from deeplesion.command_line import command
@@ -26,13 +27,16 @@ def main() -> None:
     )
     print(f"{options.source}: {found.description}")
     print(f"{options.target}: {count} tensors")
+    installed = Path(sys.argv[0]).stem == "deeplesion-convert"
     for name in found.configs:
-        config = f"configs/released/{name}.py"
+        config = f"released/{name}" if installed else f"configs/released/{name}.py"
         if options.part == "all":
-            print(f"python tools/test.py {config} {options.target}")
+            test = "deeplesion-test" if installed else "python tools/test.py"
+            print(f"{test} {config} {options.target}")
         else:
+            train = "deeplesion-train" if installed else "python tools/train.py"
             print(
-                f"python tools/train.py {config} --cfg-options load_from={options.target} "
+                f"{train} {config} --cfg-options load_from={options.target} "
                 "model.backbone.init_cfg=None"
             )
 
