@@ -93,6 +93,9 @@ def main() -> None:
             "--annotations is for detections in COCO's format; result files of tools/test.py hold"
             " their lesions"
         )
+    out = options.out or options.results[0].parent / "evaluation"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder, which need not exist yet")
     results = []
     for path, name in zip(options.results, names):
         rule = (name, options.iou_threshold, options.pixel_offset)
@@ -119,7 +122,6 @@ def main() -> None:
     tables = all_tables(evaluations, comparisons, options.published)
     print("\n\n".join(map(to_text, tables)))
 
-    out = options.out or options.results[0].parent / "evaluation"
     content = dict(evaluations=evaluations, comparisons=comparisons)
     if options.published:
         content["published"] = [row._asdict() for row in PUBLISHED]

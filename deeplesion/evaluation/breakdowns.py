@@ -152,12 +152,12 @@ def _with_image_columns(
     return [{**r, **dict(zip(wanted, cells.get(i, nothing)))} for r, i in zip(records, images)]
 
 
-def unknown_column(column: str, names: set[str]) -> ValueError:
+def unknown_column(column: str, names: set[str]) -> UserError:
     """The error for a column that is not there."""
     near = difflib.get_close_matches(column.lower(), {n.lower(): n for n in names}, n=1, cutoff=0.4)
     nearest = next((n for n in sorted(names) if near and n.lower() == near[0]), None)
     hint = f"; did you mean {nearest!r}?" if nearest else "."
-    return ValueError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}.")
+    return UserError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}.")
 
 
 def _groupable(records: Sequence[dict]) -> set[str]:
