@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
+PARTS = ("configs", "deeplesion", "mmdet_ext", "tools")
+METADATA = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 COMMANDS = runpy.run_path(str(TOOLS / "installed.py"))["COMMANDS"]
 # A network of seconds: what is tested is that everything is there.
 SMALL = [
@@ -38,9 +40,9 @@ def run(*command, folder, expect=0, **variables):
 def wheel(repository, tmp_path_factory):
     """Built from a copy: setuptools leaves its folders where it builds."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in METADATA:
         (folder / name).write_text((repository / name).read_text())
-    for name in ("configs", "deeplesion", "mmdet_ext", "tools"):
+    for name in PARTS:
         (folder / name).symlink_to(repository / name)
     run(
         sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
@@ -95,7 +97,7 @@ def test_the_wheel_holds_every_config_and_a_file_for_every_command(wheel, reposi
     assert {name for name in names if "/configs/" in name} == {f"mmdet_ext/{c}" for c in configs}
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     assert set(project["scripts"]) == set(COMMANDS)
-    commands = {*COMMANDS.values(), "installed"}
+    commands = {*COMMANDS.values(), "installed", "__init__"}
     tools = {name for name in names if "/tools/" in name}
     assert tools == {f"mmdet_ext/tools/{command}.py" for command in commands}
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
@@ -109,3 +111,26 @@ def test_a_package_that_is_not_installed_is_named_with_the_way_to_it(commands, t
     )  # fmt: skip
     assert error.startswith("deeplesion-train: mmengine is not installed; pip install")
     assert error.count("\n") == 1
+
+
+def test_an_editable_installation_finds_the_commands_too(repository, tmp_path):
+    """As `make setup` installs: setuptools finds no mapped folder that is not a package."""
+    for name in PARTS:
+        (tmp_path / name).symlink_to(repository / name)
+    for name in METADATA:
+        (tmp_path / name).write_text((repository / name).read_text())
+    build = "from setuptools.build_meta import build_editable; build_editable('.')"
+    run(sys.executable, "-c", build, folder=tmp_path)
+    (path,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(path).extractall(tmp_path / "site")
+    (finder,) = (tmp_path / "site").glob("*_finder.py")
+    # Without the finders of the environment, whose installation is an editable one itself.
+    code = (
+        f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
+        f"sys.path.insert(0, {str(finder.parent)!r}); import {finder.stem} as finder\n"
+        "finder.install(); import mmdet_ext.tools.installed as found; print(found.__file__)"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    found = run(sys.executable, "-c", code, folder=elsewhere)
+    assert found.strip() == str(tmp_path / "tools/installed.py")
