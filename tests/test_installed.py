@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -116,7 +117,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_way_to_it(commands, t
 def test_an_editable_installation_finds_the_commands_too(repository, tmp_path):
     """As `make setup` installs: setuptools finds no mapped folder that is not a package."""
     for name in PARTS:
-        (tmp_path / name).symlink_to(repository / name)
+        shutil.copytree(repository / name, tmp_path / name)
     for name in METADATA:
         (tmp_path / name).write_text((repository / name).read_text())
     build = "from setuptools.build_meta import build_editable; build_editable('.')"
@@ -124,13 +125,13 @@ def test_an_editable_installation_finds_the_commands_too(repository, tmp_path):
     (path,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(path).extractall(tmp_path / "site")
     (finder,) = (tmp_path / "site").glob("*_finder.py")
-    # Without the finders of the environment, whose installation is an editable one itself.
+    # -S: without the finder of this environment, whose own installation is an editable one.
     code = (
-        f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)]\n"
-        f"sys.path.insert(0, {str(finder.parent)!r}); import {finder.stem} as finder\n"
-        "finder.install(); import mmdet_ext.tools.installed as found; print(found.__file__)"
+        f"import sys; sys.path += [{str(finder.parent)!r}, {sysconfig.get_path('purelib')!r}]\n"
+        f"import {finder.stem} as finder; finder.install()\n"
+        "import mmdet_ext.tools.installed as found; print(found.__file__)"
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    found = run(sys.executable, "-c", code, folder=elsewhere)
+    found = run(sys.executable, "-S", "-c", code, folder=elsewhere)
     assert found.strip() == str(tmp_path / "tools/installed.py")
