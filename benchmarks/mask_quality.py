@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from deeplesion.data.coco import read_json
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.recist import (
     ellipse_from_recist,
@@ -43,7 +43,7 @@ def ious_by_group(root: Path) -> dict[str, list[list[float]]]:
             f"{truth_file} not found: ROOT must be a phantom, whose true masks are known; write one"
             f" with python tools/make_phantom.py {root}"
         )
-    truth = json.loads(truth_file.read_text())
+    truth = read_json(truth_file, "the truth of a phantom")
     slices = SliceFolder(root / "Images_png")
     groups = defaultdict(list)
     for file_name, lesions in read_dl_info(root / "DL_info.csv").groupby("file_name", sort=False):

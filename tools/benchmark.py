@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from benchmarks.measure import environment, format_results, measure
+from deeplesion.command_line import command
 from deeplesion.files import write_whole
 
 BENCHMARKS = {
@@ -24,6 +25,7 @@ BENCHMARKS = {
 }
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)

@@ -8,9 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from deeplesion.command_line import command
+from deeplesion.errors import MissingDataError
 from mmdet_ext.engine.run_check import Reference, causes, check, plot, read_log, read_plan, table
 
 
+@command(failure=2)
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -23,17 +26,12 @@ def main() -> int:
     )
     parser.add_argument("--plot", metavar="PNG", help="default: WORK_DIR/check_run.png")
     args = parser.parse_args()
-    try:
-        plan, name = read_plan(args.work_dir)
-        log = read_log(args.work_dir, plan.updates_per_epoch)
-        name = args.reference or name
-        reference = Reference.read(name) if name else None
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    plan, name = read_plan(args.work_dir)
+    log = read_log(args.work_dir, plan.updates_per_epoch)
+    name = args.reference or name
+    reference = Reference.read(name) if name else None
     if not log:
-        print(f"error: {args.work_dir} has no losses in its log yet", file=sys.stderr)
-        return 2
+        raise MissingDataError(f"{args.work_dir} has no losses in its log yet")
     last = max(log)
     total = plan.updates_per_epoch * plan.max_epochs
     print(

@@ -9,6 +9,7 @@ python tools/prepare_data.py /share/DeepLesion --out data/DeepLesion    # the sh
 import argparse
 import sys
 
+from deeplesion.command_line import command, told_to_repeat
 from deeplesion.data.prepare import MASKS, NUM_SLICES, prepare
 from deeplesion.data.slice_cache import fill_cache
 
@@ -21,6 +22,7 @@ def number_of_slices(text: str) -> int:
     return int(text)
 
 
+@command(failure=2)
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Draw the lesions' masks and write DIR/annotations/{train,val,test}.json, and"
@@ -64,7 +66,7 @@ def main() -> int:
         f" of up to D slices can touch (default {NUM_SLICES}), about as large as their PNGs",
     )
     args = parser.parse_args()
-    try:
+    with told_to_repeat():
         preparation = prepare(args.root, args.csv, args.workers, args.out, args.images, args.masks)
         print(preparation)
         exit_code = preparation.exit_code
@@ -72,12 +74,6 @@ def main() -> int:
             cache = fill_cache(args.out or args.root, args.cache, args.workers, args.masks)
             print(cache)
             exit_code |= cache.exit_code
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
     return exit_code
 
 

@@ -23,7 +23,7 @@ from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.locate import ANNOTATIONS, IMAGES, advice, find_image_folders, find_table
 from deeplesion.data.slices import SliceFolder, files_in_reach
 from deeplesion.data.unfinished import UNFINISHED, json_line, open_unfinished
-from deeplesion.errors import MissingDataError, WriteError
+from deeplesion.errors import MissingDataError, UserError, WriteError
 from deeplesion.files import explained, write_whole
 from deeplesion.processes import available_cores, in_processes
 
@@ -138,9 +138,9 @@ def prepare(
     root, out = Path(root), Path(root if out is None else out)
     workers = available_cores() if workers is None else workers
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+        raise UserError(f"workers must be at least 1, got {workers}")
     if masks not in MASKS:
-        raise ValueError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
+        raise UserError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
     csv = _table(root, csv)
     with warnings.catch_warnings():
         # Clipped boxes: they go to the report instead.
@@ -148,7 +148,7 @@ def prepare(
         lesions = read_dl_info(csv)
     clean = lesions[~lesions.noisy]
     if clean.empty:
-        raise ValueError(f"{csv}: all of its {len(lesions):,} lesions are flagged as noisy")
+        raise UserError(f"{csv}: all of its {len(lesions):,} lesions are flagged as noisy")
     key_slices = {}  # file name -> its rows of the table
     for lesion in clean.itertuples():
         key_slices.setdefault(lesion.file_name, []).append(lesion)

@@ -20,6 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from deeplesion.conventions import DL_INFO_COLUMNS, HU_OFFSET, RECIST_MARGIN
+from deeplesion.data.coco import read_json
+from deeplesion.errors import UserError
 from deeplesion.files import write_whole
 from deeplesion.phantom.body import (
     BODY_LENGTH,
@@ -276,7 +278,7 @@ def _claim(root: Path, arguments: dict) -> None:
     """Make `root` the folder of this phantom, or refuse it."""
     note = root / "phantom_truth" / "arguments.json"
     if note.exists():
-        there = json.loads(note.read_text())
+        there = read_json(note, "what make_phantom noted of a phantom")
         if there != arguments:
             raise FileExistsError(
                 f"{root} holds a phantom made with {there}, not {arguments}: "
@@ -313,7 +315,7 @@ def make_phantom(
         ("workers", workers, 1, 1024),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{option} is {value}: give a whole number from {low} to {high}")
+            raise UserError(f"{option} is {value}: give a whole number from {low} to {high}")
     root = Path(root)
     _claim(root, {"phantom_version": 2, "patients": patients, "size": size, "seed": seed})
     table = root / "DL_info.csv"

@@ -127,6 +127,12 @@ class ConsoleHook(Hook):
             validated += ", the best so far" if best.endswith(here) else ""
         self._say_epoch(runner, runner.epoch, validated)
 
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        self._bar.close()
+        for name, value in metrics.items():  # of FROCMetric the command prints the table
+            if not name.startswith("FROC/"):
+                say(name, value)
+
     def _say_epoch(self, runner: Runner, epoch: int, validated: str = "") -> None:
         hub, loop = runner.message_hub, runner.train_loop
         # The hub is part of a checkpoint: it knows of the part before an interruption too.

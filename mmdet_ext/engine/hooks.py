@@ -12,8 +12,10 @@ from mmengine.hooks import Hook, ParamSchedulerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from deeplesion.errors import UserError
 from deeplesion.files import write_whole
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
+from mmdet_ext.config.check import ConfigError
 from mmdet_ext.engine.distributed import accumulative_counts
 from mmdet_ext.engine.run_card import plan_of
 from mmdet_ext.engine.run_check import (
@@ -83,7 +85,10 @@ class ResumableCheckpointHook(Hook):
         if self.save_best is None:
             return
         if self.save_best not in metrics:
-            raise KeyError(f"save_best={self.save_best!r} is none of {sorted(metrics)}")
+            raise ConfigError(
+                f"default_hooks.checkpoint: save_best={self.save_best!r} is none of "
+                f"{sorted(metrics)}, which val_evaluator gives"
+            )
         hub, folder = runner.message_hub, Path(runner.work_dir)
         score = float(metrics[self.save_best])
         best = hub.get_info("best_score", -math.inf if self.rule == "greater" else math.inf)
@@ -104,6 +109,10 @@ class ResumableCheckpointHook(Hook):
 def remove(folder: Path, name: str) -> None:
     # The name comes from a checkpoint, maybe a stranger's: it is to reach no other folder.
     (folder / Path(name).name).unlink(missing_ok=True)
+
+
+class LossError(UserError, FloatingPointError):
+    """A loss that is not finite: of the data or the options, not of the program."""
 
 
 @HOOKS.register_module()
@@ -130,14 +139,14 @@ class FiniteLossHook(Hook):
     priority = "ABOVE_NORMAL"
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Raises FloatingPointError."""
+        """Raises LossError."""
         if math.isfinite(outputs["loss"].item()):
             return
         values = {name: value.item() for name, value in outputs.items() if "loss" in name}
         bad = ", ".join(f"{name} = {v}" for name, v in values.items() if not math.isfinite(v))
         rates = sorted({rate for rates in runner.optim_wrapper.get_lr().values() for rate in rates})
         files = ", ".join(sample.img_path for sample in data_batch["data_samples"])
-        raise FloatingPointError(
+        raise LossError(
             f"training stopped, the loss is not finite: {bad}\n"
             f"  iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch {batch_idx + 1}), "
             f"process {get_rank()}\n"

@@ -10,6 +10,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from mmdet_ext.config.check import ConfigError
 from mmdet_ext.engine.distributed import accumulative_counts, images_per_process
 from mmdet_ext.random_states import kept_random_states, random_states, set_random_states
 
@@ -58,7 +59,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.runner.model.train()
         sampler = self.dataloader.sampler
         if not hasattr(sampler, "start") or not self.dataloader.batch_size:
-            raise ValueError(NO_SAMPLER.format(sampler=type(sampler).__name__))
+            raise ConfigError(NO_SAMPLER.format(sampler=type(sampler).__name__))
         sampler.set_epoch(self._epoch)
         sampler.start = self.batch * self.dataloader.batch_size
         with kept_random_states():  # an iterator draws the seed of its workers

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from deeplesion.errors import MissingDataError, UserError
+
 WINDOW = 100  # updates that a median is of, as in MULAN's public logs
 VALIDATION = "FROC/average"
 # As mmdet logs them; classification of the RPN, of the box head, and so on.
@@ -115,7 +117,7 @@ class Reference:
         path = REFERENCES / f"{name}.json"
         if not path.is_file():
             names = ", ".join(sorted(file.stem for file in REFERENCES.glob("*.json")))
-            raise ValueError(f"RunCheckHook.reference={name!r} is none of {names}, None")
+            raise UserError(f"RunCheckHook.reference={name!r} is none of {names}, None")
         return cls(json.loads(path.read_text()))
 
     def misfit(self, plan: Plan) -> str | None:
@@ -241,7 +243,7 @@ def read_plan(work_dir: str | Path) -> tuple[Plan, str | None]:
                 tuple(training["drops"]),
             )
             return plan, training["reference"]
-    raise FileNotFoundError(f"{work_dir} holds no run_*.json of a training that has begun")
+    raise MissingDataError(f"{work_dir} holds no run_*.json of a training that has begun")
 
 
 def causes(findings: Iterable[Finding]) -> list[str]:
