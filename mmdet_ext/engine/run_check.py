@@ -9,9 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 WINDOW = 100  # updates that a median is of, as in MULAN's public logs
 VALIDATION = "FROC/average"
+# By how much ranges are wider than what the recorded runs had: a factor, and points.
+MARGIN, VALIDATION_MARGIN = 1.25, 12
 # As mmdet logs them; classification of the RPN, of the box head, and so on.
 CURVES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask", "grad_norm")
 QUANTITIES = (*CURVES, VALIDATION)
@@ -224,6 +227,35 @@ def read_log(work_dir: str | Path, updates_per_epoch: int) -> dict[int, dict[str
                 started = True
             values.setdefault(update, {}).update(found)
     return dict(sorted(values.items()))
+
+
+def record(
+    logs: Sequence[Mapping[int, Mapping[str, float]]], plan: Plan, source: str
+) -> dict[str, Any]:
+    """The content of a reference from the logs of sound runs of one recipe.
+
+    A range is what the runs had at 100, 200 and 500 updates and at each epoch's end after the
+    first hundred, losses and gradient norm widened by MARGIN each way, validation by
+    VALIDATION_MARGIN points.
+    """
+    ends = {epoch * plan.updates_per_epoch for epoch in range(1, plan.max_epochs + 1)}
+    points = []
+    for update in sorted({WINDOW, 200, 500, *ends}):
+        point: dict[str, Any] = dict(update=update)
+        for quantity in QUANTITIES:
+            found = [log[update][quantity] for log in logs if quantity in log.get(update, {})]
+            if not found:
+                continue
+            if quantity == VALIDATION:
+                low, high = min(found) - VALIDATION_MARGIN, max(found) + VALIDATION_MARGIN
+                point[quantity] = [round(max(low, 0), 1), round(min(high, 100), 1)]
+            elif update >= WINDOW:  # earlier ones are of fewer updates
+                low, high = min(found) / MARGIN, max(found) * MARGIN
+                point[quantity] = [float(f"{low:.3g}"), float(f"{high:.3g}")]
+        if len(point) > 1:
+            points.append(point)
+    recipe = dict(total_batch=plan.total_batch, updates_per_epoch=plan.updates_per_epoch)
+    return dict(source=source, recipe=recipe, points=points)
 
 
 def read_plan(work_dir: str | Path) -> tuple[Plan, str | None]:
