@@ -132,7 +132,10 @@ def masks_of(dataset: Dataset) -> str:
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", ())
     if not any(getattr(step, "with_mask", False) for step in steps):
         return "none"
-    return str(getattr(dataset, "metainfo", {}).get("masks") or "as in the annotation file")
+    if masks := getattr(dataset, "metainfo", {}).get("masks"):
+        return str(masks)
+    folder = Path(getattr(dataset, "ann_file", "")).parent.name
+    return f"of {folder}/; the annotation file does not say how they were drawn"
 
 
 def batch_norm(model: nn.Module, processes: int) -> str:

@@ -23,33 +23,34 @@ REFERENCES = Path(__file__).parent / "references"
 # What usually takes a quantity out of its range. Several apply at once: look at the first that all
 # findings share.
 CAUSES = {
-    ("loss_rpn_cls", "above"): "the RPN does not learn (frozen, learning rate too small for the "
-    "batch), pretrained weights are not loaded, or the HU window is wrong",
-    ("loss_rpn_cls", "below"): "the pretrained weights or the data are other ones than the "
-    "reference's",
-    ("loss_rpn_bbox", "above"): "boxes do not fit the images (shifted, or of another image size), "
-    "or the RPN does not learn",
-    ("loss_rpn_bbox", "below"): "the RPN proposes nothing near the lesions, or the boxes are of "
-    "another kind",
-    ("loss_cls", "above"): "proposals are found but not told from tissue: boxes shifted, HU window "
-    "wrong, thickness NaN or wrong (no neighbouring slices), pretrained weights not loaded",
-    ("loss_cls", "below"): "few proposals reach a lesion: the RPN does not learn, or boxes are "
-    "shifted, so that all of them are background",
-    ("loss_bbox", "above"): "boxes do not fit the images",
-    ("loss_bbox", "below"): "few proposals reach a lesion: the RPN does not learn, or boxes are "
-    "shifted",
-    ("loss_mask", "above"): "masks are missing or empty, or do not lie in their boxes",
-    ("loss_mask", "below"): "the masks are of another kind (whole boxes, say) than the reference's",
+    ("loss_rpn_cls", "above"): "the RPN does not learn (frozen, or a learning rate too small for "
+    "the batch), pretrained weights are not loaded, or the HU window is wrong",
+    ("loss_rpn_cls", "below"): "other data or other pretrained weights than the reference's",
     (
-        "grad_norm",
+        "loss_rpn_bbox",
         "above",
-    ): "learning rate too high for the batch (total batch, --auto-scale-lr), or warm-up left out",
-    ("grad_norm", "below"): "most of the network is frozen, or nothing is left to learn",
+    ): "learning rate too high for the batch, or boxes that do not fit the "
+    "images (shifted, of another image size)",
+    ("loss_rpn_bbox", "below"): "the RPN does not learn, or boxes are of another kind",
+    ("loss_cls", "above"): "proposals are found but not told from tissue: learning rate too high, "
+    "HU window wrong, thickness NaN (no neighbouring slices), pretrained weights not loaded",
+    ("loss_cls", "below"): "few proposals reach a lesion, so that all are background: the RPN does "
+    "not learn, boxes are shifted, the HU window is wrong, pretrained weights are not loaded",
+    ("loss_bbox", "above"): "learning rate too high for the batch, or boxes that do not fit the "
+    "images",
+    ("loss_bbox", "below"): "few proposals reach a lesion: the RPN does not learn, boxes are "
+    "shifted, the HU window is wrong, pretrained weights are not loaded",
+    ("loss_mask", "above"): "masks do not lie in their boxes, or the mask head does not learn",
     (
-        VALIDATION,
-        "above",
-    ): "validation is not what it is for the reference: other images, or images "
-    "of the training split",
+        "loss_mask",
+        "below",
+    ): "masks are missing or empty (the loss of nothing against nothing is 0), "
+    "no proposal reaches a lesion, or masks are of another kind (whole boxes, say)",
+    ("grad_norm", "above"): "learning rate too high for the batch, or warm-up left out",
+    ("grad_norm", "below"): "part of the network is frozen, or there is little to learn from (few "
+    "lesions in the images)",
+    (VALIDATION, "above"): "validation on other images than the reference's, or on those of the "
+    "training split",
     (
         VALIDATION,
         "below",
@@ -234,13 +235,13 @@ def record(
 ) -> dict[str, Any]:
     """The content of a reference from the logs of sound runs of one recipe.
 
-    A range is what the runs had at 100, 200 and 500 updates and at each epoch's end after the
-    first hundred, losses and gradient norm widened by MARGIN each way, validation by
-    VALIDATION_MARGIN points.
+    A range is what the runs had at an update, widened by MARGIN each way, that of validation by
+    VALIDATION_MARGIN points. Points lie close at first, where losses change fast, then at the ends
+    of epochs.
     """
     ends = {epoch * plan.updates_per_epoch for epoch in range(1, plan.max_epochs + 1)}
     points = []
-    for update in sorted({WINDOW, 200, 500, *ends}):
+    for update in sorted({*range(WINDOW, 200, 20), 200, 300, 500, *ends}):
         point: dict[str, Any] = dict(update=update)
         for quantity in QUANTITIES:
             found = [log[update][quantity] for log in logs if quantity in log.get(update, {})]
