@@ -196,7 +196,8 @@ def medians(history: Mapping[str, Sequence[float]], accumulated: int = 1) -> dic
     found = {}
     for quantity, values in history.items():
         updates = min(len(values) // accumulated, WINDOW)
-        last = values[len(values) - updates * accumulated :]
+        end = len(values) // accumulated * accumulated  # what follows is part of an update to come
+        last = values[end - updates * accumulated : end]
         parts = (last[i : i + accumulated] for i in range(0, len(last), accumulated))
         if updates:
             found[quantity] = float(median(sum(part) / len(part) for part in parts))

@@ -36,8 +36,8 @@ def test_medians_are_of_the_last_hundred_updates_and_of_means_of_their_parts():
     values = [1000.0] * 50 + [float(i) for i in range(100)]
     assert medians({"loss_cls": values}) == {"loss_cls": 49.5}
     assert medians({"loss_cls": [3.0, 1.0, 2.0], "loss_mask": []}) == {"loss_cls": 2.0}
-    # Updates of three parts: means 2, 5, 8; a tenth part belongs to an update that is not over.
-    assert medians({"loss_cls": [1, 2, 3, 4, 5, 6, 7, 8, 9]}, accumulated=3) == {"loss_cls": 5}
+    # Updates of three parts: means 2, 5, 8; the tenth belongs to an update that is not over.
+    assert medians({"loss_cls": [1, 2, 3, 4, 5, 6, 7, 8, 9, 99]}, accumulated=3) == {"loss_cls": 5}
 
 
 def test_a_range_is_interpolated_in_logarithms_between_its_points():
