@@ -40,7 +40,11 @@ CAUSES = {
     "images",
     ("loss_bbox", "below"): "few proposals reach a lesion: the RPN does not learn, boxes are "
     "shifted, the HU window is wrong, pretrained weights are not loaded",
-    ("loss_mask", "above"): "masks do not lie in their boxes, or the mask head does not learn",
+    (
+        "loss_mask",
+        "above",
+    ): "masks do not lie in their boxes, pretrained weights are not loaded, or "
+    "the mask head does not learn",
     (
         "loss_mask",
         "below",
