@@ -63,6 +63,7 @@ LIBRARIES = {
     "deeplesion.evaluation.intervals": {"numpy"},
     "mmdet_ext.ops": {"torch"},
     "mmdet_ext.convert": {"torch"},
+    "mmdet_ext.engine.run_check": {"matplotlib"},
 }
 
 

@@ -5,12 +5,23 @@ range and why that usually is, and a plot. docs/reproduce.md says what it finds.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from deeplesion.command_line import command
 from deeplesion.errors import MissingDataError
-from mmdet_ext.engine.run_check import Reference, causes, check, plot, read_log, read_plan, table
+from deeplesion.files import write_whole
+from mmdet_ext.engine.run_check import (
+    Reference,
+    causes,
+    check,
+    plot,
+    read_log,
+    read_plan,
+    record,
+    table,
+)
 
 
 @command(failure=2)
@@ -20,28 +31,40 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Exit status: 0 as sound runs, 1 something is out of range, 2 nothing to compare.",
     )
-    parser.add_argument("work_dir", metavar="WORK_DIR", help="folder of a training")
+    parser.add_argument("work_dirs", nargs="+", metavar="WORK_DIR", help="folder of a training")
     parser.add_argument(
         "--reference", help="compare with references/NAME.json; default: what the config says"
     )
-    parser.add_argument("--plot", metavar="PNG", help="default: WORK_DIR/check_run.png")
+    parser.add_argument(
+        "--record", metavar="JSON", help="write the ranges of these runs, which are sound, instead"
+    )
     args = parser.parse_args()
-    plan, name = read_plan(args.work_dir)
-    log = read_log(args.work_dir, plan.updates_per_epoch)
-    name = args.reference or name
+    if args.record:
+        plans = [read_plan(folder)[0] for folder in args.work_dirs]
+        logs = [read_log(f, p.updates_per_epoch) for f, p in zip(args.work_dirs, plans)]
+        source = f"{len(logs)} runs, recorded by tools/check_run.py --record"
+        content = json.dumps(record(logs, plans[0], source), indent=1)
+        write_whole(Path(args.record), content + "\n")
+        return 0
+    return max(show(Path(folder), args.reference) for folder in args.work_dirs)
+
+
+def show(work_dir: Path, name: str | None) -> int:
+    """Prints how a run goes, and draws it; returns the exit status."""
+    plan, own = read_plan(work_dir)
+    log = read_log(work_dir, plan.updates_per_epoch)
+    name = name or own
     reference = Reference.read(name) if name else None
     if not log:
-        raise MissingDataError(f"{args.work_dir} has no losses in its log yet")
+        raise MissingDataError(f"{work_dir} has no losses in its log yet")
     last = max(log)
     total = plan.updates_per_epoch * plan.max_epochs
-    print(
-        f"{args.work_dir}: update {last:,} of {total:,}, epoch {last / plan.updates_per_epoch:.2f}"
-    )
+    print(f"{work_dir}: update {last:,} of {total:,}, epoch {last / plan.updates_per_epoch:.2f}")
     misfit = reference.misfit(plan) if reference else "the config names no reference"
     if not misfit:
         print(f"compared with {name}: {reference.source}\n")
         print("\n".join(table(reference, plan, log)))
-    path = args.plot or Path(args.work_dir) / "check_run.png"
+    path = work_dir / "check_run.png"
     plot(None if misfit else reference, plan, log, path)
     print(f"\nplot: {path}")
     if misfit:

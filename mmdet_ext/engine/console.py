@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import sys
 import time
 import warnings
@@ -148,7 +149,7 @@ class ConsoleHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         hub, seconds = runner.message_hub, time.monotonic() - self._started
-        updates = runner.iter // accumulative_counts(runner.cfg)
+        updates = math.ceil(runner.iter / accumulative_counts(runner.cfg))
         ended = f"{runner.epoch} epochs, {updates:,} updates; this start took "
         ended += tqdm.format_interval(seconds)
         say("ended", ended)

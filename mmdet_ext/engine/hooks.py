@@ -196,7 +196,7 @@ class RunCheckHook(Hook):
                 runner.message_hub.update_scalar(f"processes/{name}", value)
         if not runner.optim_wrapper.should_update():
             return
-        update = (runner.iter + 1) // self._accumulated
+        update = math.ceil((runner.iter + 1) / self._accumulated)
         if is_main_process() and (update % self.interval == 0 or update in (WINDOW, 500)):
             values = self._medians(runner)
             runner.visualizer.add_scalars({f"median/{k}": v for k, v in values.items()}, update)
@@ -205,7 +205,7 @@ class RunCheckHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         if is_main_process():
-            update = max(1, (runner.iter) // self._accumulated)
+            update = max(1, runner.iter // self._accumulated)
             self._check(runner, update, self._medians(runner))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
@@ -219,10 +219,10 @@ class RunCheckHook(Hook):
             # Gradients are those of all processes anyway.
             part = "processes" if runner.distributed and name != "grad_norm" else "train"
             if f"{part}/{name}" in scalars:
-                history[name] = scalars[f"{part}/{name}"].data[0][-WINDOW * self._accumulated :]
+                history[name] = scalars[f"{part}/{name}"].data[0]
         norms = history.pop("grad_norm", None)  # one an update
         found = medians(history, self._accumulated)
-        return found | (medians({"grad_norm": norms[-WINDOW:]}) if norms is not None else {})
+        return found | (medians({"grad_norm": norms}) if norms is not None else {})
 
     def _check(self, runner: Runner, update: int, values: dict[str, float]) -> None:
         findings = check(self.reference, self._plan, update, values) if self.reference else []

@@ -45,7 +45,10 @@ def facts_of(runner: Runner) -> dict[str, Any]:
     """What a training is made of, for run_*.json and `card`. Called when training begins."""
     config, plan = runner.cfg, plan_of(runner)
     accumulated = accumulative_counts(config)
-    rates, warm_up = learning_rates(config, plan)
+    try:
+        rates, warm_up = learning_rates(config, plan)
+    except Exception:  # one that follows validation, say, or of one's own: no reason to stop a run
+        rates, warm_up = [], 0
     hooks = [config.get("default_hooks", {}).get("run_check"), *(config.get("custom_hooks") or [])]
     data = {"train": runner.train_dataloader.dataset}
     if runner.val_loop is not None:
@@ -103,7 +106,8 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
         said = [said[0], "...", said[len(said) // 2], "...", said[-1]]
     warm_up = facts["warm_up_updates"]
     warm = f"; warm-up {warm_up} updates = {warm_up / facts['updates_per_epoch']:.2f} epochs"
-    lines.append(("rate", ", ".join(said) + (warm if warm_up else "; no warm-up")))
+    warm = warm if warm_up else "; no warm-up"
+    lines.append(("rate", ", ".join(said) + warm if rates else "not known beforehand"))
     lines.append(("BatchNorm", facts["batch_norm"]))
     if facts["stack"]:
         lines.append(("stack", ", ".join(f"{k} {v}" for k, v in facts["stack"].items())))
@@ -132,7 +136,10 @@ def masks_of(dataset: Dataset) -> str:
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", ())
     if not any(getattr(step, "with_mask", False) for step in steps):
         return "none"
-    return str(getattr(dataset, "metainfo", {}).get("masks") or "as in the annotation file")
+    if masks := getattr(dataset, "metainfo", {}).get("masks"):
+        return str(masks)
+    folder = Path(getattr(dataset, "ann_file", "")).parent.name
+    return f"of {folder}/; the annotation file does not say how they were drawn"
 
 
 def batch_norm(model: nn.Module, processes: int) -> str:
@@ -153,6 +160,7 @@ def learning_rates(config: Any, plan: Plan) -> tuple[list[float], int]:
     optimizer = torch.optim.SGD(
         [nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr
     )
+    optimizer.step()  # torch warns of a schedule that goes first
     schedules = config.get("param_scheduler") or []
     schedules = [schedules] if isinstance(schedules, dict) else schedules
     built, warm_up = [], 0

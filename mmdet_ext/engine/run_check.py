@@ -9,11 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from deeplesion.errors import MissingDataError, UserError
 
 WINDOW = 100  # updates that a median is of, as in MULAN's public logs
 VALIDATION = "FROC/average"
+# By how much ranges are wider than what the recorded runs had: a factor, and points.
+MARGIN, VALIDATION_MARGIN = 1.25, 12
 # As mmdet logs them; classification of the RPN, of the box head, and so on.
 CURVES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask", "grad_norm")
 QUANTITIES = (*CURVES, VALIDATION)
@@ -22,33 +25,38 @@ REFERENCES = Path(__file__).parent / "references"
 # What usually takes a quantity out of its range. Several apply at once: look at the first that all
 # findings share.
 CAUSES = {
-    ("loss_rpn_cls", "above"): "the RPN does not learn (frozen, learning rate too small for the "
-    "batch), pretrained weights are not loaded, or the HU window is wrong",
-    ("loss_rpn_cls", "below"): "the pretrained weights or the data are other ones than the "
-    "reference's",
-    ("loss_rpn_bbox", "above"): "boxes do not fit the images (shifted, or of another image size), "
-    "or the RPN does not learn",
-    ("loss_rpn_bbox", "below"): "the RPN proposes nothing near the lesions, or the boxes are of "
-    "another kind",
-    ("loss_cls", "above"): "proposals are found but not told from tissue: boxes shifted, HU window "
-    "wrong, thickness NaN or wrong (no neighbouring slices), pretrained weights not loaded",
-    ("loss_cls", "below"): "few proposals reach a lesion: the RPN does not learn, or boxes are "
-    "shifted, so that all of them are background",
-    ("loss_bbox", "above"): "boxes do not fit the images",
-    ("loss_bbox", "below"): "few proposals reach a lesion: the RPN does not learn, or boxes are "
-    "shifted",
-    ("loss_mask", "above"): "masks are missing or empty, or do not lie in their boxes",
-    ("loss_mask", "below"): "the masks are of another kind (whole boxes, say) than the reference's",
+    ("loss_rpn_cls", "above"): "the RPN does not learn (frozen, or a learning rate too small for "
+    "the batch), pretrained weights are not loaded, or the HU window is wrong",
+    ("loss_rpn_cls", "below"): "other data or other pretrained weights than the reference's",
     (
-        "grad_norm",
+        "loss_rpn_bbox",
         "above",
-    ): "learning rate too high for the batch (total batch, --auto-scale-lr), or warm-up left out",
-    ("grad_norm", "below"): "most of the network is frozen, or nothing is left to learn",
+    ): "learning rate too high for the batch, or boxes that do not fit the "
+    "images (shifted, of another image size)",
+    ("loss_rpn_bbox", "below"): "the RPN does not learn, or boxes are of another kind",
+    ("loss_cls", "above"): "proposals are found but not told from tissue: learning rate too high, "
+    "HU window wrong, thickness NaN (no neighbouring slices), pretrained weights not loaded",
+    ("loss_cls", "below"): "few proposals reach a lesion, so that all are background: the RPN does "
+    "not learn, boxes are shifted, the HU window is wrong, pretrained weights are not loaded",
+    ("loss_bbox", "above"): "learning rate too high for the batch, or boxes that do not fit the "
+    "images",
+    ("loss_bbox", "below"): "few proposals reach a lesion: the RPN does not learn, boxes are "
+    "shifted, the HU window is wrong, pretrained weights are not loaded",
     (
-        VALIDATION,
+        "loss_mask",
         "above",
-    ): "validation is not what it is for the reference: other images, or images "
-    "of the training split",
+    ): "masks do not lie in their boxes, pretrained weights are not loaded, or "
+    "the mask head does not learn",
+    (
+        "loss_mask",
+        "below",
+    ): "masks are missing or empty (the loss of nothing against nothing is 0), "
+    "no proposal reaches a lesion, or masks are of another kind (whole boxes, say)",
+    ("grad_norm", "above"): "learning rate too high for the batch, or warm-up left out",
+    ("grad_norm", "below"): "part of the network is frozen, or there is little to learn from (few "
+    "lesions in the images)",
+    (VALIDATION, "above"): "validation on other images than the reference's, or on those of the "
+    "training split",
     (
         VALIDATION,
         "below",
@@ -194,7 +202,8 @@ def medians(history: Mapping[str, Sequence[float]], accumulated: int = 1) -> dic
     found = {}
     for quantity, values in history.items():
         updates = min(len(values) // accumulated, WINDOW)
-        last = values[len(values) - updates * accumulated :]
+        end = len(values) // accumulated * accumulated  # what follows is part of an update to come
+        last = values[end - updates * accumulated : end]
         parts = (last[i : i + accumulated] for i in range(0, len(last), accumulated))
         if updates:
             found[quantity] = float(median(sum(part) / len(part) for part in parts))
@@ -226,6 +235,35 @@ def read_log(work_dir: str | Path, updates_per_epoch: int) -> dict[int, dict[str
                 started = True
             values.setdefault(update, {}).update(found)
     return dict(sorted(values.items()))
+
+
+def record(
+    logs: Sequence[Mapping[int, Mapping[str, float]]], plan: Plan, source: str
+) -> dict[str, Any]:
+    """The content of a reference from the logs of sound runs of one recipe.
+
+    A range is what the runs had at an update, widened by MARGIN each way, that of validation by
+    VALIDATION_MARGIN points. Points lie close at first, where losses change fast, then at the ends
+    of epochs.
+    """
+    ends = {epoch * plan.updates_per_epoch for epoch in range(1, plan.max_epochs + 1)}
+    points = []
+    for update in sorted({*range(WINDOW, 200, 20), 200, 300, 500, *ends}):
+        point: dict[str, Any] = dict(update=update)
+        for quantity in QUANTITIES:
+            found = [log[update][quantity] for log in logs if quantity in log.get(update, {})]
+            if not found:
+                continue
+            if quantity == VALIDATION:
+                low, high = min(found) - VALIDATION_MARGIN, max(found) + VALIDATION_MARGIN
+                point[quantity] = [round(max(low, 0), 1), round(min(high, 100), 1)]
+            elif update >= WINDOW:  # earlier ones are of fewer updates
+                low, high = min(found) / MARGIN, max(found) * MARGIN
+                point[quantity] = [float(f"{low:.3g}"), float(f"{high:.3g}")]
+        if len(point) > 1:
+            points.append(point)
+    recipe = dict(total_batch=plan.total_batch, updates_per_epoch=plan.updates_per_epoch)
+    return dict(source=source, recipe=recipe, points=points)
 
 
 def read_plan(work_dir: str | Path) -> tuple[Plan, str | None]:
