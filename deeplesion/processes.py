@@ -1,11 +1,14 @@
-"""The same work on many items, by several processes."""
+"""The same work on many items, by several processes; and no process that outlives the one it works
+for."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
@@ -47,10 +50,44 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
     # Ctrl-C reaches every process of the terminal: only the parent is to act on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that was killed cannot say so: without this its workers would wait for ever.
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def end_with_parent() -> None:
+    """Ends this process within a second or two of the one that started it, however that ends.
+
+    A parent that was killed (kill -9, a lack of memory) cannot say so, and a child that waits for
+    it, or for a full pipe that nobody reads any more, would wait for ever and keep its memory and
+    its files. For processes of `multiprocessing`, spawned or forked, and for those of a launcher.
+    """
+    # A thread of its own: the others may be blocked. The number of the parent is asked for, since a
+    # pipe from the parent, multiprocessing's way to tell, is inherited by whoever is forked later
+    # and then does not close. A Windows process keeps its parent's number; there nothing is forked.
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch_parent(number: int) -> None:
+    parent = multiprocessing.parent_process()
+    while os.getppid() == number and (parent is None or parent.is_alive()):
+        time.sleep(1)
     os._exit(1)
+
+
+@contextlib.contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """SIGTERM, by which schedulers and `kill` end a process, ends this one as Ctrl-C does.
+
+    Raises KeyboardInterrupt in the main thread: what is open is closed and children are ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

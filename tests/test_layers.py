@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("deeplesion", "mmdet_ext")
-GROUND = ("command_line", "conventions", "errors", "files", "processes")
+GROUND = ("command_line", "conventions", "errors", "files", "lock", "processes")
 FRAMEWORK = {"torch", "torchvision", "mmengine", "mmcv", "mmdet"}
 
 # What each room may import of the project; the longest prefix of a module's name is its room.

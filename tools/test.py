@@ -30,12 +30,17 @@ def main() -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )
+    parser.add_argument(
+        "--accept-differences",
+        action="store_true",
+        help="of a checkpoint that was trained as another network than the config's",
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     options = parser.parse_args()
 
     config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
-    result_file = test(config, options.checkpoint, options.out)
+    result_file = test(config, options.checkpoint, options.out, options.accept_differences)
     if is_main_process() and result_file is None:
         print("test_evaluator has no FROCMetric: there is neither a result file nor a table")
     elif is_main_process():

@@ -32,6 +32,11 @@ def main() -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )
+    parser.add_argument(
+        "--accept-differences",
+        action="store_true",
+        help="of a checkpoint that was trained as another network than the config's",
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
@@ -41,7 +46,14 @@ def main() -> None:
 
     config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
-    train(config, options.resume, options.amp, options.compile, options.auto_scale_lr)
+    train(
+        config,
+        options.resume,
+        options.amp,
+        options.compile,
+        options.auto_scale_lr,
+        options.accept_differences,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from deeplesion.data.slices import SliceFolder, files_in_reach
 from deeplesion.data.unfinished import UNFINISHED, json_line, open_unfinished
 from deeplesion.errors import MissingDataError, UserError, WriteError
 from deeplesion.files import explained, write_whole
+from deeplesion.lock import only_writer
 from deeplesion.processes import available_cores, in_processes
 
 # The deepest stack of the papers: the neighbours it touches must be there.
@@ -132,8 +133,9 @@ def prepare(
 
     With more than one worker processes are spawned: call it from under `if __name__ == "__main__"`.
     Raises FileNotFoundError if there is no table or not one of its series, ValueError if the table
-    is bad or all its lesions are noisy, DataError if a series lies in several places, WriteError if
-    `out` cannot be written to, RuntimeError if a process was killed.
+    is bad or all its lesions are noisy, DataError if a series lies in several places or another
+    process is preparing into `out`, WriteError if that cannot be written to, RuntimeError if a
+    process was killed.
     """
     root, out = Path(root), Path(root if out is None else out)
     workers = available_cores() if workers is None else workers
@@ -165,28 +167,29 @@ def prepare(
     folder = out / ANNOTATIONS[masks]
     unfinished = folder / UNFINISHED
     there = [name for name in key_slices if _series(name) in present]
-    with _writable(out, unfinished):
-        folder.mkdir(parents=True, exist_ok=True)
-        finished, unfinished_file = open_unfinished(unfinished, csv)
-    drawn = {name: finished[name] for name in there if name in finished}
-    with unfinished_file:
-        pending = [_task(key_slices[name]) for name in there if name not in drawn]
-        work = partial(_draw_masks, slices, MASKS[masks])
-        progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
-        with progress, closing(in_processes(work, pending, workers)) as done:
-            for result in done:
-                drawn[result["file_name"]] = result
-                if "masks" in result:  # a broken one may be repaired until the next call
-                    with explained(unfinished):
-                        unfinished_file.write(json_line(result))
-                        unfinished_file.flush()
-                progress.update()
+    with ExitStack() as held:
+        with _writable(out, unfinished):
+            held.enter_context(only_writer(folder / "prepare.lock", "--out"))
+            finished, unfinished_file = open_unfinished(unfinished, csv)
+        drawn = {name: finished[name] for name in there if name in finished}
+        with unfinished_file:
+            pending = [_task(key_slices[name]) for name in there if name not in drawn]
+            work = partial(_draw_masks, slices, MASKS[masks])
+            progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
+            with progress, closing(in_processes(work, pending, workers)) as done:
+                for result in done:
+                    drawn[result["file_name"]] = result
+                    if "masks" in result:  # a broken one may be repaired until the next call
+                        with explained(unfinished):
+                            unfinished_file.write(json_line(result))
+                            unfinished_file.flush()
+                    progress.update()
 
-    problems = _problems(key_slices, drawn)
-    recorded = [_relative(place, out) for place in folders if place.is_dir()]
-    counts = _write_annotations(folder, clean, drawn, problems, recorded)
-    write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
-    unfinished.unlink()
+        problems = _problems(key_slices, drawn)
+        recorded = [_relative(place, out) for place in folders if place.is_dir()]
+        counts = _write_annotations(folder, clean, drawn, problems, recorded)
+        write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
+        unfinished.unlink()
     notes = _notes(root, csv, slices, present, images)
     return Preparation(folder, counts, problems, int(lesions.noisy.sum()), notes)
 

@@ -271,7 +271,7 @@ def _classes(value: Any, path: str) -> Iterator[Any]:
     """The classes that the dicts in `value` name."""
     if isinstance(value, Mapping):
         if "type" in value:
-            yield _find(value["type"], path)
+            yield find(value["type"], path)
         value = value.items()
     elif isinstance(value, (list, tuple)):
         value = enumerate(value)
@@ -287,7 +287,7 @@ def _holding_class(config: Mapping, path: str) -> Any:
     for i, part in enumerate(parts[:-1]):
         node = node[int(part)] if isinstance(node, (list, tuple)) else node.get(part, {})
         if isinstance(node, Mapping) and "type" in node:
-            found = _find(node["type"], ".".join(parts[: i + 1])) or found
+            found = find(node["type"], ".".join(parts[: i + 1])) or found
     return found
 
 
@@ -299,7 +299,7 @@ def _option(path: str) -> str:
 def resolve(config: Mapping, kind: Any, path: str) -> Any:
     """The class or function that the `type` of the dict at `path` names; None if that is for the
     class there to say, which takes the dict apart itself."""
-    if (found := _find(kind, path)) is not None:
+    if (found := find(kind, path)) is not None:
         return found
     known, code = _known_types(path), mentions(_holding_class(config, path))
     if kind in code.strings and _option(path) not in OPTIONS:
@@ -322,7 +322,7 @@ def _places(path: str) -> Mapping | list[Registry]:
     return [places] if isinstance(places, Registry) else [getattr(registries, p) for p in places]
 
 
-def _find(kind: Any, path: str) -> Any:
+def find(kind: Any, path: str) -> Any:
     """The class or function that `kind` names at `path`; None if no registry has it."""
     if not isinstance(kind, str):
         return kind

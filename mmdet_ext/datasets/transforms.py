@@ -11,6 +11,7 @@ import math
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.registry import TRANSFORMS
@@ -226,4 +227,26 @@ class PackCTInputs(PackDetInputs):
     def transform(self, results: dict) -> dict:
         packed = super().transform(results)
         packed["inputs"] = packed["inputs"][None]
+        instances = packed["data_samples"].gt_instances
+        if isinstance(instances.get("masks"), BitmapMasks):
+            masks = instances.masks
+            instances.masks = PackedMasks(masks.masks, masks.height, masks.width)
         return packed
+
+
+class PackedMasks(BitmapMasks):
+    """BitmapMasks that go from process to process as one tensor, a bit a pixel.
+
+    A worker hands a tensor over in shared memory; numpy's arrays go byte by byte through a pipe,
+    and a worker whose pipe nobody reads any more blocks in it.
+    """
+
+    def __reduce__(self) -> tuple:
+        bits = np.packbits(self.masks.astype(bool), axis=-1)
+        return unpacked, (torch.from_numpy(bits), self.masks.dtype.str, self.height, self.width)
+
+
+def unpacked(bits: torch.Tensor, dtype: str, height: int, width: int) -> PackedMasks:
+    """(n, height, width / 8) bytes -> the masks."""
+    masks = np.unpackbits(bits.numpy(), axis=-1, count=width).astype(dtype)
+    return PackedMasks(masks, height, width)

@@ -19,6 +19,7 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
+from deeplesion.processes import end_with_parent
 from mmdet_ext.config.check import ConfigError
 
 PLAIN_BATCH_NORM = (
@@ -77,6 +78,7 @@ def join_processes(config: Config) -> None:
     launcher = config.get("launcher", "none")
     if launcher == "none" or distributed.is_initialized():
         return
+    end_with_parent()  # torchrun, if it is killed, cannot end its processes
     if launcher == "slurm":
         os.environ.update(slurm_variables(os.environ))
     missing = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()

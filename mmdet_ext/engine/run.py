@@ -14,14 +14,19 @@ from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
 from deeplesion.errors import MissingDataError, UserError
+from deeplesion.lock import only_writer
+from deeplesion.processes import termination_interrupts
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError, check_option_names, refused_by_parts
 from mmdet_ext.config.experiment import dicts, find_config, read_config, spread
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
+from mmdet_ext.engine.resources import ResourcesHook
 from mmdet_ext.engine.run_record import write_run_record
 from mmdet_ext.engine.runner import ResumableRunner
+from mmdet_ext.engine.trained_as import TrainedAsHook
+from mmdet_ext.engine.workers import advice_on_lost_batch
 
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
@@ -30,6 +35,8 @@ OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first
                                                   total batch: the recipe stays (4 must divide it)
   --cfg-options stack.num_slices=3                3 instead of 7 slices
 The message of torch: {error}"""
+
+TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
 
 
 def load_config(path: str, overrides: dict | None = None, work_dir: str | None = None) -> Config:
@@ -64,10 +71,15 @@ def settle_workers(config: Config) -> None:
             loader.pop("prefetch_factor", None)
 
 
-def build_runner(config: Config) -> ResumableRunner:
-    """The runner, of several processes also on a machine without a GPU; records the run."""
+def build_runner(config: Config, accept_differences: bool = False) -> ResumableRunner:
+    """The runner, of several processes also on a machine without a GPU; records the run.
+
+    `accept_differences`: see `TrainedAsHook`.
+    """
     join_processes(config)
     runner = ResumableRunner.from_cfg(config)
+    runner.register_hook(TrainedAsHook(accept_differences))
+    runner.register_hook(ResourcesHook())
     if is_main_process():
         runner.register_hook(ConsoleHook())
     write_run_record(runner)
@@ -80,6 +92,7 @@ def train(
     amp: bool = False,
     compile_static: bool = False,
     auto_scale_lr: bool = False,
+    accept_differences: bool = False,
 ) -> None:
     """Trains as `config` says.
 
@@ -88,6 +101,7 @@ def train(
         amp: mixed precision.
         compile_static: torch.compile the part of static shape, backbone and neck.
         auto_scale_lr: scale the learning rate with the total batch (`settle_learning_rate`).
+        accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
     if amp:
         if not torch.cuda.is_available():
@@ -98,18 +112,26 @@ def train(
             config.resume = True
             config.load_from = None if resume == "auto" else existing_file(resume)
         join_processes(config)
-        batch = settle_learning_rate(config, auto_scale_lr)
-        runner = build_runner(config)
-        runner.logger.info(batch)
-        if compile_static:
-            model = getattr(runner.model, "module", runner.model)
-            # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
-            model.backbone.compile(dynamic=False)
-            model.neck.compile(dynamic=False)
-        runner.train()
+        with writer(config, Path(config.work_dir) / "train.lock", "--work-dir") as taken_over:
+            batch = settle_learning_rate(config, auto_scale_lr)
+            runner = build_runner(config, accept_differences)
+            runner.logger.info(batch)
+            if taken_over:
+                runner.logger.warning(TAKEN_OVER.format(folder=config.work_dir, holder=taken_over))
+            if compile_static:
+                model = getattr(runner.model, "module", runner.model)
+                # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
+                model.backbone.compile(dynamic=False)
+                model.neck.compile(dynamic=False)
+            runner.train()
 
 
-def test(config: Config, checkpoint: str, result_file: str | None = None) -> str | None:
+def test(
+    config: Config,
+    checkpoint: str,
+    result_file: str | None = None,
+    accept_differences: bool = False,
+) -> str | None:
     """Tests a checkpoint on the test split; returns the result file, the FROC table beside it.
     None if there is no FROCMetric among the metrics of `test_evaluator`, to write them.
 
@@ -117,6 +139,7 @@ def test(config: Config, checkpoint: str, result_file: str | None = None) -> str
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory.
+        accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
     result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
     metrics = [m for _, m in dicts(config.test_evaluator, "") if is_froc_metric(m)]
@@ -124,13 +147,31 @@ def test(config: Config, checkpoint: str, result_file: str | None = None) -> str
         metric["result_file"] = result_file
     with framework_errors():
         config.load_from = find_checkpoint(checkpoint)
-        build_runner(config).test()
+        join_processes(config)
+        # Its other files have names of their own: it may run beside a training.
+        with writer(config, Path(f"{result_file}.lock"), "--out"):
+            build_runner(config, accept_differences).test()
     return result_file if metrics else None
 
 
 def is_froc_metric(node: Mapping) -> bool:
     kind = node.get("type")
     return getattr(kind, "__name__", kind) == "FROCMetric"
+
+
+@contextlib.contextmanager
+def writer(config: Config, lock: Path, elsewhere: str) -> Iterator[str | None]:
+    """A run that writes: the only one there, and ended by SIGTERM as by Ctrl-C.
+
+    Yields what `only_writer` does, in the main process. Of several processes SIGTERM ends each at
+    once, since one that waits for another in the middle of a step hears nothing.
+    """
+    alone = config.get("launcher", "none") == "none"
+    with (
+        only_writer(lock, elsewhere) if is_main_process() else contextlib.nullcontext() as before,
+        termination_interrupts() if alone else contextlib.nullcontext(),
+    ):
+        yield before
 
 
 def find_checkpoint(path: str) -> str:
@@ -178,7 +219,9 @@ def framework_errors() -> Iterator[None]:
             yield
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(OUT_OF_MEMORY.format(device="the GPU", error=error)) from error
-    except RuntimeError as error:
+    except Exception as error:
+        if advice := advice_on_lost_batch(error):
+            raise UserError(advice) from error
         if "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(OUT_OF_MEMORY.format(device="the CPU", error=error)) from error

@@ -22,7 +22,9 @@ from mmengine.dist import (
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
+from torch.utils.data import DataLoader
 
+from deeplesion.files import write_whole
 from mmdet_ext.checkpoint import (
     CheckpointError,
     download,
@@ -32,6 +34,7 @@ from mmdet_ext.checkpoint import (
 )
 from mmdet_ext.engine.console import only_warnings_on_console, prints_logged
 from mmdet_ext.engine.distributed import accumulative_counts
+from mmdet_ext.engine.workers import guarded, tied
 
 NOT_WHOLE = (
     "{path} holds no {missing}: training cannot be resumed from it. Resume from an epoch_*.pth or "
@@ -64,6 +67,22 @@ class ResumableRunner(Runner):
                 elif not part.get("by_epoch", True):
                     part.setdefault("end", math.ceil(self.max_iters / accumulated))
         return super().build_param_scheduler(scheduler)
+
+    def dump_config(self) -> None:
+        """Into the folder of this start: a test beside a training leaves the training's alone."""
+        if is_main_process():
+            name = Path(self.cfg.filename or "config").stem
+            write_whole(Path(self._log_dir) / f"{name}.py", self._config_text)
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
+        """As mmengine's; the loader's workers end with this process and are not waited for for
+        ever."""
+        if not isinstance(dataloader, dict):
+            return Runner.build_dataloader(dataloader, *args, **kwargs)
+        loader = Runner.build_dataloader(guarded(dataloader), *args, **kwargs)
+        loader.worker_init_fn = tied(loader.worker_init_fn)
+        return loader
 
     def load_or_resume(self) -> None:
         """Weights (`load_from`), or all of a run (`resume`); a damaged last checkpoint is named

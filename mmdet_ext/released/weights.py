@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
 from mmdet_ext.config.experiment import read_experiment
+from mmdet_ext.config.network import TRAINED_AS, network_of
 
 # mmdet 1.x counts the background as class 0, mmdet 3 as the last one, without box or mask:
 # the rows there are, and those taken.
@@ -89,6 +90,9 @@ def convert_file(
         part=part,
         configs=[f"configs/released/{name}.py" for name in architecture.configs],
     )
+    # The user's config is compared with it; the files do not tell which of several it is.
+    files = [configs / f"{name}.py" for name in architecture.configs]
+    meta[TRAINED_AS] = [network_of(read_experiment(file)) for file in files if file.is_file()]
     save_checkpoint_file({"state_dict": state, "meta": meta}, target)
     return architecture, len(state)
 

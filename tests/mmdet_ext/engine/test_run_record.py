@@ -25,8 +25,9 @@ def test_a_run_records_itself(repository, phantom, tmp_path, monkeypatch):
     assert record["config"]["train_dataloader"]["batch_size"] == 10
     assert record["packages"]["torch"] == torch.__version__
     assert record["environment"]["MMEngine"] == mmengine.__version__
-    # mmengine's own copy of the config can be run again as it is.
-    again = Config.fromfile(tmp_path / "alignshift_3slice.py").to_dict()
+    # The copy of the config, in the folder of this start, can be run again as it is.
+    (copy,) = tmp_path.glob("*/alignshift_3slice.py")
+    again = Config.fromfile(copy).to_dict()
     assert json.loads(json.dumps(again)) == record["config"]
     assert runner.seed == 5
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmdet_ext.config.experiment import read_experiment
+from mmdet_ext.config.network import TRAINED_AS, network_of
 from mmdet_ext.released.weights import (
     convert,
     convert_file,
@@ -194,6 +196,10 @@ def test_command_reads_old_files_and_names_architecture_and_config(repository, t
     content = torch.load(tmp_path / "out.pth", weights_only=True)
     assert set(content) == {"state_dict", "meta"}
     assert content["meta"]["converted_from"] == "in.pth"
+    # A config is compared with it before the weights run: they may be of either.
+    for kind, network in zip(("alignshift", "tsm"), content["meta"][TRAINED_AS], strict=True):
+        config = read_experiment(repository / f"configs/released/{kind}_7slice.py")
+        assert network == network_of(config)
     assert content["state_dict"]["roi_head.bbox_head.fc_reg.weight"].shape == (4, 2048)
     assert not list(tmp_path.glob("*.part"))
 
