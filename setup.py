@@ -1,5 +1,28 @@
-"""Kept for tools that still call setup.py; all metadata lives in pyproject.toml."""
+"""What pyproject.toml cannot say: in a wheel `tools/` and `configs/` are parts of mmdet_ext."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-setup()
+OF_THE_REPOSITORY = {"benchmark", "mask_quality"}  # they measure against benchmarks/
+
+
+class Build(build_py):
+    def find_package_modules(self, package, package_dir):
+        modules = super().find_package_modules(package, package_dir)
+        return [m for m in modules if package != "mmdet_ext.tools" or m[1] not in OF_THE_REPOSITORY]
+
+
+setup(
+    packages=[
+        *find_packages(include=["deeplesion*", "mmdet_ext*"]),
+        "mmdet_ext.configs",
+        "mmdet_ext.tools",
+    ],
+    package_dir={"mmdet_ext.configs": "configs", "mmdet_ext.tools": "tools"},
+    package_data={
+        "deeplesion.report": ["report.html"],
+        "mmdet_ext.configs": ["*/*.py"],
+        "mmdet_ext.engine": ["references/*.json"],
+    },
+    cmdclass={"build_py": Build},
+)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from benchmarks.prepare import published_grabcut
+from deeplesion.data.coco import read_json
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.recist import (
     ellipse_from_recist,
     mask_from_recist,
     quadrilateral_from_recist,
+    released_mask_from_recist,
 )
 from deeplesion.data.slices import SliceFolder
 
@@ -29,7 +29,7 @@ SHAPES = {
 
 METHODS = {
     "mask_from_recist": mask_from_recist,
-    "GrabCut as published": published_grabcut,
+    "GrabCut as released": released_mask_from_recist,
     "ellipse": lambda hu, bbox, recist: ellipse_from_recist(recist, hu.shape),
     "quadrilateral": lambda hu, bbox, recist: quadrilateral_from_recist(recist, hu.shape),
 }
@@ -43,7 +43,7 @@ def ious_by_group(root: Path) -> dict[str, list[list[float]]]:
             f"{truth_file} not found: ROOT must be a phantom, whose true masks are known; write one"
             f" with python tools/make_phantom.py {root}"
         )
-    truth = json.loads(truth_file.read_text())
+    truth = read_json(truth_file, "the truth of a phantom")
     slices = SliceFolder(root / "Images_png")
     groups = defaultdict(list)
     for file_name, lesions in read_dl_info(root / "DL_info.csv").groupby("file_name", sort=False):

@@ -1,4 +1,6 @@
 # ACS x3 of "Reinventing 2D Convolutions for 3D Images" (JBHI 2021), Table VII.
+# The operator is in the dense blocks alone, as every operator here: stem and transitions are plain
+# 1 x K x K convolutions.
 _base_ = "_base_/detector.py"
 model = dict(backbone=dict(fusion=dict(type="ACSConv")))
 

@@ -1,7 +1,13 @@
-"""Errors of data and disks, told from errors in the code: a command prints the message and ends."""
+"""What the user can mend, told from errors in the code: a command prints the message and ends
+(deeplesion/command_line.py)."""
 
 
-class DataError(ValueError):
+class UserError(ValueError):
+    """An option, a config or a file is not what it must be. The message names it and says what to
+    do."""
+
+
+class DataError(UserError):
     """A file of the data is not what it must be. The message names it and says what to do."""
 
 
@@ -21,6 +27,6 @@ class WriteError(OSError):
         self.errno = number
 
 
-def message_of(error: DataError) -> str:
+def message_of(error: Exception) -> str:
     """The message alone, also where a DataLoader's worker passed it on within its traceback."""
     return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

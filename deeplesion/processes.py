@@ -15,12 +15,14 @@ from typing import Any
 
 import cv2
 
+from deeplesion.errors import UserError
+
 
 def in_processes(work: Callable, tasks: Sequence, workers: int) -> Iterator[Any]:
     """Yield work(task) in the order of the tasks; when closed early, drop those not yet begun.
 
     With one worker, or one task, in this process. Else processes are spawned: call it from under
-    `if __name__ == "__main__"`. Raises RuntimeError if a process was killed.
+    `if __name__ == "__main__"`. Raises UserError if a process was killed.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -31,7 +33,7 @@ def in_processes(work: Callable, tasks: Sequence, workers: int) -> Iterator[Any]
     try:
         yield from executor.map(work, tasks, chunksize=4)
     except BrokenExecutor:
-        raise RuntimeError(
+        raise UserError(
             "a worker process was killed, perhaps for want of memory. Run again with fewer"
             " --workers; what is finished is kept"
         ) from None

@@ -39,6 +39,10 @@ class DamagedCheckpoint(CheckpointError):
     """A checkpoint file that is cut off or altered."""
 
 
+class UnreachableError(CheckpointError, ConnectionError):
+    """Weights that are to be fetched, and cannot be."""
+
+
 def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict:
     """Loads a checkpoint, new (zip) or old format, as data only: no code in it is run.
 
@@ -91,7 +95,7 @@ def download(url: str) -> Path:
 
     Raises:
         CheckpointError: another file came.
-        OSError: none came.
+        UnreachableError: none came.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not path.is_file():
@@ -101,6 +105,11 @@ def download(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), digest and digest[1])
         except RuntimeError as error:
             raise CheckpointError(f"{url}: {error}") from None
+        except OSError as error:
+            raise UnreachableError(
+                f"could not fetch the weights {url} ({error}). On a machine with network fetch that"
+                f" file and put it at {path}, or give the path of a copy instead of the address"
+            ) from None
     return path
 
 

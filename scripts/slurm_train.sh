@@ -5,9 +5,9 @@ set -eu
 if [ $# -lt 3 ]; then
     cat >&2 <<'USAGE'
 usage: scripts/slurm_train.sh PARTITION JOB CONFIG [options of tools/train.py]
-  e.g. GPUS=4 scripts/slurm_train.sh gpu alignshift configs/alignshift_7slice.py \
-           --cfg-options train_dataloader.batch_size=2
+  e.g. GPUS=4 scripts/slurm_train.sh gpu alignshift configs/alignshift_7slice.py --amp
 
+The total batch stays that of the config: each process takes its share.
 Variables: GPUS in all (8); GPUS_PER_NODE (GPUS, at most 8); CPUS_PER_TASK (5: one for training,
 four for num_workers=4); SRUN_ARGS, more options of srun ("--time=2-0 --mem=64G"); MASTER_PORT (by
 default made of the job's number); PYTHON, the interpreter (.venv's if there is one, else python);

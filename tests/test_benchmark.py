@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import backbone, froc, inference, loader, ops, prepare, train_step
+from benchmarks import backbone, froc, gpu_recipe, inference, loader, ops, prepare, train_step
 from benchmarks.measure import Case, environment, format_results, measure, peak_memory
 
 
@@ -160,3 +160,37 @@ def test_command_prints_and_writes(repository, tmp_path):
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["benchmark"] == "froc" and content["results"][0]["ratio"] > 0
     assert "commit" in content["environment"]
+
+
+def test_gpu_recipe_repeats_the_losses_of_the_cpu(phantom, monkeypatch, own_threads):
+    """Both runs are on the CPU then: the second, of a process group, is to see the same samples."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = gpu_recipe.results(
+        iterations=4,
+        reference=3,
+        size=64,
+        batch=2,
+        experiment="demo/alignshift_3slice",
+        root=phantom,
+        overrides={
+            "model.backbone.block_config": (1, 1, 1),
+            "model.backbone.with_cp": True,
+            "model.neck.in_channels": (36, 30, 27),
+            "train_dataloader.num_workers": 0,
+            "train_dataloader.persistent_workers": False,
+        },
+    )
+    cpu, ours = found
+    assert (
+        [len(result["losses"]) for result in found]
+        == [3, 4]
+        == [len(result["seconds"]) for result in found]
+    )
+    assert len(set(ours["losses"])) == 4  # other batches, or trained
+    np.testing.assert_allclose(ours["losses"][:3], cpu["losses"], rtol=1e-4)
+    assert len(ours["differences"]) == 3 and max(ours["differences"]) < 1e-4
+    assert ours["images_per_second"] > 0 and 0 < ours["waiting"] < 1
+    assert not torch.distributed.is_initialized()
+    json.dumps(found)
+    table = gpu_recipe.format_results([cpu, {**ours, "peak_bytes": 3 << 30, "error": "oh"}])
+    assert "3.0" in table and "FAILED: oh" in table and "BatchNorm3d" in table

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("deeplesion", "mmdet_ext")
-GROUND = ("conventions", "errors", "files", "lock", "processes")
+GROUND = ("command_line", "conventions", "errors", "files", "lock", "processes")
 FRAMEWORK = {"torch", "torchvision", "mmengine", "mmcv", "mmdet"}
 
 # What each room may import of the project; the longest prefix of a module's name is its room.
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     ],
     "mmdet_ext.datasets": ["mmdet_ext.datasets", "mmdet_ext.random_states", "deeplesion"],
     "mmdet_ext.evaluation": ["mmdet_ext.evaluation", "deeplesion"],
-    "mmdet_ext.config": ["mmdet_ext.config", "mmdet_ext.ops", "deeplesion.data"],
+    "mmdet_ext.config": ["mmdet_ext.config", "mmdet_ext.ops", "deeplesion.data", "ground"],
     "mmdet_ext.engine": [
         "mmdet_ext.engine",
         "mmdet_ext.config",
@@ -63,6 +63,7 @@ LIBRARIES = {
     "deeplesion.evaluation.intervals": {"numpy"},
     "mmdet_ext.ops": {"torch"},
     "mmdet_ext.convert": {"torch"},
+    "mmdet_ext.engine.run_check": {"matplotlib"},
 }
 
 

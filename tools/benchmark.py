@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from benchmarks.measure import environment, format_results, measure
+from deeplesion.command_line import command
 from deeplesion.files import write_whole
 
 BENCHMARKS = {
@@ -24,6 +25,7 @@ BENCHMARKS = {
 }
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
@@ -31,14 +33,34 @@ def main() -> None:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--rounds", type=int, default=7, help="after a warm-up (default 7)")
         command.add_argument("--out", type=Path, metavar="JSON", help="write times, environment")
+    text = "training with the full recipe on a GPU: losses against the CPU's, images/s, memory"
+    command = commands.add_parser("gpu-recipe", help=text, description=text)
+    command.add_argument("--iterations", type=int, default=200, help="on the GPU (default 200)")
+    command.add_argument("--reference", type=int, default=5, help="on the CPU first (default 5)")
+    command.add_argument("--size", type=int, default=512, help="pixels of a side (default 512)")
+    command.add_argument("--batch", type=int, default=8, help="images an iteration (default 8)")
+    command.add_argument(
+        "--weights", metavar="PTH", help="densenet121-a639ec97.pth (default: random weights)"
+    )
+    command.add_argument("--out", type=Path, metavar="JSON", help="write results, environment")
     options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
 
-    cases = importlib.import_module(f"benchmarks.{options.benchmark.replace('-', '_')}").cases()
-    results = [measure(case, options.rounds) for case in tqdm(cases, unit="case", leave=False)]
+    if options.benchmark == "gpu-recipe":
+        from benchmarks import gpu_recipe
+
+        recipe = {k: v for k, v in vars(options).items() if k not in ("benchmark", "out")}
+        try:
+            results = gpu_recipe.results(**recipe)
+        except ValueError as error:
+            parser.error(str(error))
+        print(gpu_recipe.format_results(results))
+    else:
+        if options.rounds < 1:
+            parser.error("--rounds must be at least 1")
+        cases = importlib.import_module(f"benchmarks.{options.benchmark.replace('-', '_')}").cases()
+        results = [measure(case, options.rounds) for case in tqdm(cases, unit="case", leave=False)]
+        print(format_results(results))
     surroundings = environment()
-    print(format_results(results))
     threads = surroundings["threads"]["OMP_NUM_THREADS"] or "as many as it likes"
     print(f"{surroundings['processor']}, OMP_NUM_THREADS {threads}")
     if options.out:

@@ -2,10 +2,10 @@
 python tools/complexity.py configs/alignshift_3slice.py configs/i3d_3slice.py"""
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
-
+from deeplesion.command_line import command
+from mmdet_ext.config.check import refused_by_parts
+from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.models.complexity import detector_complexity, format_complexity, input_shape
 
@@ -13,22 +13,21 @@ P3D_NOTE = """(paper), as published, holds one more BatchNorm and ReLU after eac
 of the dense blocks (3 operations an element), which P3DConv does not have."""
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="+", metavar="config", help="experiment files")
     parser.add_argument("--size", type=int, help="height and width in px; default: the config's")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the configs"
+        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the configs"
     )
     options = parser.parse_args()
     for path in options.configs:
-        try:
-            config = load_config(path, options.cfg_options)
-            slices, size = input_shape(config)
-            size = options.size or size
+        config = load_config(path, options.cfg_options)
+        slices, size = input_shape(config)
+        size = options.size or size
+        with refused_by_parts():
             parts = detector_complexity(config, size)
-        except (ValueError, FileNotFoundError) as error:
-            sys.exit(f"complexity: {error}")
         fusion = config.model.backbone.get("fusion", {}).get("type")
         print(f"{path}: {fusion or config.model.type}, {slices} x {size} x {size}")
         print(format_complexity(parts))

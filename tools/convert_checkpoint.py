@@ -5,11 +5,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from deeplesion.command_line import command
+from mmdet_ext.config.experiment import config_folder
 from mmdet_ext.released.weights import convert_file
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs/released"
 
-
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="released checkpoint")
@@ -21,19 +22,21 @@ def main() -> None:
         help="backbone: backbone and neck alone, from a file that need not hold more",
     )
     options = parser.parse_args()
-    try:
-        found, count = convert_file(options.source, options.target, CONFIGS, options.part)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"convert_checkpoint: {error}")
+    found, count = convert_file(
+        options.source, options.target, config_folder() / "released", options.part
+    )
     print(f"{options.source}: {found.description}")
     print(f"{options.target}: {count} tensors")
+    installed = Path(sys.argv[0]).stem == "deeplesion-convert"
     for name in found.configs:
-        config = f"configs/released/{name}.py"
+        config = f"released/{name}" if installed else f"configs/released/{name}.py"
         if options.part == "all":
-            print(f"python tools/test.py {config} {options.target}")
+            test = "deeplesion-test" if installed else "python tools/test.py"
+            print(f"{test} {config} {options.target}")
         else:
+            train = "deeplesion-train" if installed else "python tools/train.py"
             print(
-                f"python tools/train.py {config} --cfg-options load_from={options.target} "
+                f"{train} {config} --cfg-options load_from={options.target} "
                 "model.backbone.init_cfg=None"
             )
 

@@ -6,17 +6,19 @@ python tools/evaluate.py coco_results.json --annotations data/DeepLesion/annotat
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from deeplesion.command_line import command
 from deeplesion.data.locate import find_image_folders
 from deeplesion.data.slices import SliceFolder
+from deeplesion.errors import UserError
 from deeplesion.evaluation.breakdowns import add_columns
 from deeplesion.evaluation.coco_results import is_coco_results, read_coco_results
 from deeplesion.evaluation.evaluate import compare, evaluate
+from deeplesion.evaluation.intervals import MIN_RESAMPLES
 from deeplesion.evaluation.results import default_names, read_results
 from deeplesion.files import write_whole
 from deeplesion.report.page import write_figures, write_report
@@ -24,6 +26,7 @@ from deeplesion.report.published import PUBLISHED
 from deeplesion.report.tables import all_tables, to_text, write_tables
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Print and write FROC tables with 95 % intervals, breakdowns, AP50 and the"
@@ -72,30 +75,33 @@ def main() -> None:
         help="Images_png, for the pictures of the report; may be given several times",
     )
     options = parser.parse_args()
-    try:
-        run(options)
-    except (OSError, ValueError) as error:
-        sys.exit(f"evaluate: {error}")
-
-
-def run(options: argparse.Namespace) -> None:
+    if not 0 < options.iou_threshold <= 1:
+        raise UserError(f"--iou-threshold must be in (0, 1], got {options.iou_threshold}")
+    if options.resamples < MIN_RESAMPLES or options.seed < 0:
+        raise UserError(
+            f"--resamples must be at least {MIN_RESAMPLES} for a 95 % interval (1000 is usual) and"
+            f" --seed at least 0, got {options.resamples} and {options.seed}"
+        )
     names = options.names or default_names(options.results)
     if len(names) != len(options.results) or len(set(names)) < len(names):
-        raise ValueError(
+        raise UserError(
             f"--names must give each of the {len(options.results)} results a name of its own, got "
             f"{' '.join(names)}"
         )
     if options.annotations and not any(map(is_coco_results, options.results)):
-        raise ValueError(
+        raise UserError(
             "--annotations is for detections in COCO's format; result files of tools/test.py hold"
             " their lesions"
         )
+    out = options.out or options.results[0].parent / "evaluation"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder, which need not exist yet")
     results = []
     for path, name in zip(options.results, names):
         rule = (name, options.iou_threshold, options.pixel_offset)
         if is_coco_results(path):
             if options.annotations is None:
-                raise ValueError(
+                raise UserError(
                     f"{path} is a list of detections in COCO's format: give the file of its images"
                     " and lesions, --annotations FILE"
                 )
@@ -116,7 +122,6 @@ def run(options: argparse.Namespace) -> None:
     tables = all_tables(evaluations, comparisons, options.published)
     print("\n\n".join(map(to_text, tables)))
 
-    out = options.out or options.results[0].parent / "evaluation"
     content = dict(evaluations=evaluations, comparisons=comparisons)
     if options.published:
         content["published"] = [row._asdict() for row in PUBLISHED]

@@ -1,11 +1,12 @@
 """Write a synthetic DeepLesion in the official format: python tools/make_phantom.py ROOT."""
 
 import argparse
-import sys
 
+from deeplesion.command_line import command, told_to_repeat
 from deeplesion.phantom.make import make_phantom
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", help="folder to write to: new, empty, or an unfinished phantom")
@@ -14,12 +15,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     options = parser.parse_args()
-    try:
+    with told_to_repeat():
         table = make_phantom(**vars(options))
-    except (ValueError, OSError) as error:
-        sys.exit(f"make_phantom: {error}")
-    except KeyboardInterrupt:
-        sys.exit("make_phantom: interrupted; the same command continues where it stopped")
     print(f"{table} written")
 
 

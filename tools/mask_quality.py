@@ -10,16 +10,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.mask_quality import METHODS, SHAPES, SIZES, ious_by_group
+from deeplesion.command_line import command
 
 
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path, help="a phantom, as tools/make_phantom.py writes it")
     root = parser.parse_args().root
-    try:
-        groups = ious_by_group(root)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"mask_quality: {error}")
+    groups = ious_by_group(root)
     print("Mean IoU with the true mask (share of lesions below 0.5)\n")
     cells = [f"{name:>22}" for name in METHODS]
     print("| lesions          |     n |" + " |".join(cells) + " |")

@@ -2,13 +2,15 @@
 
 python tools/prepare_data.py data/DeepLesion
 python tools/prepare_data.py data/DeepLesion --cache    # training then reads faster
+python tools/prepare_data.py data/DeepLesion --masks released    # what configs/released trains on
 python tools/prepare_data.py /share/DeepLesion --out data/DeepLesion    # the share is read-only
 """
 
 import argparse
 import sys
 
-from deeplesion.data.prepare import NUM_SLICES, prepare
+from deeplesion.command_line import command, told_to_repeat
+from deeplesion.data.prepare import MASKS, NUM_SLICES, prepare
 from deeplesion.data.slice_cache import fill_cache
 
 
@@ -20,6 +22,7 @@ def number_of_slices(text: str) -> int:
     return int(text)
 
 
+@command(failure=2)
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Draw the lesions' masks and write DIR/annotations/{train,val,test}.json, and"
@@ -47,6 +50,13 @@ def main() -> int:
         " takes DIR as DEEPLESION_ROOT",
     )
     parser.add_argument(
+        "--masks",
+        choices=MASKS,
+        default="default",
+        help="released: draw the masks as the released code of the AlignShift and A3D papers did"
+        " (docs/masks.md), for configs/released; they are written to DIR/annotations_released",
+    )
+    parser.add_argument(
         "--cache",
         type=number_of_slices,
         nargs="?",
@@ -56,20 +66,14 @@ def main() -> int:
         f" of up to D slices can touch (default {NUM_SLICES}), about as large as their PNGs",
     )
     args = parser.parse_args()
-    try:
-        preparation = prepare(args.root, args.csv, args.workers, args.out, args.images)
+    with told_to_repeat():
+        preparation = prepare(args.root, args.csv, args.workers, args.out, args.images, args.masks)
         print(preparation)
         exit_code = preparation.exit_code
         if args.cache:
-            cache = fill_cache(args.out or args.root, args.cache, workers=args.workers)
+            cache = fill_cache(args.out or args.root, args.cache, args.workers, args.masks)
             print(cache)
             exit_code |= cache.exit_code
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
     return exit_code
 
 

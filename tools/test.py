@@ -5,19 +5,21 @@ import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
+from deeplesion.command_line import command
 from deeplesion.data.coco import image_folders, read_annotations
 from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.results import read_results, table_file
 from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table
+from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.distributed import launched
-from mmdet_ext.engine.run import actionable_errors, load_config, test
+from mmdet_ext.engine.run import load_config, test
 
 
 @launched
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="experiment file the checkpoint was trained with")
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")
     parser.add_argument("--out", help="result file; default results.json.gz in the work directory")
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )
     parser.add_argument(
         "--accept-differences",
@@ -36,11 +38,12 @@ def main() -> None:
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     options = parser.parse_args()
 
-    with actionable_errors():
-        config = load_config(options.config, options.cfg_options, options.work_dir)
+    config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
     result_file = test(config, options.checkpoint, options.out, options.accept_differences)
-    if is_main_process():
+    if is_main_process() and result_file is None:
+        print("test_evaluator has no FROCMetric: there is neither a result file nor a table")
+    elif is_main_process():
         table = table_file(Path(result_file))
         print(format_table(json.loads(table.read_text())["froc"]))
         print(f"detections: {result_file}, table: {table}")

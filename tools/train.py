@@ -3,13 +3,14 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
-
+from deeplesion.command_line import command
+from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.distributed import launched
-from mmdet_ext.engine.run import actionable_errors, load_config, train
+from mmdet_ext.engine.run import load_config, train
 
 
 @launched
+@command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="experiment file, e.g. configs/alignshift_7slice.py")
@@ -29,7 +30,7 @@ def main() -> None:
         help="scale the learning rate by total batch / auto_scale_lr.base_batch_size",
     )
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="k=v", help="override the config"
+        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )
     parser.add_argument(
         "--accept-differences",
@@ -43,8 +44,7 @@ def main() -> None:
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
 
-    with actionable_errors():
-        config = load_config(options.config, options.cfg_options, options.work_dir)
+    config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
     train(
         config,

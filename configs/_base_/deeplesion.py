@@ -19,7 +19,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,  # of each process: with N GPUs 8 / N keeps the recipe's total
+    batch_size=8,  # in all: of N processes each takes 8 / N
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="EpochSampler", shuffle=True),

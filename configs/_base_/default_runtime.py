@@ -21,7 +21,7 @@ custom_imports = dict(
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
-    param_scheduler=dict(type="ParamSchedulerHook"),
+    param_scheduler=dict(type="UpdateSchedulerHook"),  # a warm-up counts updates, not iterations
     # The model is chosen on val, by the mean sensitivity at 0.5, 1, 2 and 4 false positives.
     checkpoint=dict(
         type="ResumableCheckpointHook",
@@ -34,6 +34,8 @@ default_hooks = dict(
     # Of several processes with plain BatchNorm each has its own running statistics.
     sync_buffers=dict(type="SyncBuffersHook"),
     finite_loss=dict(type="FiniteLossHook"),
+    # Warns of losses that are not those of sound runs; `tools/check_run.py WORK_DIR` shows them.
+    run_check=dict(type="RunCheckHook", reference="deeplesion"),
 )
 
 env_cfg = dict(

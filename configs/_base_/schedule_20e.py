@@ -11,4 +11,5 @@ param_scheduler = [
 train_cfg = dict(type="ResumableTrainLoop", max_epochs=20, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
+# The total batch that the learning rate is meant for; another one is refused unless it is said.
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -54,4 +54,4 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=5)
-default_hooks = dict(logger=dict(interval=20))
+default_hooks = dict(logger=dict(interval=20), run_check=dict(reference="demo"))

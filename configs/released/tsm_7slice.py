@@ -1,3 +1,4 @@
-# TSM x7 as released: the lower score threshold.
+# TSM x7 as published: tsm_3slice.py of this folder, which says what
+# configs/tsm_7slice.py does otherwise, on 7 slices.
 _base_ = "tsm_3slice.py"
 stack = dict(num_slices=7)

@@ -197,7 +197,7 @@ def lesion_of(annotation: dict, image: dict) -> dict:
 def run_lengths_of(mask: dict | list, height: int, width: int) -> dict:
     """A COCO segmentation (run lengths of either kind, or polygons) as compressed run lengths.
 
-    Raises ValueError if it is none of these.
+    Raises DataError if it is none of these.
     """
     if isinstance(mask, dict) and isinstance(mask.get("counts"), str):
         return mask
@@ -205,7 +205,7 @@ def run_lengths_of(mask: dict | list, height: int, width: int) -> dict:
         found = coco_mask.frPyObjects(mask, height, width)
         return encode_mask(coco_mask.merge(found) if isinstance(found, list) else found)
     except Exception as error:  # pycocotools raises many kinds
-        raise ValueError(f"not a mask in COCO's format: {short(mask)} ({error})") from None
+        raise DataError(f"not a mask in COCO's format: {short(mask)} ({error})") from None
 
 
 def _coco_image(lesion, image_id: int) -> dict:

@@ -16,6 +16,7 @@ from deeplesion.conventions import (
     SPLITS,
     THICKNESS_MM,
 )
+from deeplesion.errors import DataError
 
 _INDICES = ("Patient_index", "Study_index", "Series_ID", "Key_slice_index", "Slice_range")
 _MAY_BE_MISSING = ("Patient_age", "Normalized_lesion_location")
@@ -66,7 +67,7 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     rows, lines, problems = _read_rows(path)
     if not rows and not problems:
-        raise ValueError(
+        raise DataError(
             f"{path} holds no lesions, only the names of its columns. Download DL_info.csv again"
             " from NIH"
         )
@@ -79,7 +80,7 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     bad_cells += _inconsistencies(text, number) + _repetitions(text, number, lines)
     problems += [(lines[i], name, text[name][i], expected) for i, name, expected in bad_cells]
     if problems:
-        raise ValueError(_describe(path, problems))
+        raise DataError(_describe(path, problems))
 
     bbox, inside = _boxes(number)
     recist = number["Measurement_coordinates"].reshape(-1, 4, 2) - 1
@@ -132,7 +133,7 @@ def _read_rows(path: Path) -> tuple[list[dict], list[int], list[tuple]]:
             reader = csv.DictReader(file)
             missing = [name for name in DL_INFO_COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise ValueError(
+                raise DataError(
                     f"{path} lacks the columns {missing}; expected DL_info.csv as NIH distributes"
                     f" it (comma-separated), found {reader.fieldnames}"
                 )
@@ -142,7 +143,7 @@ def _read_rows(path: Path) -> tuple[list[dict], list[int], list[tuple]]:
             f"annotation table not found: {path}. Expected DL_info.csv of DeepLesion there"
         ) from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
+        raise DataError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
     rows, lines, problems = [], [], []
     for row, line in numbered:
         if None in row or None in row.values():

@@ -12,6 +12,8 @@ from deeplesion.errors import DataError, MissingDataError
 
 IMAGES = "Images_png"
 TABLE = "DL_info.csv"
+# Folder of the COCO files, by whose recipe their masks are drawn.
+ANNOTATIONS = {"default": "annotations", "released": "annotations_released"}
 # Archives unpacked into folders of their own, in a folder: Images_png/Images_png_01/Images_png.
 DEPTH = 3
 _MOST_LISTED = 5

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,16 +20,19 @@ from deeplesion.conventions import PUBLISHED_KEY_SLICES, SPLITS, THIN_MM
 from deeplesion.data import recist
 from deeplesion.data.coco import encode_mask, to_coco
 from deeplesion.data.dl_info import read_dl_info
-from deeplesion.data.locate import IMAGES, advice, find_image_folders, find_table
+from deeplesion.data.locate import ANNOTATIONS, IMAGES, advice, find_image_folders, find_table
 from deeplesion.data.slices import SliceFolder, files_in_reach
 from deeplesion.data.unfinished import UNFINISHED, json_line, open_unfinished
-from deeplesion.errors import MissingDataError, WriteError
+from deeplesion.errors import MissingDataError, UserError, WriteError
 from deeplesion.files import explained, write_whole
 from deeplesion.lock import only_writer
 from deeplesion.processes import available_cores, in_processes
 
 # The deepest stack of the papers: the neighbours it touches must be there.
 NUM_SLICES = 7
+
+# Who draws the masks, by the name of the recipe.
+MASKS = {"default": recist.mask_from_recist, "released": recist.released_mask_from_recist}
 
 # What the problems are called in the report: key slices are left out for the first five.
 _NOT_DOWNLOADED = "series not downloaded"
@@ -104,13 +107,16 @@ def prepare(
     workers: int | None = None,
     out: str | Path | None = None,
     images: Sequence[str | Path] = (),
+    masks: str = "default",
 ) -> Preparation:
     """Write `out/annotations/{train,val,test}.json` and `report.csv` for the data set in `root`.
 
     `root` holds NIH's `DL_info.csv` (or give `csv`) and `Images_png` (or give folders, `images`);
     what is not there is looked for around there, see `locate`. Nothing is written but below `out`
     (default: `root`). Every clean (not noisy) lesion gets a mask drawn by
-    `recist.mask_from_recist`; `coco.to_coco` says what the files hold, and their `info` has
+    `recist.mask_from_recist`, or with masks='released' by `recist.released_mask_from_recist`, and
+    these files go to a folder of their own, `out/annotations_released`. `coco.to_coco` says what
+    the files hold, and their `info` has
 
         `key_slices`, and `table_key_slices`, how many there are in the table of lesions;
         `images`: the folders in which the series lie, relative to `out` if they are below it.
@@ -122,7 +128,7 @@ def prepare(
     slice is unreadable, blank or not of the size the table says. Neighbours are not decoded. Boxes
     outside their image (clipped) and RECIST end points outside their box are reported and kept.
 
-    If it is interrupted, the finished key slices are kept in `out/annotations/unfinished.jsonl`,
+    If it is interrupted, the finished key slices are kept in `unfinished.jsonl` beside them,
     and the next call continues from there unless the table or the code that draws masks changed.
 
     With more than one worker processes are spawned: call it from under `if __name__ == "__main__"`.
@@ -134,7 +140,9 @@ def prepare(
     root, out = Path(root), Path(root if out is None else out)
     workers = available_cores() if workers is None else workers
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+        raise UserError(f"workers must be at least 1, got {workers}")
+    if masks not in MASKS:
+        raise UserError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
     csv = _table(root, csv)
     with warnings.catch_warnings():
         # Clipped boxes: they go to the report instead.
@@ -142,7 +150,7 @@ def prepare(
         lesions = read_dl_info(csv)
     clean = lesions[~lesions.noisy]
     if clean.empty:
-        raise ValueError(f"{csv}: all of its {len(lesions):,} lesions are flagged as noisy")
+        raise UserError(f"{csv}: all of its {len(lesions):,} lesions are flagged as noisy")
     key_slices = {}  # file name -> its rows of the table
     for lesion in clean.itertuples():
         key_slices.setdefault(lesion.file_name, []).append(lesion)
@@ -156,7 +164,7 @@ def prepare(
             f" {len(wanted):,} series of the table, such as {min(wanted)}\n{advice(root)}"
         )
 
-    folder = out / "annotations"
+    folder = out / ANNOTATIONS[masks]
     unfinished = folder / UNFINISHED
     there = [name for name in key_slices if _series(name) in present]
     with ExitStack() as held:
@@ -166,7 +174,7 @@ def prepare(
         drawn = {name: finished[name] for name in there if name in finished}
         with unfinished_file:
             pending = [_task(key_slices[name]) for name in there if name not in drawn]
-            work = partial(_draw_masks, slices)
+            work = partial(_draw_masks, slices, MASKS[masks])
             progress = tqdm(total=len(there), initial=len(there) - len(pending), unit=" key slices")
             with progress, closing(in_processes(work, pending, workers)) as done:
                 for result in done:
@@ -244,7 +252,7 @@ def _task(lesions: list) -> dict:
     }
 
 
-def _draw_masks(folder: SliceFolder, task: dict) -> dict:
+def _draw_masks(folder: SliceFolder, draw: Callable, task: dict) -> dict:
     """The masks of a key slice as COCO RLE, or the problem for which it is left out."""
     name = task["file_name"]
     missing = [
@@ -261,7 +269,7 @@ def _draw_masks(folder: SliceFolder, task: dict) -> dict:
         return {"file_name": name, "problem": _WRONG_SIZE, "detail": detail}
     if hu.min() == hu.max():
         return {"file_name": name, "problem": _BLANK, "detail": f"all of it is {hu.min()} HU"}
-    masks = [recist.mask_from_recist(hu, bbox, ends) for bbox, ends in task["lesions"]]
+    masks = [draw(hu, bbox, ends) for bbox, ends in task["lesions"]]
     return {"file_name": name, "masks": [encode_mask(mask) for mask in masks]}
 
 

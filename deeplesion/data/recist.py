@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from deeplesion.conventions import HU_WINDOW
+
 GRABCUT_ITERATIONS = 3
 # Found on the phantom, see docs/masks.md. A reader's end points lie on the outline or a little
 # beyond: what is surely lesion and what may be is drawn with both axes scaled about their middle.
@@ -79,7 +81,8 @@ def mask_from_recist(hu: np.ndarray, bbox: np.ndarray, recist: np.ndarray) -> np
     reach = ellipse_from_recist(_scaled(recist, REACH_SCALE), crop.shape) & in_box | core
 
     if core.any() and not reach.all():
-        mask = _grabcut(_grey_levels(crop, core, ~reach), core, reach)
+        foreground = _grabcut(_grey_levels(crop, core, ~reach), core, reach)
+        mask = _whole_lesion(foreground, core, reach)
     else:
         mask = ellipse_from_recist(recist, crop.shape) & in_box
     if not mask.any():
@@ -89,6 +92,39 @@ def mask_from_recist(hu: np.ndarray, bbox: np.ndarray, recist: np.ndarray) -> np
     whole = np.zeros(hu.shape, bool)
     whole[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = mask
     return whole
+
+
+def released_mask_from_recist(hu: np.ndarray, bbox: np.ndarray, recist: np.ndarray) -> np.ndarray:
+    """Mask of one lesion as the released code drew it, to train as the published runs did.
+
+    The recipe of Improved RetinaNet (Zlocha et al., MICCAI 2019) as it stands, see
+    `mask_from_recist`, on the whole slice, whose grey levels are the network's input cast to 8
+    bits: HU in [-1024, 2050] become -50 to 205, and what is negative wraps around. Lung and air,
+    below -433 HU, come out as bright as bone. The cast of a negative number is undefined in C; here
+    it is the remainder by 256, as most machines have it. OpenCV's random generator is seeded, which
+    it was not there, so the published masks themselves cannot be had. Where GrabCut cannot run or
+    finds nothing, the mask is the box.
+
+    Arguments, result and errors are those of `mask_from_recist`, but that the quadrilateral belongs
+    to the mask wherever it leaves the box.
+    """
+    if hu.ndim != 2:
+        raise ValueError(f"hu must be one (H, W) slice, got shape {hu.shape}")
+    core = quadrilateral_from_recist(recist, hu.shape)
+    left, top, right, bottom = _pixels_of_box(bbox, hu.shape)
+    in_box = np.zeros(hu.shape, bool)
+    in_box[top:bottom, left:right] = True
+    if (in_box | core).all():
+        return in_box
+    mask = _grabcut(released_grey_levels(hu), core, in_box)
+    return mask if mask.any() else in_box
+
+
+def released_grey_levels(hu: np.ndarray) -> np.ndarray:
+    """HU -> the released code's uint8 grey levels: windowed, minus 50, modulo 256."""
+    low, high = HU_WINDOW
+    grey = (np.clip(hu, low, high) - float(low)) * (255 / (high - low)) - 50
+    return (np.trunc(grey).astype(np.int64) % 256).astype(np.uint8)
 
 
 def quadrilateral_from_recist(recist: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -265,8 +301,11 @@ def _grabcut(grey: np.ndarray, core: np.ndarray, reach: np.ndarray) -> np.ndarra
     cv2.setRNGSeed(0)
     image = np.repeat(grey[:, :, None], 3, axis=2)
     cv2.grabCut(image, labels, None, *models, GRABCUT_ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    foreground = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
+
+def _whole_lesion(foreground: np.ndarray, core: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """(H, W) bool: of GrabCut's foreground the parts that hold the core, their holes filled."""
     _, parts = cv2.connectedComponents(foreground.astype(np.uint8), connectivity=4)
     lesion = np.isin(parts, parts[core])
     # What cannot be reached from outside the crop is lesion, or a hole in it.

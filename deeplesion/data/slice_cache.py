@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deeplesion.data.coco import image_folders, read_annotations
+from deeplesion.data.locate import ANNOTATIONS
 from deeplesion.data.slices import SliceFolder, files_in_reach
 from deeplesion.errors import CacheError, DataError
 from deeplesion.files import size_text, write_whole
@@ -143,10 +144,13 @@ class CacheReport:
         return "\n".join(lines)
 
 
-def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) -> CacheReport:
+def fill_cache(
+    root: str | Path, num_slices: int, workers: int | None = None, masks: str = "default"
+) -> CacheReport:
     """Write `root/slice_cache`: all slices that training can touch, which are few of a data set.
 
-    These are the slices of `root/annotations/train.json` (with `prepare`'s `out`: in that folder)
+    These are the slices of `root/annotations/train.json` (with `prepare`'s `out`: in that folder;
+    the released masks' file, with masks='released', holds the same ones)
     and their neighbours in stacks of up to `num_slices` (odd), 2 mm apart or, under either
     thickness policy, as far as the scan has them. What is there is checked against the PNG and
     kept; interrupted, the next call continues.
@@ -158,7 +162,7 @@ def fill_cache(root: str | Path, num_slices: int, workers: int | None = None) ->
     """
     root = Path(root)
     workers = available_cores() if workers is None else workers
-    annotations = read_annotations(root / "annotations" / "train.json")
+    annotations = read_annotations(root / ANNOTATIONS[masks] / "train.json")
     first, *further = image_folders(annotations, root)
     folder = CachedSliceFolder(first, root / CACHE_NAME, *further)
     names = set()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deeplesion.conventions import LESION_TYPES, THIN_MM
+from deeplesion.errors import UserError
 from deeplesion.evaluation.froc import FROC
 from deeplesion.evaluation.results import Result
 
@@ -41,7 +42,7 @@ def column_groups(entries: Sequence[dict], column: str) -> dict[str, np.ndarray]
         label = _ranges(values) if len(known) > MAX_NUMBERS else _name
         names = list(dict.fromkeys(label(v) for v in sorted(known)))
     elif len(known) > MAX_TEXTS:
-        raise ValueError(
+        raise UserError(
             f"column {column!r} has {len(known)} different values; at most {MAX_TEXTS} make a table"
         )
     else:
@@ -80,7 +81,7 @@ def add_columns(records: Sequence[dict], path: Path, columns: Sequence[str]) -> 
         return _with_lesion_columns(records, path, rows, wanted)
     key = next((name for name in FILE_NAME_COLUMNS if name in header), None)
     if key is None:
-        raise ValueError(
+        raise UserError(
             f"{path} has no column lesion_idx to know lesions by, or file_name or File_name to know"
             f" images by; its columns: {', '.join(header)}"
         )
@@ -93,9 +94,9 @@ def _read_table(path: Path) -> tuple[list[str], list[dict]]:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
+        raise UserError(f"{path} is not a comma-separated text file in UTF-8: {error}") from None
     if not rows:
-        raise ValueError(f"{path} holds no rows")
+        raise UserError(f"{path} holds no rows")
     return [name for name in reader.fieldnames if name], rows
 
 
@@ -106,19 +107,19 @@ def _with_lesion_columns(
     for row in rows:
         number = row[LESION_COLUMN] or ""
         if not number.strip().isdecimal():
-            raise ValueError(f"{path}: lesion_idx must be the number of a row, got {number!r}")
+            raise UserError(f"{path}: lesion_idx must be the number of a row, got {number!r}")
         of_lesion = values.setdefault(int(number), dict.fromkeys(wanted, ()))
         for name in wanted:
             if row[name] not in of_lesion[name]:
                 of_lesion[name] += (row[name],)
     known = {x.get(LESION_COLUMN) for r in records for x in r["lesions"]}
     if known <= {None}:
-        raise ValueError(
+        raise UserError(
             "the lesions of the result have no lesion_idx, which result files of old lack: prepare"
             " the data and test again to group by a column of lesions"
         )
     if not known & values.keys():
-        raise ValueError(
+        raise UserError(
             f"{path} has none of the lesions of the result, such as {min(known - {None})}"
         )
     nothing = dict.fromkeys(wanted)
@@ -137,26 +138,26 @@ def _with_image_columns(
         found = tuple(row[name] for name in wanted)
         if cells.setdefault(image, found) != found:
             name = next(n for n, a, b in zip(wanted, cells[image], found) if a != b)
-            raise ValueError(
+            raise UserError(
                 f"{path}: the rows of {row[key]} differ in {name!r}; a column to group images by "
                 "has one value an image. One to group lesions by stands in a file with the column "
                 "lesion_idx"
             )
     images = [r["file_name"].replace("/", "_") for r in records]
     if not any(image in cells for image in images):
-        raise ValueError(
+        raise UserError(
             f"{path} has none of the images of the result, such as {records[0]['file_name']}"
         )
     nothing = (None,) * len(wanted)
     return [{**r, **dict(zip(wanted, cells.get(i, nothing)))} for r, i in zip(records, images)]
 
 
-def unknown_column(column: str, names: set[str]) -> ValueError:
+def unknown_column(column: str, names: set[str]) -> UserError:
     """The error for a column that is not there."""
     near = difflib.get_close_matches(column.lower(), {n.lower(): n for n in names}, n=1, cutoff=0.4)
     nearest = next((n for n in sorted(names) if near and n.lower() == near[0]), None)
     hint = f"; did you mean {nearest!r}?" if nearest else "."
-    return ValueError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}.")
+    return UserError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}.")
 
 
 def _groupable(records: Sequence[dict]) -> set[str]:
@@ -168,7 +169,7 @@ def _number_or_text(value: object, column: str) -> float | str | None:
     if value is None or value == "":
         return None
     if isinstance(value, list | tuple | dict):
-        raise ValueError(f"column {column!r} holds {type(value).__name__}s: not a column of values")
+        raise UserError(f"column {column!r} holds {type(value).__name__}s: not a column of values")
     try:
         number = float(value)
     except ValueError:

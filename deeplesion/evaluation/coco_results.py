@@ -13,6 +13,7 @@ from deeplesion.data.coco import (
     table_key_slices,
 )
 from deeplesion.data.plausible import is_number, is_numbers
+from deeplesion.errors import DataError
 from deeplesion.evaluation.result_check import check_result_records
 from deeplesion.evaluation.results import Result
 
@@ -48,7 +49,7 @@ def read_coco_results(
     content = read_annotations(annotations)
     found = read_json(path, "a list of detections in COCO's format")
     if not isinstance(found, list):
-        raise ValueError(f"{path}: expected a list of detections in COCO's format")
+        raise DataError(f"{path}: expected a list of detections in COCO's format")
     category = content["categories"][0]["id"]
     images = {image["id"]: image for image in content["images"]}
     lesions = {number: [] for number in images}
@@ -74,7 +75,7 @@ def read_coco_results(
     for i, detection in enumerate(found):
         wrong = _wrong_detection(detection, images, category)
         if wrong:
-            raise ValueError(f"{path}: detection {i + 1}: {wrong}")
+            raise DataError(f"{path}: detection {i + 1}: {wrong}")
         record = records[detection["image_id"]]
         x, y, width, height = detection["bbox"]
         record["boxes"].append([x, y, x + width, y + height])

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from deeplesion.errors import UserError
 from deeplesion.evaluation.average_precision import ap50
 from deeplesion.evaluation.breakdowns import (
     by_column,
@@ -201,12 +202,12 @@ def in_order_of(first: Result, second: Result) -> list[dict]:
         names = [r["file_name"] for r in result.records]
         if len(set(names)) < len(names):
             repeated = [name for name, times in Counter(names).items() if times > 1]
-            raise ValueError(f"{result.name} holds images more than once: {_listed(repeated)}")
+            raise UserError(f"{result.name} holds images more than once: {_listed(repeated)}")
     for one, other in ((first, second), (second, first)):
         names = {r["file_name"] for r in other.records}
         lacking = [r["file_name"] for r in one.records if r["file_name"] not in names]
         if lacking:
-            raise ValueError(
+            raise UserError(
                 f"{first.name} and {second.name} cannot be compared, they are of different images: "
                 f"{other.name} lacks {_listed(lacking)}. Test both on the same split, or evaluate "
                 "them one at a time."
@@ -218,7 +219,7 @@ def in_order_of(first: Result, second: Result) -> list[dict]:
         if not np.array_equal(lesion_array(a), lesion_array(b))
     ]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{first.name} and {second.name} cannot be compared, their ground truth differs in "
             f"{_listed(changed)}. Test both with the same annotation file."
         )

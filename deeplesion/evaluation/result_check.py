@@ -15,6 +15,7 @@ from deeplesion.data.plausible import (
     is_thickness,
 )
 from deeplesion.data.run_lengths import mask_areas
+from deeplesion.errors import DataError
 
 REQUIRED = {
     "file_name", "patient", "height", "width", "spacing_mm", "thickness_mm", "lesions", "boxes",
@@ -31,33 +32,33 @@ def check_result_records(path: Path, records: object) -> None:
         records: `images` of a result file, thickness still None where it is unknown.
     """
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{path}: 'images' is not a list of images")
+        raise DataError(f"{path}: 'images' is not a list of images")
     if not records:
-        raise ValueError(f"{path} holds no images")
+        raise DataError(f"{path} holds no images")
     masks, pixels, owners, names = [], [], [], set()
     for i, record in enumerate(records):
         missing = REQUIRED - record.keys()
         if missing:
-            raise ValueError(f"{path}: an image lacks {', '.join(sorted(missing))}")
+            raise DataError(f"{path}: an image lacks {', '.join(sorted(missing))}")
         name = record["file_name"]
         where = f"{path}: image {i + 1} ({str(name)[:80]})"
         wrong = _wrong_record_field(record)
         if wrong:
-            raise ValueError(f"{where}: {wrong}")
+            raise DataError(f"{where}: {wrong}")
         if name in names:
-            raise ValueError(f"{where}: the image is in the file twice, and would count twice")
+            raise DataError(f"{where}: the image is in the file twice, and would count twice")
         names.add(name)
         drawn = [lesion["mask"] for lesion in record["lesions"] if lesion.get("mask") is not None]
         found = drawn + record.get("masks", [])
         size = [record["height"], record["width"]]
         if not all(isinstance(mask, dict) and mask.get("size") == size for mask in found):
-            raise ValueError(f"{where}: masks must be run lengths of the image's size, {size}")
+            raise DataError(f"{where}: masks must be run lengths of the image's size, {size}")
         masks += [mask.get("counts") for mask in found]
         pixels += [size[0] * size[1]] * len(found)
         owners += [where] * len(found)
     corners = [v for r in records for box in r["boxes"] for v in box]
     if corners and max(corners) <= 1:
-        raise ValueError(f"{path}: boxes must be in pixels, these are fractions of their images")
+        raise DataError(f"{path}: boxes must be in pixels, these are fractions of their images")
     scores = [score for r in records for score in r["scores"]]
     if len(scores) >= MANY and len(set(scores)) == 1:
         warnings.warn(
@@ -67,7 +68,7 @@ def check_result_records(path: Path, records: object) -> None:
         )
     bad = np.flatnonzero(mask_areas(masks, pixels) < 0)
     if len(bad):
-        raise ValueError(f"{owners[bad[0]]}: the run lengths of a mask are not those of its image")
+        raise DataError(f"{owners[bad[0]]}: the run lengths of a mask are not those of its image")
 
 
 def _wrong_record_field(record: dict) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplesion.errors import DataError
 from deeplesion.evaluation.froc import FROC, froc
 from deeplesion.evaluation.result_check import check_result_records
 from deeplesion.files import write_whole
@@ -108,16 +109,16 @@ def read_results(
             data = gzip.decompress(data)
         content = json.loads(data)
     except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
-        raise ValueError(f"{path} is not a result file of tools/test.py: {error}") from None
+        raise DataError(f"{path} is not a result file of tools/test.py: {error}") from None
     if not isinstance(content, dict) or content.get("format") != RESULT_FORMAT:
-        raise ValueError(f"{path} is not a result file of tools/test.py (format {RESULT_FORMAT})")
+        raise DataError(f"{path} is not a result file of tools/test.py (format {RESULT_FORMAT})")
     check_result_records(path, content.get("images"))
     for record in content["images"]:
         if record["thickness_mm"] is None:
             record["thickness_mm"] = math.nan
     expected = content.get("table_key_slices")
     if not (expected is None or (isinstance(expected, int) and expected > 0)):
-        raise ValueError(f"{path}: table_key_slices must be a number of key slices or null")
+        raise DataError(f"{path}: table_key_slices must be a number of key slices or null")
     return Result(name, content["images"], iou_threshold, pixel_offset, expected)
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from skimage.measure import find_contours
 
+from deeplesion.data.recist import recist_from_contour
 from deeplesion.phantom.body import FAT_LIKE, FREQUENCY, LUNG, sub_heights
 
 PERSIST = 17.0  # mm a distractor goes on unchanged on each side of its key slice ...
@@ -65,30 +66,6 @@ def draw_outline(rng: np.random.Generator, min_mm: float, max_mm: float, in_lung
     points = radius * np.exp(1j * ANGLES)
     radius *= diameter / np.abs(points[:, None] - points).max()
     return Outline(shape, radius, diameter, float(deviation.std()))
-
-
-def recist_of_contour(contour: np.ndarray) -> np.ndarray:
-    """Longest diameter of a closed contour, and the longest one perpendicular to and crossing it.
-
-    contour: (n, 2) points (x, y) -> (4, 2): end points of the long axis, then of the short axis.
-    """
-    gaps = np.linalg.norm(contour[:, None] - contour, axis=2)
-    i, j = np.unravel_index(gaps.argmax(), gaps.shape)
-    start, length = contour[i], gaps[i, j]
-    along = (contour[j] - start) / length
-    across = np.array([-along[1], along[0]])
-    t, n = (contour - start) @ along, (contour - start) @ across
-    t_next, n_next = np.roll(t, -1), np.roll(n, -1)
-    # At each position along the long axis, the outermost crossings of the contour on both sides.
-    positions = np.linspace(0, length, 201)[1:-1, None]
-    crosses = (t - positions) * (t_next - positions) <= 0
-    step = np.where(t_next == t, 1.0, t_next - t)
-    height = n + np.clip((positions - t) / step, 0, 1) * (n_next - n)
-    upper = np.where(crosses, height, -np.inf).max(1)
-    lower = np.where(crosses, height, np.inf).min(1)
-    best = np.where((upper >= 0) & (lower <= 0), upper - lower, -np.inf).argmax()
-    foot = start + positions[best] * along
-    return np.array([start, contour[j], foot + lower[best] * across, foot + upper[best] * across])
 
 
 @dataclass
@@ -222,4 +199,4 @@ def mask_and_recist(finding: Finding) -> tuple[np.ndarray, np.ndarray]:
     mask = np.zeros((finding.scan.size,) * 2, bool)
     mask[box] = opacity >= level
     contour = max(find_contours(np.pad(opacity, 1), level), key=len)[:, ::-1] - 1
-    return mask, recist_of_contour(contour + (box[1].start, box[0].start))
+    return mask, recist_from_contour(contour + (box[1].start, box[0].start))

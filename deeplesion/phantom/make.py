@@ -20,6 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from deeplesion.conventions import DL_INFO_COLUMNS, HU_OFFSET, RECIST_MARGIN
+from deeplesion.data.coco import read_json
+from deeplesion.errors import UserError
 from deeplesion.files import write_whole
 from deeplesion.phantom.body import (
     BODY_LENGTH,
@@ -93,7 +95,8 @@ def _draw_findings(
             continue
         mask, recist = mask_and_recist(finding)
         long, short = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
-        if long >= 5 and short >= 2.5:
+        # Of a crescent the longest perpendicular may miss the long axis: no reader draws that.
+        if long >= 5 and short >= 2.5 and axes_cross(recist):
             found.append((finding, mask, recist))
         if len(found) == wanted:
             break
@@ -240,9 +243,15 @@ def _read_off(rng: np.random.Generator, recist: np.ndarray, error: float) -> np.
     while True:
         angle = rng.uniform(0, 2 * np.pi, 4)
         shift = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        a, b, c, d = points = recist + rng.uniform(0, error, 4)[:, None] * shift
-        if _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0:
+        points = recist + rng.uniform(0, error, 4)[:, None] * shift
+        if axes_cross(points):
             return points
+
+
+def axes_cross(recist: np.ndarray) -> bool:
+    """Whether the two axes of a (4, 2) measurement meet."""
+    a, b, c, d = recist
+    return _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0
 
 
 def _side(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> float:
@@ -269,7 +278,7 @@ def _claim(root: Path, arguments: dict) -> None:
     """Make `root` the folder of this phantom, or refuse it."""
     note = root / "phantom_truth" / "arguments.json"
     if note.exists():
-        there = json.loads(note.read_text())
+        there = read_json(note, "what make_phantom noted of a phantom")
         if there != arguments:
             raise FileExistsError(
                 f"{root} holds a phantom made with {there}, not {arguments}: "
@@ -306,9 +315,9 @@ def make_phantom(
         ("workers", workers, 1, 1024),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{option} is {value}: give a whole number from {low} to {high}")
+            raise UserError(f"{option} is {value}: give a whole number from {low} to {high}")
     root = Path(root)
-    _claim(root, {"phantom_version": 1, "patients": patients, "size": size, "seed": seed})
+    _claim(root, {"phantom_version": 2, "patients": patients, "size": size, "seed": seed})
     table = root / "DL_info.csv"
     if not table.exists():
         series = plan_series(patients, size, seed)

@@ -13,6 +13,7 @@ import difflib
 import inspect
 import itertools
 import operator
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any, NamedTuple
 import mmcv.ops
 import mmdet.registry as registries
 from mmengine.config import Config
-from mmengine.registry import FUNCTIONS, Registry
+from mmengine.registry import FUNCTIONS, Registry, build_from_cfg
 from mmengine.runner import Runner
 from torch.distributed import init_process_group
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
 from deeplesion.data.slices import plan_stack
+from deeplesion.errors import UserError
 from mmdet_ext.config.signatures import arguments, mentions, names_used
 from mmdet_ext.ops import OPERATORS
 
@@ -123,8 +125,32 @@ RUNNER = (_names(Runner.__init__) - {"self", "cfg"}) | {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config, or an option of the command line, that says what nothing reads."""
+
+
+@contextlib.contextmanager
+def refused_by_parts() -> Iterator[None]:
+    """What the constructor of a config's part refuses, whenever it is built, is the config's fault.
+
+    Raises ConfigError, with the class that refused it, instead of the constructor's ValueError,
+    TypeError or AssertionError (with which mmdet's classes check what they are given). These
+    errors pass where they do not come from a constructor.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, AssertionError) as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        parts = [
+            getattr(frame.f_locals.get("obj_cls"), "__name__", "a part of the config")
+            for frame in frames
+            if frame.f_code is build_from_cfg.__code__
+        ]
+        if not parts:
+            raise
+        raise ConfigError(f"{parts[-1]}: {error}") from error
 
 
 class Valid(NamedTuple):

@@ -9,7 +9,10 @@ detector that takes it its `num_slices`, and every `RandomAffineResize` what `re
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,70 @@ from mmdet_ext.config.check import ConfigError
 SHARED = ("stack", "resize")
 
 
+class MissingConfigError(ConfigError, FileNotFoundError):
+    """There is no such config."""
+
+
+def config_folder() -> Path:
+    """The experiments' configs: the repository's, or those that were installed with the package."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of an experiment: a path, or the name of one of the experiments that come along,
+    such as alignshift_7slice or demo/alignshift_3slice.
+
+    Raises MissingConfigError with the nearest names.
+    """
+    path, folder = Path(name).expanduser(), config_folder()
+    if path.is_file():
+        return path
+    wanted = path.as_posix().removesuffix(".py").removeprefix("configs/")
+    if (found := folder / f"{wanted}.py").is_file():
+        return found
+    known = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.py")]
+    known = sorted(each for each in known if not each.startswith("_"))
+    close = difflib.get_close_matches(wanted, known, 3, 0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    raise MissingConfigError(f"no config file {name}, and no experiment of that name; {hint}")
+
+
+def read_config(path: str | Path) -> Config:
+    """A config file as it stands, and the modules that it names in `custom_imports` imported.
+
+    Raises ConfigError, with file and line, for whatever it cannot be read for: the files of
+    experiments are programs, which users write.
+    """
+    try:
+        config = Config.fromfile(path, import_custom_modules=False)
+    except Exception as error:
+        lines = [
+            f"{frame.f_code.co_filename}, line {line}: "
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.endswith(".py")
+        ]
+        kind = "" if isinstance(error, (OSError, SyntaxError)) else f"{type(error).__name__}: "
+        where = f"cannot read the config {path}: {lines[-1] if lines else ''}"
+        raise ConfigError(f"{where}{kind}{error}") from error
+    modules = config.get("custom_imports", {}).get("imports") or []
+    for module in [modules] if isinstance(modules, str) else modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # it is there, and lacks something itself
+            raise ConfigError(
+                f"{path}: custom_imports names {module}, and there is no module {error.name}. Its "
+                "folder must be in PYTHONPATH"
+            ) from None
+    return config
+
+
 def read_experiment(path: str | Path) -> Config:
     """A config file with `stack` and `resize` where they belong."""
-    config = Config.fromfile(path)
+    config = read_config(path)
     spread(config)
     return config
 

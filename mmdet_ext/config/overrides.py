@@ -3,11 +3,12 @@ than meant."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from mmdet_ext.config.check import (
     NAMED_BY_USER,
@@ -26,8 +27,21 @@ from mmdet_ext.config.signatures import arguments
 WITHOUT_EFFECT = {
     "custom_imports": "read while the config file is loaded; write a config file over this one",
     "launcher": "given by the command's own option, --launcher",
-    "test_evaluator.result_file": "given by tools/test.py's own option, --out",
 }
+
+
+class Overrides(DictAction):
+    """argparse's action for `--cfg-options k=v ...`: mmengine's, which says what it cannot read."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for value in values:
+            if not value.partition("=")[0] or "=" not in value:
+                raise argparse.ArgumentError(self, f"expected name=value, got {value!r}")
+            try:
+                self._parse_iterable(value.partition("=")[2])
+            except (AssertionError, ValueError, IndexError, SyntaxError) as error:
+                raise argparse.ArgumentError(self, f"cannot read {value!r}: {error}") from None
+        super().__call__(parser, namespace, values, option_string)
 
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
@@ -70,6 +84,8 @@ def _at(config: Any, path: str) -> Any:
 
 def _check_override(config: dict, path: str, value: Any, overrides: Mapping[str, Any]) -> None:
     first, *rest = parts = path.split(".")
+    if first == "test_evaluator" and rest and rest[-1] == "result_file":  # of one of several, too
+        raise ConfigError(f"{path} is given by the command's own option, --out")
     for key in (path, first):
         if key in WITHOUT_EFFECT:
             raise ConfigError(f"{key} is {WITHOUT_EFFECT[key]}")

@@ -19,6 +19,7 @@ from mmengine.logging import print_log
 
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.coco import image_folders, lesion_of, read_annotations, table_key_slices
+from deeplesion.data.locate import ANNOTATIONS
 from deeplesion.data.slices import SliceFolder, plan_stack
 from deeplesion.errors import CacheError, DataError, MissingDataError
 from mmdet_ext.datasets.sampler import SampleKey
@@ -29,8 +30,8 @@ MOST_REPLACED = 10
 
 NO_DATA = (
     "{path} does not exist. Point DEEPLESION_ROOT at DeepLesion and run `python "
-    "tools/prepare_data.py $DEEPLESION_ROOT` first (the README says how to get the data from NIH; "
-    "if it was prepared with --out DIR, DEEPLESION_ROOT is DIR), "
+    "tools/prepare_data.py $DEEPLESION_ROOT{options}` first (the README says how to get the data "
+    "from NIH; if it was prepared with --out DIR, DEEPLESION_ROOT is DIR), "
     "or make a synthetic one: `python tools/make_phantom.py data/phantom`, then prepare that."
 )
 
@@ -89,13 +90,17 @@ class DeepLesionDataset(CocoDataset):
 
     def load_data_list(self) -> list[dict]:
         if not Path(self.ann_file).is_file():
-            raise MissingDataError(NO_DATA.format(path=self.ann_file))
+            released = Path(self.ann_file).parent.name == ANNOTATIONS["released"]
+            options = " --masks released" if released else ""
+            raise MissingDataError(NO_DATA.format(path=self.ann_file, options=options))
         content = read_annotations(self.ann_file, need_lesions=not self.test_mode)
         self._check_use(content)
         folders = image_folders(content, self.data_root or "", self.data_prefix["img"])
         self._slices = SliceFolder(*folders)
         # For the metric: a table of a part of the test set says so.
         self._metainfo["table_key_slices"] = table_key_slices(content)
+        # How the masks were drawn, for the run card.
+        self._metainfo["masks"] = (content.get("info") or {}).get("masks")
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints that it indexes
             samples = super().load_data_list()
         # Which were logged as bad; workers share it.

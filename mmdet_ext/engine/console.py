@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import sys
 import time
 import warnings
@@ -15,8 +16,11 @@ from pathlib import Path
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from torch.utils.data import Dataset
 from tqdm import tqdm
+
+from mmdet_ext.engine.distributed import accumulative_counts
+from mmdet_ext.engine.run_card import card, counts, describe, facts_of
+from mmdet_ext.engine.run_record import add_to_record, record_path
 
 
 def only_warnings_on_console(logger: MMLogger) -> None:
@@ -51,7 +55,9 @@ def prints_logged(logger: MMLogger) -> Iterator[None]:
 
 
 class ConsoleHook(Hook):
-    """Prints what runs, on which data, a line an epoch, and where things lie.
+    """Prints the run card, a line an epoch, how it ended, and where things lie.
+
+    The card is also in the log and in run_*.json.
 
     An epoch's line has the mean training loss of the epoch, the learning rate and the time that is
     left, validation included; where a validation follows, also the metric by which the best
@@ -63,25 +69,26 @@ class ConsoleHook(Hook):
     priority = "LOWEST"  # after the checkpoint hook, which decides what is best
 
     def before_train(self, runner: Runner) -> None:
-        loop = runner.train_loop
         self._started, self._first_iteration = time.monotonic(), runner.iter
         say("config", runner.cfg.filename or runner.experiment_name)
-        say("training", describe(runner.train_dataloader.dataset))
-        if runner.val_loop is not None:
-            say("validation", describe(runner.val_dataloader.dataset))
+        facts = facts_of(runner)
+        lines = card(facts)
+        for name, value in lines:
+            say(name, value)
+        runner.logger.info("\n".join(["run card", *(f"  {n:<11} {v}" for n, v in lines)]))
+        add_to_record(record_path(runner), training=facts)
         if runner.iter:
             place = f"epoch {runner.epoch + 1}, iteration {runner.iter + 1}"
             say("resumed", f"{runner._load_from}, goes on with {place}")
         elif runner._load_from:
             say("weights", runner._load_from)
-        say("epochs", f"{loop.max_epochs}, each of {len(loop.dataloader)} iterations")
         say("work dir", runner.work_dir)
         say("log", runner.logger.log_file)
 
     def before_test(self, runner: Runner) -> None:
         say("config", runner.cfg.filename or runner.experiment_name)
         say("checkpoint", runner._load_from)
-        say("test", describe(runner.test_dataloader.dataset))
+        say("test", describe(counts(runner.test_dataloader.dataset)))
         say("work dir", runner.work_dir)
         say("log", runner.logger.log_file)
 
@@ -121,6 +128,12 @@ class ConsoleHook(Hook):
             validated += ", the best so far" if best.endswith(here) else ""
         self._say_epoch(runner, runner.epoch, validated)
 
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        self._bar.close()
+        for name, value in metrics.items():  # of FROCMetric the command prints the table
+            if not name.startswith("FROC/"):
+                say(name, value)
+
     def _say_epoch(self, runner: Runner, epoch: int, validated: str = "") -> None:
         hub, loop = runner.message_hub, runner.train_loop
         # The hub is part of a checkpoint: it knows of the part before an interruption too.
@@ -135,16 +148,17 @@ class ConsoleHook(Hook):
         )
 
     def after_train(self, runner: Runner) -> None:
-        best = runner.message_hub.get_info("best")
+        hub, seconds = runner.message_hub, time.monotonic() - self._started
+        updates = math.ceil(runner.iter / accumulative_counts(runner.cfg))
+        ended = f"{runner.epoch} epochs, {updates:,} updates; this start took "
+        ended += tqdm.format_interval(seconds)
+        say("ended", ended)
+        best = hub.get_info("best")
         if best:
-            say("best", Path(runner.work_dir) / best)
-
-
-def describe(dataset: Dataset) -> str:
-    """How many images and lesions an mmdet data set has, and its file."""
-    lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
-    source = getattr(dataset, "ann_file", type(dataset).__name__)
-    return f"{len(dataset):,} images with {lesions:,} lesions, {source}"
+            say("best", f"{hub.get_info('best_score'):.2f}, {Path(runner.work_dir) / best}")
+        runner.logger.info(f"{ended}; best {best}")
+        result = dict(epochs=runner.epoch, updates=updates, seconds=seconds, best=best)
+        add_to_record(record_path(runner), ended=result)
 
 
 def say(name: str, value: object) -> None:

@@ -1,5 +1,5 @@
-"""Several processes: joining them, on GPUs or the CPU; what becomes of BatchNorm, and of the
-learning rate when the total batch is another one."""
+"""Several processes: joining them, on GPUs or the CPU; what becomes of BatchNorm; each one's share
+of the total batch, and the learning rate when that is another one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 from deeplesion.processes import end_with_parent
+from mmdet_ext.config.check import ConfigError
 
 PLAIN_BATCH_NORM = (
     "BatchNorm is not synchronised: torch's SyncBatchNorm has no CPU path. Each process normalises "
@@ -146,36 +147,77 @@ def slurm_variables(slurm: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def settle_learning_rate(config: Config, scale: bool = False) -> tuple[str, int]:
+def images_per_process(config: Config) -> int:
+    """Images that a process takes an iteration: the total batch over processes and accumulation.
+
+    The total batch, `train_dataloader.batch_size`, is the images of one update of the weights, in
+    `optim_wrapper.accumulative_counts` iterations of all processes.
+
+    Raises:
+        ConfigError: it does not divide; with the numbers that would.
+    """
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    total, accumulated = config.train_dataloader.batch_size, accumulative_counts(config)
+    parts = processes * accumulated
+    if total % parts == 0:
+        return total // parts
+    nearest = [n * parts for n in (total // parts, total // parts + 1) if n]
+    share = f"{processes} process(es)"
+    share += f" x optim_wrapper.accumulative_counts={accumulated}" if accumulated > 1 else ""
+    fitting = [n for n in range(1, total + 1) if total % (n * accumulated) == 0]
+    message = f"train_dataloader.batch_size={total} is the total batch, and {share} cannot share it"
+    if fitting:
+        message += f". It fits {_listed(fitting)} process(es)"
+        message += f" x {accumulated}" if accumulated > 1 else ""
+    raise ConfigError(
+        f"{message}; {share} can share {_listed(nearest)} (with --auto-scale-lr, or "
+        "auto_scale_lr.base_batch_size= the same number if the learning rate is meant for it)"
+    )
+
+
+def accumulative_counts(config: Config) -> int:
+    return config.optim_wrapper.get("accumulative_counts", 1)
+
+
+def _listed(numbers: list[int]) -> str:
+    return " or ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))
+
+
+def settle_learning_rate(config: Config, scale: bool = False) -> str:
     """Compares the total batch with the one the learning rate is meant for, and may scale it.
 
-    The total batch is processes x `train_dataloader.batch_size` x `optim_wrapper.
-    accumulative_counts`; the learning rate is meant for `auto_scale_lr.base_batch_size`. With
+    The learning rate is meant for a total batch of `auto_scale_lr.base_batch_size` images. With
     `scale` (or `auto_scale_lr.enable`) it is multiplied by their ratio (Goyal et al., "Accurate,
     Large Minibatch SGD", 2017, section 2.1), and `config` then says so.
 
     Returns:
-        a sentence for the log, and its level: a warning where the two differ and nothing is scaled.
+        a sentence for the log.
+
+    Raises:
+        ConfigError: the total batch is another one and nothing says that this is meant, or the
+            processes cannot share it.
     """
-    processes = distributed.get_world_size() if distributed.is_initialized() else 1
-    images = config.train_dataloader.batch_size
-    accumulated = config.optim_wrapper.get("accumulative_counts", 1)
-    total = processes * images * accumulated
-    batch = f"total batch {total} = {processes} process(es) x {images} image(s)"
+    images, total = images_per_process(config), config.train_dataloader.batch_size
+    accumulated = accumulative_counts(config)
+    batch = (
+        f"total batch {total} = {total // (images * accumulated)} process(es) x {images} image(s)"
+    )
     batch += f" x {accumulated} accumulated" if accumulated > 1 else ""
 
     rule = config.get("auto_scale_lr", {})
     base, optimizer = rule.get("base_batch_size", total), config.optim_wrapper.optimizer
     meant, scaled = optimizer.lr, optimizer.lr * total / base
     if total == base:
-        return f"{batch}, learning rate {meant:g}", logging.INFO
+        return f"{batch}, learning rate {meant:g}"
     if not (scale or rule.get("enable")):
-        return (
-            f"{batch}, but learning rate {meant:g} is meant for {base}. --auto-scale-lr makes it "
-            f"{scaled:g}; train_dataloader.batch_size and optim_wrapper.accumulative_counts change "
-            "the batch"
-        ), logging.WARNING
+        raise ConfigError(
+            f"train_dataloader.batch_size={total} is the total batch, whatever the number of "
+            f"processes, but learning rate {meant:g} is meant for {base}. Leave it at {base} "
+            "(optim_wrapper.accumulative_counts=N lets N times fewer images into memory at once), "
+            f"or say what is meant: --auto-scale-lr makes the learning rate {scaled:g}, "
+            f"--cfg-options auto_scale_lr.base_batch_size={total} keeps it"
+        )
     optimizer.lr = scaled
     # Done: neither mmengine nor a run from the saved config is to scale again.
     config.auto_scale_lr = dict(enable=False, base_batch_size=total)
-    return f"{batch}: learning rate {meant:g} scaled to {scaled:g}", logging.INFO
+    return f"{batch}: learning rate {meant:g} scaled to {scaled:g}"

@@ -1,17 +1,32 @@
-"""When checkpoints are saved and which are kept; training stops at a loss that is not a number."""
+"""When checkpoints are saved and which are kept; what a schedule counts; training is compared with
+sound runs, and stops at a loss that is not a number."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-from mmengine.dist import get_rank, is_main_process
-from mmengine.hooks import Hook
+import torch
+from mmengine.dist import all_reduce, get_rank, is_main_process
+from mmengine.hooks import Hook, ParamSchedulerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from deeplesion.errors import UserError
 from deeplesion.files import write_whole
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
+from mmdet_ext.config.check import ConfigError
+from mmdet_ext.engine.distributed import accumulative_counts
+from mmdet_ext.engine.run_card import plan_of
+from mmdet_ext.engine.run_check import (
+    CURVES,
+    VALIDATION,
+    WINDOW,
+    Reference,
+    causes,
+    check,
+    medians,
+)
 
 
 @HOOKS.register_module()
@@ -70,7 +85,10 @@ class ResumableCheckpointHook(Hook):
         if self.save_best is None:
             return
         if self.save_best not in metrics:
-            raise KeyError(f"save_best={self.save_best!r} is none of {sorted(metrics)}")
+            raise ConfigError(
+                f"default_hooks.checkpoint: save_best={self.save_best!r} is none of "
+                f"{sorted(metrics)}, which val_evaluator gives"
+            )
         hub, folder = runner.message_hub, Path(runner.work_dir)
         score = float(metrics[self.save_best])
         best = hub.get_info("best_score", -math.inf if self.rule == "greater" else math.inf)
@@ -93,6 +111,23 @@ def remove(folder: Path, name: str) -> None:
     (folder / Path(name).name).unlink(missing_ok=True)
 
 
+class LossError(UserError, FloatingPointError):
+    """A loss that is not finite: of the data or the options, not of the program."""
+
+
+@HOOKS.register_module()
+class UpdateSchedulerHook(ParamSchedulerHook):
+    """mmengine's hook, but what a schedule has in iterations it counts in updates of the weights.
+
+    With accumulated gradients an update takes several iterations; the warm-up is then of as many
+    updates, and images, as without.
+    """
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        if runner.optim_wrapper.should_update():  # the iteration that is over ended in one
+            super().after_train_iter(runner, *args, **kwargs)
+
+
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
     """Stops at a NaN or infinite loss, with the iteration, learning rate and files of the batch.
@@ -104,14 +139,14 @@ class FiniteLossHook(Hook):
     priority = "ABOVE_NORMAL"
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Raises FloatingPointError."""
+        """Raises LossError."""
         if math.isfinite(outputs["loss"].item()):
             return
         values = {name: value.item() for name, value in outputs.items() if "loss" in name}
         bad = ", ".join(f"{name} = {v}" for name, v in values.items() if not math.isfinite(v))
         rates = sorted({rate for rates in runner.optim_wrapper.get_lr().values() for rate in rates})
         files = ", ".join(sample.img_path for sample in data_batch["data_samples"])
-        raise FloatingPointError(
+        raise LossError(
             f"training stopped, the loss is not finite: {bad}\n"
             f"  iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch {batch_idx + 1}), "
             f"process {get_rank()}\n"
@@ -120,3 +155,80 @@ class FiniteLossHook(Hook):
             "The last checkpoint was saved before. Look at these images first; else lower the "
             "learning rate, lengthen the warm-up, or train without --amp."
         )
+
+
+@HOOKS.register_module()
+class RunCheckHook(Hook):
+    """Compares losses, gradient norm and validation with those of sound runs.
+
+    Medians of the last 100 updates go to vis_data/scalars.json as `median/...`, from which
+    tools/check_run.py tells at any time how a run goes. After 100 and 500 updates and after each
+    epoch and validation a warning is logged if they are out of range. A loss is the mean over the
+    processes and the accumulated parts of an update; what it is made of is in the message hub,
+    and so in checkpoints.
+
+    Args:
+        reference: of a file in mmdet_ext/engine/references, without '.json'; None: nothing is
+            compared.
+        interval: updates between two lines of medians.
+    """
+
+    priority = "LOW"  # when the loss is in the message hub
+
+    def __init__(self, reference: str | None = None, interval: int = 10) -> None:
+        self.name, self.interval = reference, interval
+        self.reference = None if reference is None else Reference.read(reference)
+
+    def before_train(self, runner: Runner) -> None:
+        self._plan = plan_of(runner)
+        self._told: set[str] = set()
+        self._accumulated = accumulative_counts(runner.cfg)
+        if self.reference and (reason := self.reference.misfit(self._plan)):
+            runner.logger.info(f"not compared with the sound runs of {self.name!r}: {reason}")
+            self.reference = None
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.distributed:
+            names = sorted(CURVES & outputs.keys())
+            values = torch.stack([outputs[name].detach().float().mean() for name in names])
+            all_reduce(values, op="mean")
+            for name, value in zip(names, values.tolist()):
+                runner.message_hub.update_scalar(f"processes/{name}", value)
+        if not runner.optim_wrapper.should_update():
+            return
+        update = math.ceil((runner.iter + 1) / self._accumulated)
+        if is_main_process() and (update % self.interval == 0 or update in (WINDOW, 500)):
+            values = self._medians(runner)
+            runner.visualizer.add_scalars({f"median/{k}": v for k, v in values.items()}, update)
+            if update in (WINDOW, 500):
+                self._check(runner, update, values)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if is_main_process():
+            update = max(1, runner.iter // self._accumulated)
+            self._check(runner, update, self._medians(runner))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if is_main_process() and VALIDATION in metrics and hasattr(self, "_plan"):
+            update = runner.epoch * self._plan.updates_per_epoch
+            self._check(runner, update, {VALIDATION: metrics[VALIDATION]})
+
+    def _medians(self, runner: Runner) -> dict[str, float]:
+        scalars, history = runner.message_hub.log_scalars, {}
+        for name in CURVES:
+            # Gradients are those of all processes anyway.
+            part = "processes" if runner.distributed and name != "grad_norm" else "train"
+            if f"{part}/{name}" in scalars:
+                history[name] = scalars[f"{part}/{name}"].data[0]
+        norms = history.pop("grad_norm", None)  # one an update
+        found = medians(history, self._accumulated)
+        return found | (medians({"grad_norm": norms}) if norms is not None else {})
+
+    def _check(self, runner: Runner, update: int, values: dict[str, float]) -> None:
+        findings = check(self.reference, self._plan, update, values) if self.reference else []
+        if findings:
+            lines = [f"this run is not as sound runs of {self.name!r} were:", *map(str, findings)]
+            new = [line for line in causes(findings) if line not in self._told]
+            self._told.update(new)
+            lines += ["usual causes:", *new] if new else []
+            runner.logger.warning("\n  ".join(lines))

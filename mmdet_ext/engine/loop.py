@@ -7,8 +7,11 @@ import bisect
 import torch
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
+from mmdet_ext.config.check import ConfigError
+from mmdet_ext.engine.distributed import accumulative_counts, images_per_process
 from mmdet_ext.random_states import kept_random_states, random_states, set_random_states
 
 NO_SAMPLER = (
@@ -22,8 +25,15 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs that can start in the middle of one, and whose random states
     neither validation nor the start of workers moves.
 
-    Takes what `EpochBasedTrainLoop` takes.
+    Takes what `EpochBasedTrainLoop` takes. The `batch_size` of the dataloader's config is the
+    total, of which each process takes its share (`images_per_process`); the config, and whatever is
+    saved of it, keeps the total, so that it can be run again on another number of processes.
     """
+
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args, **kwargs) -> None:
+        if isinstance(dataloader, dict):
+            dataloader = {**dataloader, "batch_size": images_per_process(runner.cfg)}
+        super().__init__(runner, dataloader, *args, **kwargs)
 
     batch = 0  # batches of this epoch that have been trained on
     validation_pending = False  # an epoch is over, and its validation not begun
@@ -49,7 +59,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.runner.model.train()
         sampler = self.dataloader.sampler
         if not hasattr(sampler, "start") or not self.dataloader.batch_size:
-            raise ValueError(NO_SAMPLER.format(sampler=type(sampler).__name__))
+            raise ConfigError(NO_SAMPLER.format(sampler=type(sampler).__name__))
         sampler.set_epoch(self._epoch)
         sampler.start = self.batch * self.dataloader.batch_size
         with kept_random_states():  # an iterator draws the seed of its workers
@@ -83,7 +93,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         """Where training is. Every process must call it.
 
         epoch, iter: how many are over. batch: of the epoch that has begun. validation_pending.
-        seed, num_samples, total_batch: of the sampler, the data set and all processes.
+        seed, num_samples: of the sampler and the data set. total_batch: images of an update.
+        iteration_images: images of an iteration of all processes; fewer if they are accumulated.
         random_states: of each process.
         """
         # mmengine counts an iteration or epoch after the hooks that may save.
@@ -96,12 +107,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             seed=self.dataloader.sampler.seed,
             num_samples=len(self.dataloader.dataset),
             total_batch=self._total_batch,
+            iteration_images=self._iteration_images,
             random_states=all_gather_object(self._states or random_states()),
         )
 
     @property
-    def _total_batch(self) -> int:
+    def _iteration_images(self) -> int:
         return self.dataloader.batch_size * self.runner.world_size
+
+    @property
+    def _total_batch(self) -> int:
+        return self._iteration_images * accumulative_counts(self.runner.cfg)
 
     def load_state_dict(self, state: dict) -> list[str]:
         """Takes up what `state_dict` returned; returns why, if so, training will differ."""
@@ -110,12 +126,16 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         now = dict(
             num_samples=len(self.dataloader.dataset),
             total_batch=self._total_batch,
+            iteration_images=self._iteration_images,
             processes=self.runner.world_size,
         )
         before = {**state, "processes": len(state["random_states"])}
         self.dataloader.sampler.seed = state["seed"]
-        # Of an epoch that has begun the same number of samples is left out.
-        self.batch = self.batch * state["total_batch"] // self._total_batch
+        if now["iteration_images"] != before["iteration_images"]:
+            # Of an epoch that has begun the same number of samples is left out; iterations are
+            # counted as if they had always been of this size.
+            self.batch = self.batch * state["iteration_images"] // now["iteration_images"]
+            self._iter = self._epoch * len(self.dataloader) + self.batch
         if now["processes"] == before["processes"]:
             self._states = state["random_states"][get_rank()]
         return [f"{k} was {before[k]}, is {v}" for k, v in now.items() if v != before[k]]

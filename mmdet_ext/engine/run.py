@@ -1,11 +1,11 @@
-"""What the commands do: build a runner from a config, train, test, and turn the framework's
-failures into messages a user can act on."""
+"""What the commands do: build a runner from a config, train, test, and say of the framework's
+failures what a user can do."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,11 +13,12 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
-from deeplesion.errors import DataError, MissingDataError, message_of
+from deeplesion.errors import MissingDataError, UserError
 from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
-from mmdet_ext.config.check import ConfigError, check_option_names
-from mmdet_ext.config.experiment import spread
+from mmdet_ext.checkpoint import LAST_CHECKPOINT
+from mmdet_ext.config.check import ConfigError, check_option_names, refused_by_parts
+from mmdet_ext.config.experiment import dicts, find_config, read_config, spread
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
@@ -30,7 +31,8 @@ from mmdet_ext.engine.workers import advice_on_lost_batch
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
   --amp                                           half precision (GPU)
-  --cfg-options train_dataloader.batch_size=2     fewer images at once (scale the learning rate too)
+  --cfg-options optim_wrapper.accumulative_counts=4   a quarter of the images at once, the same
+                                                  total batch: the recipe stays (4 must divide it)
   --cfg-options stack.num_slices=3                3 instead of 7 slices
 The message of torch: {error}"""
 
@@ -41,20 +43,32 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     """Reads a config file, applies `--cfg-options`, and settles the work directory.
 
     `work_dir`: the argument, else what the config says, else work_dirs/<name of the config>.
-    Raises FileNotFoundError naming the config if there is none, ConfigError for names in it or in
-    the overrides that nothing reads.
+    `path`: a file, or the name of an experiment that comes along (`find_config`).
+
+    Raises ConfigError: no such config, one that cannot be read, or names in it or in the overrides
+    that nothing reads.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no config file {path}; the experiments are in configs/")
+    path = str(find_config(path))
     only_warnings_on_console(MMLogger.get_current_instance())  # mmengine's own, until a run has one
     import_mmdet()
-    config = Config.fromfile(path)
+    config = read_config(path)
     apply_overrides(config, overrides or {})
     spread(config)
     check_option_names(config)
+    settle_workers(config)
     if work_dir or config.get("work_dir") is None:
         config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)
     return config
+
+
+def settle_workers(config: Config) -> None:
+    """Without workers (`num_workers=0`) there is nothing that could persist or prefetch; torch's
+    DataLoader refuses to be asked for it."""
+    for split in ("train", "val", "test"):
+        loader = config.get(f"{split}_dataloader")
+        if loader and not loader.get("num_workers"):
+            loader.persistent_workers = False
+            loader.pop("prefetch_factor", None)
 
 
 def build_runner(config: Config, accept_differences: bool = False) -> ResumableRunner:
@@ -90,16 +104,18 @@ def train(
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
     if amp:
+        if not torch.cuda.is_available():
+            raise ConfigError("--amp is for a GPU, and torch sees none here: leave it out")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
-    with actionable_errors():
+    with framework_errors(), told_to_resume(config):
         if resume:
             config.resume = True
             config.load_from = None if resume == "auto" else existing_file(resume)
         join_processes(config)
         with writer(config, Path(config.work_dir) / "train.lock", "--work-dir") as taken_over:
-            batch, level = settle_learning_rate(config, auto_scale_lr)
+            batch = settle_learning_rate(config, auto_scale_lr)
             runner = build_runner(config, accept_differences)
-            runner.logger.log(level, batch)
+            runner.logger.info(batch)
             if taken_over:
                 runner.logger.warning(TAKEN_OVER.format(folder=config.work_dir, holder=taken_over))
             if compile_static:
@@ -115,8 +131,9 @@ def test(
     checkpoint: str,
     result_file: str | None = None,
     accept_differences: bool = False,
-) -> str:
+) -> str | None:
     """Tests a checkpoint on the test split; returns the result file, the FROC table beside it.
+    None if there is no FROCMetric among the metrics of `test_evaluator`, to write them.
 
     Args:
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
@@ -125,14 +142,21 @@ def test(
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
     result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
-    config.test_evaluator.result_file = result_file
-    with actionable_errors():
+    metrics = [m for _, m in dicts(config.test_evaluator, "") if is_froc_metric(m)]
+    for metric in metrics[:1]:
+        metric["result_file"] = result_file
+    with framework_errors():
         config.load_from = find_checkpoint(checkpoint)
         join_processes(config)
         # Its other files have names of their own: it may run beside a training.
         with writer(config, Path(f"{result_file}.lock"), "--out"):
             build_runner(config, accept_differences).test()
-    return result_file
+    return result_file if metrics else None
+
+
+def is_froc_metric(node: Mapping) -> bool:
+    kind = node.get("type")
+    return getattr(kind, "__name__", kind) == "FROCMetric"
 
 
 @contextlib.contextmanager
@@ -173,22 +197,31 @@ def existing_file(path: str) -> str:
 
 
 @contextlib.contextmanager
-def actionable_errors() -> Iterator[None]:
-    """Says what is wrong with the config or the data, or what to do when memory runs out, without a
-    traceback."""
+def told_to_resume(config: Config) -> Iterator[None]:
+    """Says, when training is interrupted, how to go on."""
     try:
         yield
-    except ConfigError as error:
-        raise SystemExit(str(error)) from None
-    except DataError as error:
-        raise SystemExit(message_of(error)) from None
-    except FloatingPointError as error:  # FiniteLossHook's
-        raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        last = Path(config.work_dir) / LAST_CHECKPOINT
+        if last.is_file():
+            text = f"the same command with --resume goes on from {last.read_text().strip()}"
+        else:
+            text = "no checkpoint was saved yet, the same command starts anew"
+        raise KeyboardInterrupt(f"interrupted; {text}") from None
+
+
+@contextlib.contextmanager
+def framework_errors() -> Iterator[None]:
+    """Errors of the framework that the user can mend become UserErrors: what a part of the config
+    refuses, and a lack of memory, with what lowers it."""
+    try:
+        with refused_by_parts():
+            yield
     except torch.cuda.OutOfMemoryError as error:
-        raise SystemExit(OUT_OF_MEMORY.format(device="the GPU", error=error)) from None
+        raise UserError(OUT_OF_MEMORY.format(device="the GPU", error=error)) from error
     except Exception as error:
         if advice := advice_on_lost_batch(error):
-            raise SystemExit(advice) from None
+            raise UserError(advice) from error
         if "DefaultCPUAllocator" not in str(error):
             raise
-        raise SystemExit(OUT_OF_MEMORY.format(device="the CPU", error=error)) from None
+        raise UserError(OUT_OF_MEMORY.format(device="the CPU", error=error)) from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
@@ -21,7 +22,7 @@ def write_run_record(runner: Runner) -> Path:
 
     A run that is resumed has one for each start. Only the main process writes.
     """
-    path = Path(runner.work_dir) / f"run_{runner.timestamp}.json"
+    path = record_path(runner)
     if is_main_process():
         record = dict(
             command=shlex.join([sys.executable, *sys.argv]),
@@ -35,6 +36,16 @@ def write_run_record(runner: Runner) -> Path:
         )
         write_whole(path, json.dumps(record, indent=1, default=str) + "\n")
     return path
+
+
+def record_path(runner: Runner) -> Path:
+    return Path(runner.work_dir) / f"run_{runner.timestamp}.json"
+
+
+def add_to_record(path: Path, **parts: Any) -> None:
+    """Adds parts to a record: `training` when it begins (`facts_of`), `ended` when it is over."""
+    record = json.loads(path.read_text()) | parts
+    write_whole(path, json.dumps(record, indent=1, default=str) + "\n")
 
 
 def git_state(folder: Path) -> dict:

@@ -7,6 +7,7 @@ The runner saves and restores, the loop knows its place; hooks.py says when.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mmdet_ext.checkpoint import (
     save_checkpoint_file,
 )
 from mmdet_ext.engine.console import only_warnings_on_console, prints_logged
+from mmdet_ext.engine.distributed import accumulative_counts
 from mmdet_ext.engine.workers import guarded, tied
 
 NOT_WHOLE = (
@@ -53,6 +55,18 @@ class ResumableRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         only_warnings_on_console(logger)
         return logger
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Schedules that count iterations count updates of the weights: see UpdateSchedulerHook."""
+        accumulated = accumulative_counts(self.cfg)
+        if isinstance(scheduler, list) and accumulated > 1:
+            scheduler = [dict(part) for part in scheduler]
+            for part in scheduler:
+                if part.get("convert_to_iter_based"):
+                    part["epoch_length"] = max(1, round(len(self.train_dataloader) / accumulated))
+                elif not part.get("by_epoch", True):
+                    part.setdefault("end", math.ceil(self.max_iters / accumulated))
+        return super().build_param_scheduler(scheduler)
 
     def dump_config(self) -> None:
         """Into the folder of this start: a test beside a training leaves the training's alone."""

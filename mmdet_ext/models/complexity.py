@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deeplesion.errors import UserError
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.ops import P3DConv, SliceConv
 
@@ -128,7 +129,7 @@ def input_shape(config: Config) -> tuple[int, int]:
     """Number of slices (of a 2D detector: the 3 channels of an image) and image size (px) that an
     experiment's test pipeline makes; of the size, what becomes of a square image.
 
-    Raises ValueError if the pipeline resizes by neither RandomAffineResize nor Resize.
+    Raises UserError if the pipeline resizes by neither RandomAffineResize nor Resize.
     """
     dataset = config.test_dataloader.dataset
     steps = {step["type"]: step for step in dataset.get("pipeline", [])}
@@ -137,7 +138,7 @@ def input_shape(config: Config) -> tuple[int, int]:
     elif "scale" in steps.get("Resize", {}):
         size = min(steps["Resize"]["scale"])
     else:
-        raise ValueError(
+        raise UserError(
             f"{config.filename}: no RandomAffineResize, and no Resize with a scale, in "
             "test_dataloader.dataset.pipeline to tell the image size"
         )
@@ -160,20 +161,20 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         NMS and the decoding of boxes are not counted.
 
     Raises:
-        ValueError: size is not a positive multiple of 32; a detector with other parts, or with one
+        UserError: size is not a positive multiple of 32; a detector with other parts, or with one
             that does not run on its own or without data (deformable convolutions).
     """
     slices, config_size = input_shape(config)
     size = size or config_size
     if size < 32 or size % 32:
-        raise ValueError(f"size must be a positive multiple of 32 px, got {size}")
+        raise UserError(f"size must be a positive multiple of 32 px, got {size}")
     options = copy.deepcopy(config.model)
     options.backbone.init_cfg = None
     # As in training: at inference norms go into the kernels, but the papers count them.
     model = _build_without_data(options).train()
     with torch.device("meta"):
         if not isinstance(model, (SingleStageDetector, TwoStageDetector)):
-            raise ValueError(f"{options.type} is neither a single-stage nor a two-stage detector")
+            raise UserError(f"{options.type} is neither a single-stage nor a two-stage detector")
         if isinstance(model.data_preprocessor, CTDataPreprocessor):
             inputs = (torch.empty(1, 1, slices, size, size), torch.empty(1))
         else:
@@ -190,7 +191,7 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
     parameters = sum(p.numel() for p in model.parameters())
     counted = sum(part.parameters for part in parts.values())
     if counted != parameters:
-        raise ValueError(
+        raise UserError(
             f"{options.type} has {parameters - counted} parameters outside its {', '.join(parts)}: "
             "such a detector cannot be counted"
         )
@@ -212,7 +213,7 @@ def _count_option(option: str, part: nn.Module, *inputs) -> tuple[Complexity, ob
     try:
         return count(part, *inputs)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"model.{option}: {type(part).__name__} cannot be counted: it must run on its own and "
             f"without data, but {error}"
         ) from error

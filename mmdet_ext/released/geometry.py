@@ -23,13 +23,15 @@ from mmdet_ext.models.detectors import KeySliceMaskRCNN
 
 @TASK_UTILS.register_module()
 class WholePixelAnchorGenerator(LegacyAnchorGenerator):
-    """mmdet 1.x's anchors (centred on the stride, rounded to whole pixels), given by their edges.
+    """The released anchors: rounded to whole pixels and given by their edges.
 
-    Takes what mmdet's `AnchorGenerator` takes, but for `center_offset`, which is 0.5.
+    They are centred on pixel 0 of each cell, as the released configs ask of mmdet 1.x by
+    `ctr=[0, 0]`; it would centre them on (stride - 1) / 2 by itself. Takes what mmdet's
+    `AnchorGenerator` takes, but for `center_offset`, which is 0.
     """
 
     def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, center_offset=0.5, **kwargs)
+        super().__init__(*args, center_offset=0.0, **kwargs)
 
     def gen_single_level_base_anchors(self, *args, **kwargs) -> Tensor:
         """(num_base_anchors, 4) anchors of the first cell."""

@@ -17,7 +17,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import Tensor
 
-from mmdet_ext.checkpoint import load_checkpoint_file, save_checkpoint_file
+from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.config.network import TRAINED_AS, network_of
 
@@ -65,24 +65,24 @@ def convert_file(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys or shapes that do not fit, all of them named; a file that is damaged or
-            holds more than data.
+        CheckpointError: keys or shapes that do not fit, all of them named; a file that is damaged
+            or holds more than data.
     """
     if target.exists() and target.samefile(source):
-        raise ValueError(f"{target} is the released file itself; give the output another name")
+        raise CheckpointError(f"{target} is the released file itself; give the output another name")
     content = load_checkpoint_file(source)
     try:
         released = released_state_dict(content)
         architecture = detect(released)
         config = configs / f"{architecture.configs[0]}.py"
         if not config.is_file():
-            raise ValueError(
+            raise CheckpointError(
                 f"this is {architecture.description}; there is no {config} for it. Write one over "
                 f"configs/_base_/released.py with stack.num_slices={architecture.num_slices}"
             )
         state = convert(released, expected_shapes(config), part)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise CheckpointError(f"{source}: {error}") from None
     meta = dict(
         converted_from=source.name,
         sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -102,23 +102,23 @@ def released_state_dict(content: Mapping) -> dict[str, Tensor]:
     `module.` that a network in DataParallel puts before them."""
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state:
-        raise ValueError("expected a state dict, or a dict that has one as 'state_dict'")
+        raise CheckpointError("expected a state dict, or a dict that has one as 'state_dict'")
     if not all(isinstance(value, Tensor) for value in state.values()):
         others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
-        raise ValueError(f"not a state dict: {', '.join(others[:6])} hold no tensors")
+        raise CheckpointError(f"not a state dict: {', '.join(others[:6])} hold no tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def detect(released: Mapping[str, Tensor]) -> Architecture:
     """Tells the released architectures apart by names and shapes of their weights.
 
-    Raises ValueError where it cannot.
+    Raises CheckpointError where it cannot.
     """
     reduction = released.get("backbone.reductionz1.reduction_z_conv.weight")
     stem = released.get("backbone.conv0.weight")
     if stem is None or stem.ndim != 4:
         shape = "missing" if stem is None else f"of shape {tuple(stem.shape)}"
-        raise ValueError(
+        raise CheckpointError(
             "not a checkpoint of the released AlignShift, TSM, A3D or 2.5D detectors: "
             f"backbone.conv0.weight, (64, C, 7, 7) there, is {shape}"
         )
@@ -126,7 +126,7 @@ def detect(released: Mapping[str, Tensor]) -> Architecture:
         slices = stem.shape[1]
         return Architecture(f"2.5D, {slices} slices", slices, (f"25d_{slices}slice",))
     if reduction.ndim != 5:
-        raise ValueError(
+        raise CheckpointError(
             "backbone.reductionz1.reduction_z_conv.weight must be of shape (C, C, D, 1, 1), got "
             f"{tuple(reduction.shape)}"
         )
@@ -197,5 +197,5 @@ def convert(
             problems.append(
                 "(it has no heads: --part backbone converts the backbone and the neck alone)"
             )
-        raise ValueError("\n  ".join(["keys that do not fit:", *problems]))
+        raise CheckpointError("\n  ".join(["keys that do not fit:", *problems]))
     return state

@@ -143,7 +143,7 @@ def test_detections_of_another_tool_in_cocos_format(results, repository, phantom
         (["{good}", "--by", "Patient_gendre", "--table", "{csv}"], "mean 'Patient_gender'?"),
         (["{good}", "--annotations", "{csv}"], "--annotations is for detections in COCO's format"),
         (["{good}", "--resamples", "5"], "at least 100"),
-        (["{good}", "--iou-threshold", "1.5"], "iou_threshold must be in (0, 1]"),
+        (["{good}", "--iou-threshold", "1.5"], "--iou-threshold must be in (0, 1]"),
     ],
 )
 def test_mistakes_are_told_in_a_line(

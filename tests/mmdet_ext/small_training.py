@@ -13,11 +13,13 @@ names = (f"test_resume_{i}" for i in itertools.count())
 
 
 def configuration(repository, phantom, work_dir, **options):
-    """The demo's detector, smaller; gradients over 2 batches, of which epochs hold 3."""
+    """The demo's detector, smaller; 3 images at a time, gradients over 2 of these parts, of which
+    epochs hold 3."""
     overrides = {
         "train_cfg.max_epochs": EPOCHS,
         "train_cfg.val_interval": 2,
-        "train_dataloader.batch_size": 3,
+        "train_dataloader.batch_size": 6,
+        "auto_scale_lr.base_batch_size": 6,
         "train_dataloader.num_workers": 0,
         "train_dataloader.persistent_workers": False,
         "val_dataloader.num_workers": 0,

@@ -29,6 +29,7 @@ from mmdet_ext.checkpoint import (
     plain_data,
     save_checkpoint_file,
 )
+from mmdet_ext.config.check import ConfigError
 from mmdet_ext.engine.hooks import ResumableCheckpointHook
 from mmdet_ext.engine.run import build_runner, train
 from mmdet_ext.engine.run import test as run_test
@@ -247,7 +248,7 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     best = "best_FROC_average_epoch_2.pth"
     assert names(tmp_path) == [best, "epoch_3.pth", "epoch_4.pth", "last_checkpoint"]
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
-    with pytest.raises(KeyError, match=r"save_best='FROC/average' is none of \['loss'\]"):
+    with pytest.raises(ConfigError, match=r"save_best='FROC/average' is none of \['loss'\]"):
         hook.after_val_epoch(runner, {"loss": 1.0})
 
 
@@ -386,7 +387,7 @@ def through_a_download(config, evil):
 def test_code_is_refused_at_every_door(door, evil, repository, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     config = configuration(repository, phantom, tmp_path / "work", custom_hooks=[])
-    with pytest.raises(SystemExit, match=r"epoch_1\.pth is refused: .*mkdir"):
+    with pytest.raises(CheckpointError, match=r"epoch_1\.pth is refused: .*mkdir"):
         door(config, evil)
 
 
@@ -404,7 +405,9 @@ def test_config_text_in_a_checkpoint_is_not_run(repository, phantom, tmp_path):
     content = {"state_dict": runner.model.state_dict(), "meta": {"config": text, "cfg": text}}
     content["meta"].update(epoch=1, iter=1)
     torch.save({**content, "optimizer": {}, "message_hub": {}}, tmp_path / "a.pth")
-    with pytest.raises(SystemExit, match=r"a\.pth holds no training, param_schedulers, gradients"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth holds no training, param_schedulers, gradients"
+    ):
         train(config, resume=str(tmp_path / "a.pth"))
     assert not (tmp_path / "ran").exists()
 
@@ -413,12 +416,14 @@ def test_weights_alone_do_not_resume_and_must_fit(repository, phantom, tmp_path)
     config = configuration(repository, phantom, tmp_path / "work")
     weights = build_runner(config).model.state_dict()
     torch.save(weights, tmp_path / "weights.pth")
-    with pytest.raises(SystemExit, match=r"cannot be resumed.*load_from=.*weights\.pth"):
+    with pytest.raises(CheckpointError, match=r"cannot be resumed.*load_from=.*weights\.pth"):
         train(config, resume=str(tmp_path / "weights.pth"))
     config = configuration(repository, phantom, tmp_path / "work")
     weights.popitem()
     torch.save(weights, tmp_path / "weights.pth")
-    with pytest.raises(SystemExit, match=r"weights\.pth does not fit the config: [\s\S]*missing"):
+    with pytest.raises(
+        CheckpointError, match=r"weights\.pth does not fit the config: [\s\S]*missing"
+    ):
         run_test(config, str(tmp_path / "weights.pth"))
 
 

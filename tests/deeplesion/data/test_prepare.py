@@ -20,7 +20,7 @@ from deeplesion.data import prepare as module
 from deeplesion.data.coco import image_folders
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.prepare import PUBLISHED_KEY_SLICES, Preparation, prepare
-from deeplesion.data.recist import mask_from_recist
+from deeplesion.data.recist import mask_from_recist, released_mask_from_recist
 from deeplesion.data.slice_cache import fill_cache
 from deeplesion.data.slices import SliceFolder
 from deeplesion.errors import DataError, MissingDataError, WriteError
@@ -178,6 +178,35 @@ def test_masks_are_those_of_recist_and_find_the_lesions(prepared, capsys):
             assert np.array_equal(mask, drawn)
             truth = ellipse(row.recist.mean(0), row.diameters_px)
             assert (mask & truth).sum() / (mask | truth).sum() > 0.7
+
+
+def test_released_masks_have_files_of_their_own(prepared, data):
+    done = run_tool(data, "--workers", 1, "--masks", "released", "--cache", 3)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(data / "annotations_released")) == sorted(FILES)
+    assert not (data / "annotations").exists() and (data / "slice_cache").is_dir()
+    prepare(data, workers=1)
+    assert written(data) == written(prepared[0])
+    table = read_dl_info(data / "DL_info.csv")
+    rows = table[(table.split == "train") & ~table.noisy].itertuples()
+    folder = SliceFolder(data / "Images_png")
+    default, released = (
+        json.loads((data / name / "train.json").read_text())
+        for name in ("annotations", "annotations_released")
+    )
+    drawn = COCO(str(data / "annotations_released" / "train.json"))
+    for row, annotation in zip(rows, released["annotations"], strict=True):
+        mask = released_mask_from_recist(folder.read(row.file_name), row.bbox, row.recist)
+        assert np.array_equal(drawn.annToMask(annotation).astype(bool), mask)
+    for content in (default, released):  # they differ in the masks alone
+        for annotation in content["annotations"]:
+            assert annotation.pop("segmentation") and annotation.pop("area")
+    assert default == released
+
+
+def test_masks_of_an_unknown_recipe_are_refused(data):
+    with pytest.raises(ValueError, match="masks must be one of default, released, got 'grabcut'"):
+        prepare(data, masks="grabcut")
 
 
 def test_nothing_but_the_files_is_left(prepared):

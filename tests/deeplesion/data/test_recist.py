@@ -15,6 +15,8 @@ from deeplesion.data.recist import (
     quadrilateral_from_recist,
     recist_from_contour,
     recist_from_mask,
+    released_grey_levels,
+    released_mask_from_recist,
 )
 from deeplesion.data.slices import SliceFolder
 
@@ -150,6 +152,59 @@ def test_crop_gives_the_same_mask_as_the_whole_slice():
     corner = np.array([25, 30])
     crop = mask_from_recist(hu[window], box_of(recist) - [*corner, *corner], recist - corner)
     np.testing.assert_array_equal(crop, whole[window])
+
+
+def test_released_grey_levels_wrap_around():
+    hu = np.array([[-1500, -1024, -434, -433, -421, -420, 0, 2050, 3000]], np.int16)
+    # (HU + 1024) * 255 / 3074 - 50 by hand, towards zero; negative ones count from 256 down.
+    expected = [[206, 206, 255, 0, 0, 0, 34, 205, 205]]
+    assert released_grey_levels(hu).tolist() == expected
+    every = np.arange(-1100, 2100, dtype=np.int16)[None]
+    grey = (np.clip(every, -1024, 2050) + 1024.0) * 255 / 3074 - 50
+    steps = [int(value) if value > -1 else 256 + int(value) for value in grey[0]]
+    assert released_grey_levels(every)[0].tolist() == steps
+
+
+def test_released_mask_is_grabcut_on_the_whole_slice():
+    recist = axes((80, 75), 40, 30)
+    lesion = drawn_ellipse((80, 75), 40, 30)
+    hu = slice_with(lesion, lesion_hu=300, around_hu=-100)
+    box = box_of(recist)
+    labels = np.full(SHAPE, cv2.GC_BGD, np.uint8)
+    x1, y1, x2, y2 = box.astype(int)
+    labels[y1 : y2 + 1, x1 : x2 + 1] = cv2.GC_PR_FGD
+    labels[quadrilateral_from_recist(recist, SHAPE)] = cv2.GC_FGD
+    grey = np.floor((hu + 1024) * (255 / 3074) - 50).astype(np.uint8)  # nothing wraps here
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(np.dstack([grey] * 3), labels, None, *models, 3, cv2.GC_INIT_WITH_MASK)
+    found = released_mask_from_recist(hu, box, recist)
+    np.testing.assert_array_equal(found, labels % 2 == 1)
+    assert iou(found, lesion) > 0.9
+    cv2.setRNGSeed(5)  # the same in any order of calls
+    np.testing.assert_array_equal(released_mask_from_recist(hu, box, recist), found)
+
+
+def test_released_mask_takes_lung_for_bright():
+    """A nodule in lung: the released 8 bits have lung brighter than the nodule, ours darker."""
+    lesion = drawn_ellipse((80, 75), 40, 30)
+    hu = slice_with(lesion, lesion_hu=-20, around_hu=-850)
+    grey = released_grey_levels(hu).astype(int)
+    assert grey[~lesion].mean() > grey[lesion].mean() + 100
+
+
+@pytest.mark.parametrize(
+    ("bbox", "recist"),
+    [
+        ([0, 0, 159, 159], axes((80, 80), 150, 150)),
+        ([10, 10, 20, 20], axes((120, 120), 30, 20)),
+        ([10.2, 10.2, 10.4, 10.4], axes((-50, -50), 3, 2)),
+    ],
+    ids=["whole image", "elsewhere", "outside"],
+)
+def test_released_mask_is_never_empty(bbox, recist):
+    hu = np.random.default_rng(0).integers(-900, 200, SHAPE).astype(np.int16)
+    assert released_mask_from_recist(hu, np.array(bbox), recist).any()
 
 
 def test_one_piece_without_holes():

@@ -11,10 +11,9 @@ from torch.utils.data import DataLoader
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.prepare import prepare
 from deeplesion.data.slice_cache import fill_cache
-from deeplesion.errors import DataError
+from deeplesion.errors import DataError, message_of
 from mmdet_ext.datasets.deeplesion import DeepLesionDataset
 from mmdet_ext.datasets.sampler import EpochSampler, SampleKey
-from mmdet_ext.engine.run import actionable_errors
 
 STACK = dict(num_slices=3, policy="keep_thick")
 PIPELINE = [
@@ -35,11 +34,11 @@ def _scope():
         init_default_scope("mmdet")
 
 
-def dataset(root, split="train", pipeline=PIPELINE, stack=STACK, **options):
+def dataset(root, split="train", pipeline=PIPELINE, stack=STACK, folder="annotations", **options):
     return DeepLesionDataset(
         stack=stack,
         data_root=str(root),
-        ann_file=f"annotations/{split}.json",
+        ann_file=f"{folder}/{split}.json",
         data_prefix=dict(img="Images_png"),
         pipeline=pipeline,
         **options,
@@ -126,6 +125,8 @@ def test_a_resumed_sampler_goes_on_where_it_was(phantom):
 def test_missing_annotations_say_how_to_get_data(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"prepare_data.py.*make_phantom.py"):
         dataset(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"DEEPLESION_ROOT --masks released`"):
+        dataset(tmp_path, folder="annotations_released")
 
 
 def test_empty_split_is_an_error(phantom, tmp_path):
@@ -265,9 +266,9 @@ def damaged(phantom, tmp_path):
 def test_a_bad_slice_stops_with_file_and_key_slice_through_workers(damaged):
     root, name = damaged
     loader = DataLoader(dataset(root), batch_size=None, num_workers=1)
-    with pytest.raises(SystemExit) as stopped, actionable_errors():
+    with pytest.raises(DataError) as stopped:
         list(loader)
-    message = str(stopped.value)
+    message = message_of(stopped.value)
     assert message.startswith(f"cannot read {root}/Images_png/{name}: the PNG is truncated")
     assert message.endswith(f"(while loading the stack around {name})")
 

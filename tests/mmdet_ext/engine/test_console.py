@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import statistics
 import warnings
 
 import pytest
@@ -27,11 +28,11 @@ class Speaker(Hook):
 
 @pytest.fixture
 def losses(phantom):
-    def read(work_dir):
-        """The loss of each iteration, as mmengine's own JSON log has it."""
+    def read(work_dir, name="loss"):
+        """A loss of each iteration, as mmengine's own JSON log has it."""
         (file,) = work_dir.glob("*/vis_data/scalars.json")
         lines = map(json.loads, file.read_text().splitlines())
-        return [line["loss"] for line in lines if "loss" in line]
+        return [line[name] for line in lines if name in line]
 
     return read
 
@@ -43,7 +44,8 @@ def test_a_run_prints_a_page_and_its_log_has_the_rest(
         run(
             repository, phantom, tmp_path, custom_hooks=[dict(type="Speaker")],
             **{"visualizer.vis_backends": [dict(type="LocalVisBackend")],
-               "default_hooks.logger.interval": 1, "log_processor.window_size": 1},
+               "default_hooks.logger.interval": 1, "log_processor.window_size": 1,
+               "default_hooks.run_check.interval": 2},
         )  # fmt: skip
     printed, logged = capsys.readouterr().out, log(tmp_path)
     assert "a logged warning" in printed and "a logged warning" in logged
@@ -57,7 +59,28 @@ def test_a_run_prints_a_page_and_its_log_has_the_rest(
     assert shown == pytest.approx(means, abs=1e-4) and len(shown) == EPOCHS
     # Validation follows the second epoch, and the last.
     assert ["val FROC/average" in line for line in epochs] == [False, True, True]
-    assert len(printed.splitlines()) < 20, printed
+    assert len(printed.splitlines()) < 25, printed
+    # The card, on the console, in the log and, in parts, in the record.
+    file = phantom / "annotations/train.json"
+    lesions = len(json.loads(file.read_text())["annotations"])
+    lines = [
+        f"training    8 images with {lesions} lesions, {file} (DeepLesion: 22,478)",
+        "batch       6 images an update = 1 process(es) x 3 x 2 accumulated",
+        "updates     5: 3 epochs of 2",
+        "BatchNorm   plain",
+    ]
+    for line in lines:
+        assert f"\n{line}\n" in printed and f"\n  {line}\n" in logged, line
+    assert re.search(r"\nrate        .*; warm-up 60 updates = 30.00 epochs\n", printed)
+    (record,) = tmp_path.glob("run_*.json")
+    record = json.loads(record.read_text())
+    assert record["training"]["total_batch"] == 6 and record["training"]["reference"] == "demo"
+    assert record["ended"]["updates"] == 5 and record["ended"]["best"] in printed
+    assert "not compared with the sound runs of 'demo': total batch is 6" in logged
+    # The medians that tools/check_run.py reads: of updates, each the mean of its two parts.
+    means = [sum(losses(tmp_path, "loss_mask")[i : i + 2]) / 2 for i in (0, 2, 4, 6)]
+    expected = [statistics.median(means[:2]), statistics.median(means)]
+    assert losses(tmp_path, "median/loss_mask") == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_epoch_that_was_interrupted_has_its_whole_mean(repository, phantom, tmp_path, capsys):

@@ -3,6 +3,7 @@ how a run ends when one of its processes does."""
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,9 +18,11 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
+from mmdet_ext.config.check import ConfigError
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.engine.distributed import (
     DataParallelDetector,
+    images_per_process,
     join_processes,
     settle_learning_rate,
     slurm_variables,
@@ -34,7 +37,8 @@ _base_ = "{{demo}}"
 custom_imports = dict(imports=[*_base_.custom_imports.imports, "step_probe"])
 custom_hooks = [dict(type="StepProbe", folder="{{folder}}")]
 model = dict(backbone=dict(with_cp=True))
-train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+auto_scale_lr = dict(base_batch_size=2)
 optim_wrapper = dict(
     _delete_=True, type="OptimWrapper",
     optimizer=dict(type="SGD", lr={LR}, momentum=0.9, weight_decay={DECAY}),
@@ -214,30 +218,64 @@ def recipe(images=8, accumulated=1, **rule):
     )
 
 
-@pytest.mark.parametrize(
-    "processes, images, accumulated, expected",
-    [(1, 8, 1, 0.02), (4, 2, 1, 0.02), (4, 8, 1, 0.08), (1, 2, 4, 0.02), (1, 1, 2, 0.005)],
-)
-def test_the_learning_rate_follows_the_total_batch(
-    monkeypatch, processes, images, accumulated, expected
-):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
-    config = recipe(images, accumulated)
+@pytest.fixture
+def processes(monkeypatch):
+    def set_number(number):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: number)
+
+    return set_number
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+def test_the_total_batch_is_shared_or_refused_with_numbers_that_fit(processes, number, accumulated):
+    processes(number)
+    config = recipe(12, accumulated)
+    if 12 % (number * accumulated) == 0:
+        assert images_per_process(config) * number * accumulated == 12
+        return
+    with pytest.raises(ConfigError, match="batch_size=12 is the total") as refused:
+        images_per_process(config)
+    fitting, nearest = re.search(
+        r"fits (.*?) process.* can share (.*?) \(", str(refused.value)
+    ).groups()
+    for fit in map(int, re.findall(r"\d+", fitting)):
+        processes(fit)
+        assert images_per_process(config) >= 1
+    assert fit == 12 // accumulated
+    processes(number)
+    totals = [int(total) for total in re.findall(r"\d+", nearest)]
+    assert any(total > 12 for total in totals)
+    for total in totals:
+        assert images_per_process(recipe(total, accumulated)) >= 1
+        assert abs(total - 12) < number * accumulated
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 8])
+@pytest.mark.parametrize("images, expected", [(8, 0.02), (32, 0.08), (16, 0.04)])
+def test_the_learning_rate_follows_the_total_batch_alone(processes, number, images, expected):
+    processes(number)
+    config = recipe(images, accumulated=2 if number < 8 else 1)
     settle_learning_rate(config, scale=True)
     assert config.optim_wrapper.optimizer.lr == pytest.approx(expected)
-    settle_learning_rate(config, scale=True)  # as from the config that the run saved
+    assert config.train_dataloader.batch_size == images
+    processes(1)  # as from the config that the run saved
+    text = settle_learning_rate(config)
     assert config.optim_wrapper.optimizer.lr == pytest.approx(expected)
-    assert not config.auto_scale_lr.enable
+    assert f"total batch {images} = 1 process(es) x" in text
 
 
-def test_another_batch_without_scaling_is_a_warning():
+def test_another_total_batch_is_refused_unless_it_is_said():
+    with pytest.raises(ConfigError) as refused:
+        settle_learning_rate(recipe(images=4))
+    for part in ("is meant for 8", "--auto-scale-lr makes the learning rate 0.01",
+                 "auto_scale_lr.base_batch_size=4 keeps it"):  # fmt: skip
+        assert part in str(refused.value)
     config = recipe(images=4)
-    text, level = settle_learning_rate(config)
+    config.auto_scale_lr.base_batch_size = 4
+    assert "total batch 4 = 1 process(es) x 4 image(s)" in settle_learning_rate(config)
     assert config.optim_wrapper.optimizer.lr == 0.02
-    assert level == 30 and "meant for 8" in text and "--auto-scale-lr makes it 0.01" in text
-    text, level = settle_learning_rate(recipe())
-    assert level == 20 and "total batch 8 = 1 process(es) x 8 image(s)" in text
 
 
 # A step of two processes
@@ -384,4 +422,3 @@ def test_a_process_that_is_killed_ends_the_run(tmp_path, repository):
 
 def test_plain_batch_norm_on_the_cpu_is_one_warning(run):
     assert run.output.count("BatchNorm is not synchronised") == 1
-    assert "total batch 2 = 2 process(es) x 1 image(s), but learning rate" in run.output

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmdet_ext.engine.hooks import FiniteLossHook
-from mmdet_ext.engine.run import actionable_errors, load_config
+from mmdet_ext.engine.hooks import FiniteLossHook, LossError, RunCheckHook
+from mmdet_ext.engine.run import load_config
+from mmdet_ext.engine.run_check import Plan
 
 
 def look(**losses):
@@ -23,7 +24,7 @@ def look(**losses):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_stops_training(value):
-    with pytest.raises(SystemExit) as stopped, actionable_errors():
+    with pytest.raises(LossError) as stopped:
         look(loss=value, loss_cls=value, loss_mask=1.0, acc=math.nan)
     message = str(stopped.value)
     for part in (
@@ -43,3 +44,17 @@ def test_every_experiment_has_it_before_checkpoints(repository, monkeypatch):
     hooks = load_config("configs/alignshift_7slice.py").default_hooks
     assert hooks.finite_loss.type == "FiniteLossHook"
     assert FiniteLossHook.priority == "ABOVE_NORMAL"
+
+
+def test_losses_out_of_range_are_warned_of_and_causes_told_once():
+    hook, said = RunCheckHook("demo"), []
+    hook._plan, hook._told = Plan(4, 90, 10), set()
+    runner = SimpleNamespace(logger=SimpleNamespace(warning=said.append))
+    low, high = hook.reference.range_at(hook._plan, "loss_rpn_cls", 100)
+    hook._check(runner, 100, {"loss_rpn_cls": (low * high) ** 0.5})
+    assert said == []
+    hook._check(runner, 100, {"loss_rpn_cls": 0.693})
+    hook._check(runner, 500, {"loss_rpn_cls": 0.693})
+    assert len(said) == 2
+    assert "not as sound runs of 'demo' were:\n  update 100: loss_rpn_cls 0.693 is above" in said[0]
+    assert ["the RPN does not learn" in text for text in said] == [True, False]

@@ -163,8 +163,30 @@ def test_another_batch_size_goes_on_at_the_same_sample_and_says_so(
     straight_by_iteration, repository, phantom, tmp_path
 ):
     work_dir = interrupted(straight_by_iteration, tmp_path / "run", "iter_4.pth")
-    options = {"train_dataloader.batch_size": 1, "train_cfg.max_epochs": 2}
+    options = {
+        "train_dataloader.batch_size": 2,
+        "auto_scale_lr.base_batch_size": 2,
+        "train_cfg.max_epochs": 2,
+    }
     run(repository, phantom, work_dir, "auto", **options)
-    assert "total_batch was 3, is 1: training goes on, but not bit for bit" in log(work_dir)
-    # Four batches of three, then the second epoch's other five samples of eight.
-    assert load_checkpoint_file(work_dir / "epoch_2.pth")["meta"]["iter"] == 4 + 5
+    assert "total_batch was 6, is 2: training goes on, but not bit for bit" in log(work_dir)
+    # One epoch of eight samples, three of the next, then its other five, one at a time.
+    checkpoint = load_checkpoint_file(work_dir / "epoch_2.pth")
+    assert checkpoint["meta"]["iter"] == 8 + 8
+    assert len(checkpoint["message_hub"]["log_scalars"]["train/loss"]["values"]) == 4 + 5
+
+
+def test_the_same_batch_in_other_parts_goes_on_at_the_same_update(
+    straight_by_iteration, repository, phantom, tmp_path
+):
+    """After four iterations of three images, two updates; then the six at once."""
+    work_dir = interrupted(straight_by_iteration, tmp_path / "run", "iter_4.pth")
+    run(repository, phantom, work_dir, "auto", **{"optim_wrapper.accumulative_counts": 1})
+    assert "total_batch was" not in log(work_dir)
+    assert "iteration_images was 3, is 6: training goes on" in log(work_dir)
+    # Two updates were done; the epoch that had begun starts again, since the three images that it
+    # had seen are no whole batch of six. An epoch of eight has two.
+    before = load_checkpoint_file(straight_by_iteration / "iter_4.pth")["param_schedulers"][0]
+    after = load_checkpoint_file(work_dir / "epoch_3.pth")["param_schedulers"][0]
+    assert before["last_step"] == 2
+    assert after["last_step"] == 2 + 2 + 2

@@ -16,13 +16,13 @@ from ..small_training import configuration
 
 def test_a_run_records_itself(repository, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "a b.py", "--cfg-options", "x=1"])
-    options = {"randomness.seed": 5, "train_dataloader.batch_size": 7}
+    options = {"randomness.seed": 5, "train_dataloader.batch_size": 10}
     runner = build_runner(configuration(repository, phantom, tmp_path, **options))
     (file,) = tmp_path.glob("run_*.json")
     record = json.loads(file.read_text())
     assert record["command"] == f"{sys.executable} tools/train.py 'a b.py' --cfg-options x=1"
     assert (record["seed"], record["processes"]) == (5, 1)
-    assert record["config"]["train_dataloader"]["batch_size"] == 7
+    assert record["config"]["train_dataloader"]["batch_size"] == 10
     assert record["packages"]["torch"] == torch.__version__
     assert record["environment"]["MMEngine"] == mmengine.__version__
     # The copy of the config, in the folder of this start, can be run again as it is.

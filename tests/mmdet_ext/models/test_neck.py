@@ -1,5 +1,6 @@
 """KeySliceFPN against 3D convolutions and a feature pyramid written out."""
 
+import math
 import weakref
 
 import pytest
@@ -43,6 +44,24 @@ def test_pyramid_by_hand():
         expected = expected + y
     assert output.shape == (2, 5, 16, 16)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 7])
+def test_weights_start_as_in_the_released_code(depth):
+    torch.manual_seed(0)
+    channels = (256, 512)
+    neck = KeySliceFPN(channels, num_slices=depth, out_channels=512)
+    for c, reduction, lateral in zip(channels, neck.reductions, neck.laterals, strict=True):
+        bound = math.sqrt(3 / c)  # of a uniform distribution with variance 1 / c
+        assert 0.99 * bound < lateral.weight.abs().max() <= bound
+        assert lateral.weight.std().item() == pytest.approx(math.sqrt(1 / c), rel=0.01)
+        assert lateral.bias.abs().max() == 0
+        if depth > 1:
+            std = math.sqrt(2 / (c * depth))
+            assert reduction.weight.std().item() == pytest.approx(std, rel=0.01)
+            # Normal, not uniform: 4.55 % lie beyond two standard deviations.
+            beyond = (reduction.weight.abs() > 2 * std).float().mean().item()
+            assert beyond == pytest.approx(0.0455, abs=0.003)
 
 
 def test_maps_of_one_slice_are_not_convolved_along_depth():

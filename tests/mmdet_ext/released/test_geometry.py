@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from mmcv.ops import RoIAlign
 from mmdet.models.detectors import MaskRCNN
+from mmdet.models.task_modules import AnchorGenerator, DeltaXYWHBBoxCoder, LegacyAnchorGenerator
 from mmdet.models.task_modules.coders.legacy_delta_xywh_bbox_coder import (
     LegacyDeltaXYWHBBoxCoder,
     legacy_bbox2delta,
 )
 from mmdet.models.task_modules.prior_generators import anchor_inside_flags
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -37,9 +39,9 @@ SCORE_THR, MAX_PER_IMG = 0.2, 50
 
 
 def old_anchors(size, stride=4):
-    """Anchors of mmdet 1.x in its order: cell by cell, ratios, then scales."""
+    """Anchors of mmdet 1.x with `ctr=[0, 0]`, in its order: cell by cell, ratios, then scales."""
     anchors = []
-    centre = 0.5 * (stride - 1)
+    centre = 0.0
     for row in range(size):
         for column in range(size):
             for ratio in (0.5, 1.0, 2.0):
@@ -202,6 +204,26 @@ def test_anchors_are_those_of_mmdet_1_by_their_edges():
     )
     (anchors,) = generator.grid_priors([(5, 5)], device="cpu")
     np.testing.assert_array_equal(anchors.numpy(), old_anchors(5) + [0, 0, 1, 1])
+    # By hand, at scale 16: half of 16 sqrt(2) by 16 / sqrt(2) px, and a square on pixels -8 to 8.
+    assert anchors[0].tolist() == [-11, -5, 12, 6]
+    assert anchors[6].tolist() == [-8, -8, 9, 9]
+
+
+def test_the_border_keeps_anchors_that_end_with_the_last_pixel(repository):
+    """The numbers of 512 px: of mmdet 1.x's 223,944 anchors inside, 0 would lose 1,016 by edges."""
+    model = read_experiment(repository / "configs/released/a3d_3slice.py").model
+    options = dict(model.rpn_head.anchor_generator)
+    assert options.pop("type") == "WholePixelAnchorGenerator"
+    (anchors,) = WholePixelAnchorGenerator(**options).grid_priors([(128, 128)], device="cpu")
+    first, last = (anchors - torch.tensor([0, 0, 1, 1])).split(2, dim=1)
+    inside = (first >= 0).all(1) & (last < 512).all(1)
+    valid = torch.ones(len(anchors), dtype=torch.bool)
+    kept, strict = (
+        anchor_inside_flags(anchors, valid, (512, 512), border)
+        for border in (model.train_cfg.rpn.allowed_border, 0)
+    )
+    assert torch.equal(kept, inside)
+    assert int(inside.sum()) == 223_944 and int((inside & ~strict).sum()) == 1_016
 
 
 def test_the_box_coder_by_edges_is_that_of_mmdet_1(detector):
@@ -329,6 +351,15 @@ def test_released_options(path):
         assert stack.policy == ("keep_thick" if kind == "alignshift" else "normalize")
         assert (affine.size, affine.interpolation) == (512, "cubic")
         assert affine.box_from == "corners"
+    train, *others = (config[f"{split}_dataloader"] for split in ("train", "val", "test"))
+    assert train.dataset.ann_file == "annotations_released/train.json"
+    assert [c.dataset.ann_file for c in others] == ["annotations/val.json", "annotations/test.json"]
+    batch = {"alignshift": 2 * 4, "tsm": 2 * 4, "a3d": 1 * 4, "25d": 16 * 4}[kind]
+    assert train.batch_size == config.auto_scale_lr.base_batch_size == batch
+    assert config.model_wrapper_cfg.sync_bn == (kind != "25d")
+    optimizer, (warm_up, steps) = config.optim_wrapper.optimizer, config.param_scheduler
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.9, 1e-4)
+    assert (warm_up.end, steps.milestones, steps.end) == (500, [9, 16], 20)
     thresholds = {"alignshift": 1e-3, "tsm": 5e-5, "a3d": 5e-5, "25d": 5e-3}
     assert config.model.test_cfg.rcnn.score_thr == thresholds[kind]
     heads = config.model.roi_head
@@ -362,3 +393,32 @@ def test_the_figures_of_the_page(size, today, mmdet3, repository):
     assert box_iou(lesion, found)[0] == pytest.approx(mmdet3, abs=0.005)
     page = (repository / "docs/converting.md").read_text()
     assert f"| {size} px | {today:.2f} | {mmdet3:.2f} |" in page
+
+
+@pytest.mark.parametrize(
+    "size, today, stock", [(12, 0.85, 0.64), (20, 0.90, 0.76), (40, 0.95, 0.87)]
+)
+def test_the_figures_of_proposals_on_the_page(size, today, stock, repository):
+    """IoU of a proposal whose deltas, from the released anchors, lead to the lesion exactly: from
+    other anchors they lead elsewhere. Mean over the 16 places of a lesion in a cell."""
+    options = dict(strides=[4], scales=[4, 6, 8, 12, 24, 48], ratios=[0.5, 1.0, 2.0])
+    edges = torch.tensor([0, 0, 1, 1])
+    released = torch.from_numpy(old_anchors(40)).float() + edges
+    lesions = torch.tensor(
+        [[60 + x, 60 + y, 61 + x + size, 61 + y + size] for x in range(4) for y in range(4)]
+    ).float()
+    best = bbox_overlaps(lesions, released).argmax(1)
+    coder = DeltaXYWHBBoxCoder()
+    deltas = coder.encode(released[best], lesions)
+
+    def iou(generator, edges):
+        anchors = generator.grid_priors([(40, 40)], device="cpu")[0] + edges
+        proposals = coder.decode(anchors[best], deltas)
+        return bbox_overlaps(lesions, proposals, is_aligned=True).mean().item()
+
+    assert iou(WholePixelAnchorGenerator(**options), 0) == pytest.approx(1, abs=1e-5)
+    assert iou(AnchorGenerator(**options), 0) == pytest.approx(today, abs=0.005)
+    of_mmdet_1 = LegacyAnchorGenerator(**options, center_offset=0.5)
+    assert iou(of_mmdet_1, edges) == pytest.approx(stock, abs=0.005)
+    page = (repository / "docs/converting.md").read_text()
+    assert f"| {size} px | {today:.2f} | {stock:.2f} |" in page

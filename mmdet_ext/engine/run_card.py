@@ -1,0 +1,188 @@
+"""The run card: what a training is made of, as a short table at its begin, in the log and in
+run_*.json."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import mmdet
+import mmengine
+import torch
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from deeplesion.conventions import PUBLISHED_KEY_SLICES
+from mmdet_ext.engine.distributed import accumulative_counts
+from mmdet_ext.engine.run_check import Plan
+
+
+def plan_of(runner: Runner) -> Plan:
+    """What a run is going to do, as `run_check` compares it."""
+    accumulated, loop = accumulative_counts(runner.cfg), runner.train_loop
+    schedules = runner.cfg.get("param_scheduler") or []
+    schedules = [schedules] if isinstance(schedules, dict) else schedules
+    drops = {
+        epoch
+        for schedule in schedules
+        if schedule["type"] == "MultiStepLR" and schedule.get("by_epoch", True)
+        for epoch in schedule["milestones"]
+    }
+    return Plan(
+        total_batch=loop.dataloader.batch_size * runner.world_size * accumulated,
+        updates_per_epoch=math.ceil(len(loop.dataloader) / accumulated),
+        max_epochs=loop.max_epochs,
+        drops=tuple(sorted(drops)),
+    )
+
+
+def facts_of(runner: Runner) -> dict[str, Any]:
+    """What a training is made of, for run_*.json and `card`. Called when training begins."""
+    config, plan = runner.cfg, plan_of(runner)
+    accumulated = accumulative_counts(config)
+    try:
+        rates, warm_up = learning_rates(config, plan)
+    except Exception:  # one that follows validation, say, or of one's own: no reason to stop a run
+        rates, warm_up = [], 0
+    hooks = [config.get("default_hooks", {}).get("run_check"), *(config.get("custom_hooks") or [])]
+    data = {"train": runner.train_dataloader.dataset}
+    if runner.val_loop is not None:
+        data["val"] = runner.val_dataloader.dataset
+    backbone = getattr(getattr(runner.model, "module", runner.model), "backbone", None)
+    init = getattr(backbone, "init_cfg", None) or {}
+    return dict(
+        data={split: counts(dataset) for split, dataset in data.items()},
+        published_key_slices=PUBLISHED_KEY_SLICES,
+        total_batch=plan.total_batch,
+        processes=runner.world_size,
+        accumulative_counts=accumulated,
+        updates_per_epoch=plan.updates_per_epoch,
+        max_epochs=plan.max_epochs,
+        updates=math.ceil(runner.max_iters / accumulated),
+        drops=plan.drops,
+        learning_rates=rates,
+        warm_up_updates=warm_up,
+        batch_norm=batch_norm(runner.model, runner.world_size),
+        stack=dict(config.get("stack") or {}),
+        masks=masks_of(data["train"]),
+        pretrained=init.get("checkpoint") if isinstance(init, dict) else None,
+        weights=runner._load_from,
+        seed=runner.seed,
+        versions={m.__name__: m.__version__ for m in (torch, mmengine, mmcv, mmdet)},
+        reference=next((h["reference"] for h in hooks if h and h.get("reference")), None),
+    )
+
+
+def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of the card: a name, and what it says."""
+    data, published = facts["data"], facts["published_key_slices"]
+    lines = []
+    for split, name in (("train", "training"), ("val", "validation")):
+        if split in data:
+            here = data[split]
+            lines.append((name, f"{describe(here)} (DeepLesion: {published[split]:,})"))
+    share = facts["total_batch"] // (facts["processes"] * facts["accumulative_counts"])
+    batch = f"{facts['total_batch']} images an update = {facts['processes']} process(es) x {share}"
+    if facts["accumulative_counts"] > 1:
+        batch += f" x {facts['accumulative_counts']} accumulated"
+    lines.append(("batch", batch))
+    lines.append(
+        ("updates", f"{facts['updates']:,}: {facts['max_epochs']} epochs of "
+         f"{facts['updates_per_epoch']:,}")
+    )  # fmt: skip
+    rates = facts["learning_rates"]
+    said, epoch = [], 1
+    for rate, group in itertools.groupby(f"{rate:.3g}" for rate in rates):
+        length = len(list(group))
+        last = epoch + length - 1
+        said.append(f"{rate} (epoch {epoch if length == 1 else f'{epoch}-{last}'})")
+        epoch = last + 1
+    if len(said) > 4:  # a rate that falls all the time
+        said = [said[0], "...", said[len(said) // 2], "...", said[-1]]
+    warm_up = facts["warm_up_updates"]
+    warm = f"; warm-up {warm_up} updates = {warm_up / facts['updates_per_epoch']:.2f} epochs"
+    warm = warm if warm_up else "; no warm-up"
+    lines.append(("rate", ", ".join(said) + warm if rates else "not known beforehand"))
+    lines.append(("BatchNorm", facts["batch_norm"]))
+    if facts["stack"]:
+        lines.append(("stack", ", ".join(f"{k} {v}" for k, v in facts["stack"].items())))
+    lines.append(("masks", facts["masks"]))
+    loaded = Path(facts["pretrained"]).name if facts["pretrained"] else "none"
+    loaded += f"; then all weights from {facts['weights']}" if facts["weights"] else ""
+    lines.append(("pretrained", loaded))
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    lines.append(("seed", f"{facts['seed']}; {versions}"))
+    return lines
+
+
+def counts(dataset: Dataset) -> dict[str, Any]:
+    """How many images and lesions an mmdet data set has, and its file."""
+    lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
+    source = getattr(dataset, "ann_file", type(dataset).__name__)
+    return dict(images=len(dataset), lesions=lesions, source=source)
+
+
+def describe(counted: dict[str, Any]) -> str:
+    return f"{counted['images']:,} images with {counted['lesions']:,} lesions, {counted['source']}"
+
+
+def masks_of(dataset: Dataset) -> str:
+    """How the masks that are learnt from were drawn, as the annotation file says it."""
+    steps = getattr(getattr(dataset, "pipeline", None), "transforms", ())
+    if not any(getattr(step, "with_mask", False) for step in steps):
+        return "none"
+    if masks := getattr(dataset, "metainfo", {}).get("masks"):
+        return str(masks)
+    folder = Path(getattr(dataset, "ann_file", "")).parent.name
+    return f"of {folder}/; the annotation file does not say how they were drawn"
+
+
+def batch_norm(model: nn.Module, processes: int) -> str:
+    """How BatchNorm normalises."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return "none"
+    if any(isinstance(m, nn.SyncBatchNorm) for m in norms):
+        return f"synchronised over {processes} processes"
+    return "plain" + (", each process by its own images" if processes > 1 else "")
+
+
+def learning_rates(config: Any, plan: Plan) -> tuple[list[float], int]:
+    """The learning rate of each epoch's last update, and for how many updates it warms up.
+
+    The schedules of the config are gone through with an optimizer that has nothing to learn.
+    """
+    optimizer = torch.optim.SGD(
+        [nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr
+    )
+    optimizer.step()  # torch warns of a schedule that goes first
+    schedules = config.get("param_scheduler") or []
+    schedules = [schedules] if isinstance(schedules, dict) else schedules
+    built, warm_up = [], 0
+    for schedule in schedules:
+        options = {**schedule}
+        by_epoch = options.get("by_epoch", True)
+        options.setdefault("end", plan.max_epochs * (1 if by_epoch else plan.updates_per_epoch))
+        if schedule["type"] in ("LinearLR", "ConstantLR"):
+            warm_up = options["end"] * (plan.updates_per_epoch if by_epoch else 1)
+        options.update(optimizer=optimizer)
+        if options.get("convert_to_iter_based"):
+            options["epoch_length"] = plan.updates_per_epoch
+        built.append(PARAM_SCHEDULERS.build(options))
+    rates = []
+    for _ in range(plan.max_epochs):
+        for _ in range(plan.updates_per_epoch):
+            rate = optimizer.param_groups[0]["lr"]
+            for schedule in built:
+                if not schedule.by_epoch:
+                    schedule.step()
+        rates.append(rate)
+        for schedule in built:
+            if schedule.by_epoch:
+                schedule.step()
+    return rates, warm_up

@@ -1,0 +1,123 @@
+"""What a user gets wrong before and while something runs is said in a sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from mmdet.registry import MODELS, TRANSFORMS
+from mmengine.config import Config
+
+from deeplesion.evaluation.results import read_results
+from mmdet_ext.checkpoint import LAST_CHECKPOINT
+from mmdet_ext.config.check import ConfigError, refused_by_parts
+from mmdet_ext.engine.run import load_config, told_to_resume, train
+from mmdet_ext.engine.run import test as run_test
+
+from ..small_training import configuration, run
+
+DEMO = "configs/demo/alignshift_3slice.py"
+
+
+def test_no_workers_need_no_other_option(repository, phantom, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    loaders = [f"{split}_dataloader" for split in ("train", "val", "test")]
+    config = load_config(DEMO, {f"{loader}.num_workers": 0 for loader in loaders})
+    for loader in loaders:
+        options = config[loader]
+        options.pop("dataset"), options.pop("sampler")
+        torch.utils.data.DataLoader([1, 2], **options)  # it refused persistent_workers
+    assert load_config(DEMO).train_dataloader.persistent_workers
+
+
+@pytest.mark.parametrize("with_froc", [True, False])
+def test_metrics_of_a_test_may_be_a_list(with_froc, repository, phantom, tmp_path):
+    """FROCMetric writes the results wherever it stands; mmdet's CocoMetric runs beside it."""
+    work = run(repository, phantom, tmp_path / "work", **{"train_cfg.max_epochs": 1})
+    config = configuration(repository, phantom, tmp_path / "test", custom_hooks=[])
+    coco = dict(
+        type="CocoMetric", ann_file=str(phantom / "annotations/test.json"), metric=["bbox", "segm"]
+    )
+    config.test_evaluator = [coco, dict(type="FROCMetric")] if with_froc else [coco]
+    result_file = run_test(config, str(work))
+    if with_froc:
+        assert read_results(tmp_path / "test/results.json.gz").records
+        assert result_file == str(tmp_path / "test/results.json.gz")
+    else:
+        assert result_file is None and not list((tmp_path / "test").glob("results*"))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ({"model.neck.num_slices": 7}, "^KeySliceMaskRCNN: neck.num_slices=7, but .* needs 3"),
+        ({"train_dataloader.num_workers": -1}, "num_workers option should be non-negative"),
+        ({"model.backbone.stem": "first"}, "^TruncatedDenseNet3D: stem must be one of"),
+        ({"optim_wrapper.optimizer.lr": -1.0}, "^AdamW: Invalid learning rate: -1.0"),
+    ],
+)
+def test_what_a_part_refuses_is_the_configs_fault(override, message, repository, phantom, tmp_path):
+    config = configuration(repository, phantom, tmp_path, custom_hooks=[], **override)
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+
+
+def test_only_refusals_of_constructors_are():
+    with pytest.raises(ConfigError, match=r"^RandomAffineResize: box_from must be"), \
+            refused_by_parts():  # fmt: skip
+        TRANSFORMS.build(dict(type="RandomAffineResize", size=64, box_from="middle"))
+    with pytest.raises(ValueError, match=r"^a bug$") as error, refused_by_parts():
+        raise ValueError("a bug")
+    assert not isinstance(error.value, ConfigError)
+    with pytest.raises(AttributeError), refused_by_parts():
+        MODELS.build(dict(type=lambda: None.shape))
+
+
+def test_amp_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--amp is for a GPU"):
+        train(Config(), amp=True)
+
+
+def test_interrupted_training_says_how_to_go_on(tmp_path):
+    config = Config(dict(work_dir=str(tmp_path)))
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint was saved"), told_to_resume(config):
+        raise KeyboardInterrupt
+    (tmp_path / LAST_CHECKPOINT).write_text(f"{tmp_path}/epoch_3.pth")
+    goes_on = r"--resume goes on from .*/epoch_3\.pth"
+    with pytest.raises(KeyboardInterrupt, match=goes_on), told_to_resume(config):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_training_and_its_workers(repository, phantom, tmp_path):
+    command = [
+        sys.executable, "tools/train.py", DEMO, "--work-dir", tmp_path, "--cfg-options",
+        "train_cfg.max_epochs=500", "model.backbone.block_config=(1,1,1)",
+        "model.neck.in_channels=(36,30,27)", "resize.size=96", "train_dataloader.batch_size=4",
+        "train_dataloader.num_workers=2", "val_dataloader.num_workers=1",
+    ]  # fmt: skip
+    # A session of its own: as in a terminal, Ctrl-C reaches the workers as well.
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=repository, start_new_session=True, text=True,
+        env=os.environ | {"DEEPLESION_ROOT": str(phantom)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("epoch "):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors.startswith("train: interrupted; the same command with --resume goes on from")
+    assert errors.count("\n") == 1, errors
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)  # is any process of the session left?
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("workers live on")
