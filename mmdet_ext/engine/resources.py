@@ -32,8 +32,7 @@ TOO_LITTLE_SHARED_MEMORY = """{name} needs {needed} of shared memory, {free} are
 {count} batches of {batch} wait there, and a worker that finds no room cannot hand over its own.
   docker run --shm-size=8g (or --ipc=host)        more of it, in a container
   --cfg-options {name}.num_workers={workers}   fewer batches at once
-  --cfg-options {name}.num_workers=0 {name}.persistent_workers=False
-                                                  none: this process loads the data itself"""
+  --cfg-options {name}.num_workers=0   none: this process loads the data itself"""
 TOO_FEW_FILES = (
     "{name}: {process} has up to {needed:,} files open at once (each tensor that waits to be taken "
     "is one), and {limit:,} are allowed. Raise the limit (ulimit -n {needed}), or lower "

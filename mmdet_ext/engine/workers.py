@@ -24,8 +24,7 @@ LOST_BATCH = (
 ADVICE = """{error}
 No batch came from the processes that load the data. They lack memory or shared memory, or the disk
 under the data hangs.
-  --cfg-options train_dataloader.num_workers=0 train_dataloader.persistent_workers=False
-                                                  loads in this process (val_, test_dataloader too)
+  --cfg-options train_dataloader.num_workers=0    loads in this process (val_, test_dataloader too)
   docker run --shm-size=8g, or --ipc=host         more shared memory in a container
   --cfg-options train_dataloader.timeout=3600     waits longer than {patience} s (0: for ever)"""
 
