@@ -639,7 +639,7 @@ def test_interrupted_for_real_it_continues(tmp_path, sent):
     (os.killpg if sent == signal.SIGINT else os.kill)(running.pid, sent)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
-    assert (b"run the same command again" in errors) == (sent == signal.SIGINT)
+    assert (b"the same command continues" in errors) == (sent == signal.SIGINT)
     # A killed process leaves its lock, which the next call takes over.
     locks = {"prepare.lock"} if sent == signal.SIGKILL else set()
     assert {*os.listdir(root / "annotations")} == {cache.name, *locks}

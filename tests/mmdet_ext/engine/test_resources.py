@@ -116,6 +116,6 @@ def test_disk_for_checkpoints(monkeypatch, tmp_path):
 @pytest.mark.skipif(not resources.SHARED_MEMORY.is_dir(), reason="no /dev/shm")
 def test_a_run_looks_first(repository, phantom, tmp_path, monkeypatch):
     shared_memory(monkeypatch, 4096)
-    with pytest.raises(SystemExit, match=r"train_dataloader needs .* of shared memory"):
+    with pytest.raises(TooLittle, match=r"train_dataloader needs .* of shared memory"):
         run(repository, phantom, tmp_path, **{"train_dataloader.num_workers": 2})
     assert not list(tmp_path.glob("*.pth")) and not list(tmp_path.glob("*.lock"))

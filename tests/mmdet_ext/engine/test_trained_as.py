@@ -103,12 +103,12 @@ def test_another_network_is_refused_by_name_with_both_values(trained, load, name
 def test_nothing_is_tested_or_resumed_as_another_network(trained, repository, phantom, tmp_path):
     """Through the doors of the commands."""
     options, said = OTHERS["operator"]
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(CheckpointError, match=said):
         apply(repository, phantom, tmp_path, trained, **options)
     assert not (tmp_path / "results.json.gz").exists()
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(CheckpointError, match=said):
         run(repository, phantom, tmp_path, str(trained / "epoch_1.pth"), **options)
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(CheckpointError, match=said):
         run(repository, phantom, tmp_path, load_from=str(trained / "epoch_1.pth"), **options)
     assert not list(tmp_path.glob("*.pth"))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from deeplesion.lock import FolderInUse
 from mmdet_ext.engine.run import test as run_test
 from mmdet_ext.engine.runner import ResumableRunner
 from mmdet_ext.engine.workers import PATIENCE, advice_on_lost_batch, guarded
@@ -63,7 +64,7 @@ def test_a_work_directory_has_one_writer(training, repository, phantom, tmp_path
     process, _ = training
     folder = tmp_path / "run"
     written = {f.name for f in folder.iterdir()}
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(FolderInUse) as refused:
         run(repository, phantom, folder, **LARGE)
     said = str(refused.value)
     assert f"{folder} is being written to" in said and f"process {process.pid} on" in said
