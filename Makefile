@@ -33,7 +33,7 @@ demo: setup
 	    "$(DEMO)/training" --work-dir "$(DEMO)/test" --show-dir "$(DEMO)/pictures"
 
 test: setup
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(RUN) -m ruff check .

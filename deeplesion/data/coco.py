@@ -100,6 +100,12 @@ def table_key_slices(annotations: dict) -> int | None:
     return number if is_whole(number, 1) else None
 
 
+def mask_kind(annotations: dict) -> str | None:
+    """How the masks were drawn, `prepare`'s argument; None if the file does not say."""
+    kind = _info(annotations).get("masks")
+    return kind if isinstance(kind, str) else None
+
+
 def _info(annotations: dict) -> dict:
     info = annotations.get("info")
     return info if isinstance(info, dict) else {}

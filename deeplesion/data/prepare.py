@@ -119,7 +119,8 @@ def prepare(
     the files hold, and their `info` has
 
         `key_slices`, and `table_key_slices`, how many there are in the table of lesions;
-        `images`: the folders in which the series lie, relative to `out` if they are below it.
+        `images`: the folders in which the series lie, relative to `out` if they are below it;
+        `masks`: how these were drawn, as the argument says.
 
     The bytes written do not depend on `workers` (processes, default: all cores).
 
@@ -187,7 +188,8 @@ def prepare(
 
         problems = _problems(key_slices, drawn)
         recorded = [_relative(place, out) for place in folders if place.is_dir()]
-        counts = _write_annotations(folder, clean, drawn, problems, recorded)
+        info = dict(images=recorded, masks=masks)
+        counts = _write_annotations(folder, clean, drawn, problems, info)
         write_whole(folder / "report.csv", problems.to_csv(index=False, lineterminator="\n"))
         unfinished.unlink()
     notes = _notes(root, csv, slices, present, images)
@@ -300,9 +302,12 @@ def _problems_of_box(lesion) -> list[tuple[str, str]]:
 
 
 def _write_annotations(
-    folder: Path, clean: pd.DataFrame, drawn: dict, problems: pd.DataFrame, images: list[str]
+    folder: Path, clean: pd.DataFrame, drawn: dict, problems: pd.DataFrame, info: dict
 ) -> pd.DataFrame:
-    """Write a COCO file for each split and count what is in it and what was left out."""
+    """Write a COCO file for each split and count what is in it and what was left out.
+
+    `info`: more of what the files' `info` is to hold.
+    """
     masks_of = {name: iter(result.get("masks", ())) for name, result in drawn.items()}
     masks = [next(masks_of.get(name, iter(())), None) for name in clean.file_name]
     masks = pd.Series(masks, clean.index, dtype=object)
@@ -313,7 +318,7 @@ def _write_annotations(
         content = to_coco(lesions, masks[chosen])
         table_key_slices = clean[clean.split == split].file_name.nunique()
         content["info"] = dict(
-            key_slices=len(content["images"]), table_key_slices=table_key_slices, images=images
+            key_slices=len(content["images"]), table_key_slices=table_key_slices, **info
         )
         text = json.dumps(content, separators=(",", ":"), allow_nan=False)
         write_whole(folder / f"{split}.json", text)

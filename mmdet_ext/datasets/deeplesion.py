@@ -18,7 +18,13 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from deeplesion.conventions import PIXEL_CENTRE
-from deeplesion.data.coco import image_folders, lesion_of, read_annotations, table_key_slices
+from deeplesion.data.coco import (
+    image_folders,
+    lesion_of,
+    mask_kind,
+    read_annotations,
+    table_key_slices,
+)
 from deeplesion.data.locate import ANNOTATIONS
 from deeplesion.data.slices import SliceFolder, plan_stack
 from deeplesion.errors import CacheError, DataError, MissingDataError
@@ -100,7 +106,7 @@ class DeepLesionDataset(CocoDataset):
         # For the metric: a table of a part of the test set says so.
         self._metainfo["table_key_slices"] = table_key_slices(content)
         # How the masks were drawn, for the run card.
-        self._metainfo["masks"] = (content.get("info") or {}).get("masks")
+        self._metainfo["masks"] = mask_kind(content)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints that it indexes
             samples = super().load_data_list()
         # Which were logged as bad; workers share it.

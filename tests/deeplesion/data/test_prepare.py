@@ -374,7 +374,7 @@ def test_a_series_in_two_places_is_not_guessed(data):
     preparation = prepare(data, workers=1, images=given)
     assert preparation.counts.not_downloaded.sum() == 0
     info = json.loads((data / "annotations" / "train.json").read_text())["info"]
-    assert info["images"] == ["Images_png", "Images_png_02"]
+    assert info["images"] == ["Images_png", "Images_png_02"] and info["masks"] == "default"
 
 
 def test_copies_without_slices_do_not_count(data):
