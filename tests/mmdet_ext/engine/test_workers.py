@@ -34,7 +34,12 @@ def until(condition, seconds=SOON):
 
 
 # Masks of a batch, a byte a pixel, are more than a pipe holds.
-LARGE = {**BY_ITERATION, "resize.size": 256, "train_dataloader.batch_size": 2}
+LARGE = {
+    **BY_ITERATION,
+    "resize.size": 256,
+    "train_dataloader.batch_size": 2,
+    "auto_scale_lr.base_batch_size": 2,
+}
 
 
 @pytest.fixture
