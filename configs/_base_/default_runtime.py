@@ -48,7 +48,6 @@ model_wrapper_cfg = dict(type="DataParallelDetector", sync_bn=True)
 
 visualizer = dict(
     type="DetLocalVisualizer",
-    name="visualizer",
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)

@@ -52,8 +52,11 @@ def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
             f"{path}: expected one category, such as 'lesion', got {short(categories)}. The"
             " benchmark tells lesions from the rest, not from one another: merge them into one"
         )
-    if not is_whole(categories[0].get("id")):
-        raise DataError(f"{path}: the category has no whole number as its id")
+    if not is_whole(categories[0].get("id")) or not isinstance(categories[0].get("name"), str):
+        raise DataError(
+            f"{path}: the category needs a whole number as its id and a name, got "
+            f"{short(categories[0])}"
+        )
     if not images:
         raise DataError(
             f"{path} holds no key slices. A partial download may have none of this split: "

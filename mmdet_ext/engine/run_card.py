@@ -160,7 +160,6 @@ def learning_rates(config: Any, plan: Plan) -> tuple[list[float], int]:
     optimizer = torch.optim.SGD(
         [nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr
     )
-    optimizer.step()  # torch warns of a schedule that goes first
     schedules = config.get("param_scheduler") or []
     schedules = [schedules] if isinstance(schedules, dict) else schedules
     built, warm_up = [], 0
@@ -174,6 +173,7 @@ def learning_rates(config: Any, plan: Plan) -> tuple[list[float], int]:
         if options.get("convert_to_iter_based"):
             options["epoch_length"] = plan.updates_per_epoch
         built.append(PARAM_SCHEDULERS.build(options))
+    optimizer.step()  # counted from now on: schedules warn if they go first
     rates = []
     for _ in range(plan.max_epochs):
         for _ in range(plan.updates_per_epoch):

@@ -198,6 +198,7 @@ def test_released_masks_have_files_of_their_own(prepared, data):
     for row, annotation in zip(rows, released["annotations"], strict=True):
         mask = released_mask_from_recist(folder.read(row.file_name), row.bbox, row.recist)
         assert np.array_equal(drawn.annToMask(annotation).astype(bool), mask)
+    assert [c["info"].pop("masks") for c in (default, released)] == ["default", "released"]
     for content in (default, released):  # they differ in the masks alone
         for annotation in content["annotations"]:
             assert annotation.pop("segmentation") and annotation.pop("area")
@@ -609,6 +610,11 @@ def test_unfinished_files_never_bear_the_final_name(prepared, data, monkeypatch)
     assert sorted(os.listdir(data / "annotations")) == sorted(FILES)
 
 
+def hear_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
@@ -630,6 +636,7 @@ def test_interrupted_for_real_it_continues(tmp_path, sent):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     while not (cache.exists() and cache.read_bytes().count(b"\n") > 3) and running.poll() is None:
         time.sleep(0.005)

@@ -104,6 +104,8 @@ def test_ctrl_c_ends_training_and_its_workers(repository, phantom, tmp_path):
         list(map(str, command)), cwd=repository, start_new_session=True, text=True,
         env=os.environ | {"DEEPLESION_ROOT": str(phantom)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # What a shell starts in the background ignores SIGINT, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for line in process.stdout:
         if line.startswith("epoch "):

@@ -16,6 +16,7 @@ def schedule(*parts, lr=0.02):
 WARM_UP = dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50)
 
 
+@pytest.mark.filterwarnings("error")  # what is gone through beforehand warns of nothing
 def test_rates_of_epochs_follow_warm_up_and_drops():
     drops = dict(type="MultiStepLR", by_epoch=True, milestones=[3, 5], gamma=0.1, end=6)
     rates, warm_up = learning_rates(schedule(WARM_UP, drops), Plan(8, 20, 6))
