@@ -14,7 +14,7 @@ class Build(build_py):
 
 setup(
     packages=[
-        *find_packages(include=["deeplesion*", "mmdet_ext*"]),
+        *find_packages(include=["ct_volumes*", "deeplesion*", "mmdet_ext*"]),
         "mmdet_ext.configs",
         "mmdet_ext.tools",
     ],

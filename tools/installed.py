@@ -13,6 +13,7 @@ COMMANDS = {
     "deeplesion-evaluate": "evaluate",
     "deeplesion-prepare": "prepare_data",
     "deeplesion-phantom": "make_phantom",
+    "deeplesion-detect": "detect",
     "deeplesion-check-run": "check_run",
     "deeplesion-complexity": "complexity",
     "deeplesion-convert": "convert_checkpoint",

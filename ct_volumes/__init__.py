@@ -1,0 +1,1 @@
+"""Whole CT volumes: in (DICOM, NIfTI), lesions in 3D, out (DICOM SR and SEG, NIfTI, JSON, page)."""
