@@ -1,0 +1,355 @@
+"""report.html: the lesions of one scan to scroll through, measured and outlined, and an overview of
+where they are. One file that opens from disk and needs no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import cv2
+import numpy as np
+from skimage.measure import find_contours
+
+from ct_volumes.lesions import Algorithm, Lesion, LesionSlice
+from ct_volumes.volume import CTVolume
+from deeplesion.files import write_whole
+
+TEMPLATE = Path(__file__).with_name("page.html")
+# Voxels take about one byte each in the page, see `pack`.
+PAGE_VOXELS = 16_000_000  # of all lesions together ...
+LESION_VOXELS = 2_000_000  # ... and of one lesion
+MARGINS_MM = (50, 40, 30, 20)  # beside the lesion, the widest that its share of the voxels allows
+DEPTH_MM = 15  # above and below it ...
+DEPTH_SLICES = 2  # ... and at least so many slices
+FEWEST_SLICES = 9  # that are shown of a lesion before its pixels are thinned out
+WHOLE_PIXELS = 256  # the longer side of a whole slice, which shows where a lesion is
+WHOLE_STEP_HU = 8
+MIP_PIXELS = 420  # the longer side of the scan in the overview
+MIP_HU = (-150, 850)
+AIR_HU = -1000
+LUNG_HU = -500  # a lesion whose surroundings are darker than that opens in the lung window
+
+
+def write_page(
+    path: Path,
+    lesions: Sequence[Lesion],
+    volume: CTVolume,
+    algorithm: Algorithm,
+    identify: bool = False,
+) -> None:
+    """Write the page.
+
+    Lesions are numbered from 1 in the order given. Each is shown in a crop of the scan in exact HU:
+    its boxes with 20 to 50 mm around and 15 mm above and below. The voxels of a page are limited
+    to 16 million, shared equally among the lesions, and to 2 million for each. A lesion that takes
+    more than its share at 20 mm is shown in every second slice, or third, and so on, but always in
+    its first, last, best and measured one; where not even nine slices would fit, in every second
+    pixel, and so on. The page says so.
+
+    Args:
+        path: of the page, which is there as a whole or not at all.
+        lesions: in any order; none gives a page that says so.
+        volume: that they were found in.
+        algorithm: that found them.
+        identify: also tell the path, number, description and UID of what was read. Without it
+            nothing in the page says whose scan it is.
+    """
+    crops = [_crop(lesion, volume, len(lesions)) for lesion in lesions]
+    wholes = sorted({lesion.best.index for lesion in lesions})
+    views = {f"crop-{k}": pack(_voxels(volume, crop)) for k, crop in enumerate(crops)}
+    views |= {f"whole-{k}": pack(_whole_slice(volume, k)[None]) for k in wholes}
+    mips = _overview(volume)
+    data = dict(
+        scan=_scan(volume, identify),
+        algorithm=_algorithm(algorithm, identify),
+        positions=_rounded(volume.positions_mm - volume.positions_mm[0]),
+        spacing=volume.spacing_mm,
+        shape=volume.hu.shape,
+        whole=_whole_slice(volume, 0).shape,
+        mips=mips,
+        lesions=[
+            _lesion(number, lesion, volume, crop, mips)
+            for number, (lesion, crop) in enumerate(zip(lesions, crops, strict=True))
+        ],
+    )
+    page = _fill(
+        TEMPLATE.read_text(encoding="utf-8"),
+        title=escape(f"{_count(len(lesions))}: {algorithm.name}"),
+        data=_json(data),
+        views="\n".join(
+            f'<script type="application/octet-stream" id="{name}">{text}</script>'
+            for name, text in views.items()
+        ),
+    )
+    write_whole(Path(path), page)
+
+
+def pack(stack: np.ndarray) -> str:
+    """(n, h, w) int16 -> base64 of zlib of what it takes to get the stack back exactly.
+
+    Each voxel is predicted from those to the left (a), above (b) and above to the left (c) of it as
+    the median of a, b and a + b - c: the predictor of LOCO-I (Weinberger et al., IEEE Trans. Image
+    Processing 2000, eq. 1). What is left over is folded to 0, -1, 1, -2, ... -> 0, 1, 2, 3, ...;
+    all low bytes come first, then all high ones, which are nearly always 0.
+    """
+    values = stack.astype(np.int32)
+    guess = np.zeros_like(values)
+    guess[:, 0, 1:], guess[:, 1:, 0] = values[:, 0, :-1], values[:, :-1, 0]
+    left, above, corner = values[:, 1:, :-1], values[:, :-1, 1:], values[:, :-1, :-1]
+    low, high = np.minimum(left, above), np.maximum(left, above)
+    guess[:, 1:, 1:] = np.clip(left + above - corner, low, high)
+    rest = (values - guess).astype(np.int16)  # wraps around, and back again in the browser
+    folded = ((rest << 1) ^ (rest >> 15)).view(np.uint16).ravel()
+    planes = (folded & 255).astype(np.uint8).tobytes() + (folded >> 8).astype(np.uint8).tobytes()
+    packer = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_FILTERED)
+    return base64.b64encode(packer.compress(planes) + packer.flush()).decode("ascii")
+
+
+def outline(piece: LesionSlice) -> str:
+    """The mask's outline as an SVG path in half pixels, (0, 0) the centre of the first pixel.
+
+    It runs half way between the centres of pixels inside and outside.
+    """
+    path = []
+    for contour in find_contours(np.pad(piece.patch.mask, 1).astype(np.float32), 0.5, "high"):
+        # Half pixels are whole numbers here; the pad moved all by one pixel.
+        points = np.rint(2 * (contour[:, ::-1] - 1 + (piece.patch.x, piece.patch.y))).astype(int)
+        steps = np.diff(points, axis=0)
+        # Steps of one direction become one.
+        turns = np.flatnonzero((steps[1:] != steps[:-1]).any(axis=1)) + 1
+        corners = points[np.concatenate([[0], turns])]
+        moves = " ".join(f"{x} {y}" for x, y in np.diff(corners, axis=0).tolist())
+        path.append(f"M{corners[0, 0]} {corners[0, 1]}l{moves}z")
+    return "".join(path)
+
+
+def _crop(lesion: Lesion, volume: CTVolume, count: int) -> dict:
+    """Which voxels are shown of a lesion: the corner x, y, every `stride`-th of w by h pixels, and
+    the slices."""
+    share = min(LESION_VOXELS, PAGE_VOXELS // count)
+    positions = volume.positions_mm
+    above, below = positions[lesion.first] - DEPTH_MM, positions[lesion.last] + DEPTH_MM
+    near = np.flatnonzero((positions >= above) & (positions <= below))
+    first = max(min(near[0], lesion.first - DEPTH_SLICES), 0)
+    last = min(max(near[-1], lesion.last + DEPTH_SLICES), len(positions) - 1)
+    slices = np.arange(first, last + 1)
+    for margin in MARGINS_MM:
+        x, y, width, height = _field(lesion.box, volume, margin)
+        if len(slices) * width * height <= share:
+            break
+    stride = 1
+    while FEWEST_SLICES * -(-width // stride) * -(-height // stride) > share:
+        stride += 1
+    width, height = -(-width // stride), -(-height // stride)
+    every = -(-len(slices) * width * height // share)
+    own = (lesion.first, lesion.last, lesion.best.index, lesion.recist_index)
+    kept = slices[((slices - lesion.recist_index) % every == 0) | np.isin(slices, own)]
+    return dict(x=x, y=y, w=width, h=height, stride=stride, slices=kept.tolist(), every=every)
+
+
+def _field(box: np.ndarray, volume: CTVolume, margin: float) -> tuple[int, int, int, int]:
+    """Corner and size in pixels of a square in mm around a box, moved or cut to lie in the slice."""
+    row, column = volume.spacing_mm
+    side = max((box[3] - box[0]) * column, (box[4] - box[1]) * row) + 2 * margin
+    field = []
+    for low, high, spacing, size in (
+        (box[0], box[3], column, volume.hu.shape[2]),
+        (box[1], box[4], row, volume.hu.shape[1]),
+    ):
+        length = min(int(np.ceil(side / spacing)) + 1, size)
+        start = int(np.clip(round((low + high - length + 1) / 2), 0, size - length))
+        field.append((start, length))
+    (x, width), (y, height) = field
+    return x, y, width, height
+
+
+def _voxels(volume: CTVolume, crop: dict) -> np.ndarray:
+    stride = crop["stride"]
+    stack = volume.hu[crop["slices"], crop["y"] :: stride, crop["x"] :: stride]
+    return stack[:, : crop["h"], : crop["w"]]
+
+
+def _whole_slice(volume: CTVolume, index: int) -> np.ndarray:
+    """A slice made small by averaging, in steps of 8 HU: enough to see where one is."""
+    hu = volume.hu[index].astype(np.float32)
+    scale = min(WHOLE_PIXELS / max(hu.shape), 1)
+    size = [max(round(length * scale), 1) for length in hu.shape[::-1]]
+    small = cv2.resize(hu, size, interpolation=cv2.INTER_AREA)
+    return (np.rint(small / WHOLE_STEP_HU) * WHOLE_STEP_HU).clip(-32768, 32760).astype(np.int16)
+
+
+def _overview(volume: CTVolume) -> dict[str, dict]:
+    """Coronal and sagittal maximum-intensity projections on square pixels, slices in their places.
+
+    Each slice fills what belongs to it along the normal, and lies where a tilted gantry moved it.
+    """
+    starts = volume.positions_mm - volume.extent_mm / 2
+    ends = volume.positions_mm + volume.extent_mm / 2
+    row, column = volume.spacing_mm
+    planes = {
+        "coronal": (volume.hu.max(axis=1), volume.row_direction, column),
+        "sagittal": (volume.hu.max(axis=2), volume.column_direction, row),
+    }
+    sides = []
+    for lines, direction, spacing in planes.values():
+        offsets = volume.origins_mm @ direction
+        left = offsets.min() - spacing / 2
+        sides.append((offsets, left, offsets.max() + (lines.shape[1] - 0.5) * spacing - left))
+    pixel = max(ends[-1] - starts[0], *(side[2] for side in sides)) / MIP_PIXELS
+    # Slices that a row of pixels meets: from the first that ends behind its start to the last that
+    # starts before its end.
+    edges = starts[0] + pixel * np.arange(max(round((ends[-1] - starts[0]) / pixel), 1) + 1)
+    firsts = np.searchsorted(ends, edges[:-1], "right").clip(max=len(ends) - 1)
+    lasts = np.maximum(np.searchsorted(starts, edges[1:], "left"), firsts + 1)
+    mips = {}
+    for (name, (lines, direction, spacing)), (offsets, left, length) in zip(
+        planes.items(), sides, strict=True
+    ):
+        grid = left + pixel * (np.arange(max(round(length / pixel), 1)) + 0.5)
+        own = np.arange(lines.shape[1]) * spacing
+        placed = np.stack(
+            [
+                np.interp(grid, offset + own, line, left=AIR_HU, right=AIR_HU)
+                for offset, line in zip(offsets, lines, strict=True)
+            ]
+        )
+        image = np.stack([placed[a:b].max(axis=0) for a, b in zip(firsts, lasts, strict=True)])
+        grey = np.interp(image, MIP_HU, (0, 255)).round().astype(np.uint8)
+        png = base64.b64encode(cv2.imencode(".png", grey)[1]).decode("ascii")
+        mips[name] = dict(
+            png=png, w=grey.shape[1], h=grey.shape[0], pixel_mm=pixel,
+            left_mm=left, top_mm=starts[0], first_mm=volume.extent_mm[0] / 2, direction=direction.tolist(),
+        )  # fmt: skip
+    return mips
+
+
+def _marker(lesion: Lesion, volume: CTVolume, mip: dict) -> dict:
+    """A lesion in a projection, in its pixels counted from the corner: the box around all of it and
+    the centroid."""
+    direction, left, top = np.array(mip["direction"]), mip["left_mm"], mip["top_mm"]
+    corners = np.array([[s.bbox[[0, 2, 0, 2]], s.bbox[[1, 1, 3, 3]]] for s in lesion.slices])
+    index = np.array([s.index for s in lesion.slices])[:, None]
+    across = volume.to_world(corners[:, 0], corners[:, 1], index) @ direction - left
+    half = volume.extent_mm / 2
+    start = volume.positions_mm[lesion.first] - half[lesion.first] - top
+    end = volume.positions_mm[lesion.last] + half[lesion.last] - top
+    centre = lesion.centroid_mm @ direction - left, lesion.centroid_mm @ volume.normal - top
+    box = np.array([across.min(), start, across.max(), end])
+    return dict(
+        box=_rounded(box / mip["pixel_mm"]), centre=_rounded(np.array(centre) / mip["pixel_mm"])
+    )
+
+
+def _lesion(number: int, lesion: Lesion, volume: CTVolume, crop: dict, mips: dict) -> dict:
+    long, short = lesion.diameters_mm.tolist()
+    return dict(
+        number=number + 1,
+        score=round(float(lesion.score), 4),
+        long=round(long, 2),
+        short=round(short, 2),
+        volume=round(float(lesion.volume_mm3), 2),
+        first=lesion.first,
+        last=lesion.last,
+        best=lesion.best.index,
+        position=_rounded(lesion.centroid_mm),
+        measured=lesion.recist_index,
+        recist=_rounded(lesion.recist),
+        box=_rounded(lesion.box),
+        window="lung" if _surroundings(lesion.best, volume) < LUNG_HU else "soft tissue",
+        crop=crop,
+        # Of each slice: the score (none where it is interpolated) and the outline.
+        slices=[
+            (None if s.score is None else round(float(s.score), 4), outline(s))
+            for s in lesion.slices
+        ],
+        marks={name: _marker(lesion, volume, mip) for name, mip in mips.items()},
+    )
+
+
+def _surroundings(piece: LesionSlice, volume: CTVolume) -> float:
+    """Median HU of a rim around the mask."""
+    rim = 5
+    x, y = max(piece.patch.x - rim, 0), max(piece.patch.y - rim, 0)
+    height, width = np.add(piece.patch.mask.shape, (piece.patch.y + rim, piece.patch.x + rim))
+    inside = np.zeros(volume.hu.shape[1:], np.uint8)
+    piece.patch.paint(inside, 1)
+    hu, inside = volume.hu[piece.index, y:height, x:width], inside[y:height, x:width]
+    around = cv2.dilate(inside, np.ones((2 * rim + 1,) * 2, np.uint8)) > inside
+    return float(np.median(hu[around])) if around.any() else 0.0
+
+
+def _scan(volume: CTVolume, identify: bool) -> list[tuple[str, str]]:
+    """What is told of the scan: names and values."""
+    source = volume.source
+    slices, rows, columns = volume.hu.shape
+    row, column = volume.spacing_mm
+    told = [
+        ("Slices", f"{slices} of {columns} × {rows} pixels"),
+        ("Pixel", f"{column:.3g} × {row:.3g} mm"),
+    ]
+    if slices > 1:
+        steps = np.diff(volume.positions_mm)
+        low, high = steps.min(), steps.max()
+        even = high - low < 0.01 * high
+        text = f"{np.median(steps):.3g} mm" if even else f"uneven, {low:.3g} to {high:.3g} mm"
+        told.append(("Interval", text))
+    if source.slice_thickness_mm:
+        told.append(("Slice thickness", f"{source.slice_thickness_mm:.3g} mm"))
+    if source.kernel:
+        told.append(("Kernel", source.kernel))
+    if identify:
+        told.append(("Read from", str(source.path)))
+        told.append(("Series", " ".join(filter(None, [str(source.number or ""), source.description]))))
+        told.append(("Series UID", source.series_uid or ""))
+    paths = {str(source.path), *(str(instance.path) for instance in source.instances)} - {"", "."}
+    for note in source.notes:
+        if not identify:
+            for path in sorted(paths, key=len, reverse=True):
+                note = note.replace(path, "a file")
+        told.append(("Note", note))
+    return [(name, value) for name, value in told if value]
+
+
+def _algorithm(algorithm: Algorithm, identify: bool) -> list[tuple[str, str]]:
+    told = [
+        ("Algorithm", algorithm.name),
+        ("Version", algorithm.version),
+        ("Weights (SHA-256)", algorithm.checkpoint_sha256),
+    ]
+    for name, value in algorithm.options.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if not identify:
+            text = _without_folders(text)
+        told.append((name.replace("_", " "), text))
+    return told
+
+
+def _without_folders(text: str) -> str:
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute():
+            return kind(text).name
+    return text
+
+
+def _rounded(values: np.ndarray) -> list:
+    return np.round(np.asarray(values, np.float64), 2).tolist()
+
+
+def _count(lesions: int) -> str:
+    return "No lesions" if not lesions else f"{lesions} lesion{'s' * (lesions > 1)}"
+
+
+def _fill(template: str, **parts: str) -> str:
+    """The template with each {{name}} replaced; what is put in is not looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def _json(content: object) -> str:
+    """JSON that may stand in a <script>: no tag begins in it."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return text.replace("<", "\\u003c")
