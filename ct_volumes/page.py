@@ -21,11 +21,11 @@ from deeplesion.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # Voxels take about one byte each in the page, see `pack`.
-PAGE_VOXELS = 16_000_000  # of all lesions together ...
+PAGE_VOXELS = 20_000_000  # of all lesions together ...
 LESION_VOXELS = 2_000_000  # ... and of one lesion
-MARGINS_MM = (50, 40, 30, 20)  # beside the lesion, the widest that its share of the voxels allows
-DEPTH_MM = 15  # above and below it ...
-DEPTH_SLICES = 2  # ... and at least so many slices
+# Around a lesion, beside it and above and below: the widest that its share of the voxels allows.
+MARGINS_MM = ((50, 15), (40, 15), (30, 12), (20, 10))
+DEPTH_SLICES = 2  # above and below, at least
 FEWEST_SLICES = 9  # that are shown of a lesion before its pixels are thinned out
 WHOLE_PIXELS = 256  # the longer side of a whole slice, which shows where a lesion is
 WHOLE_STEP_HU = 8
@@ -45,11 +45,12 @@ def write_page(
     """Write the page.
 
     Lesions are numbered from 1 in the order given. Each is shown in a crop of the scan in exact HU:
-    its boxes with 20 to 50 mm around and 15 mm above and below. The voxels of a page are limited
-    to 16 million, shared equally among the lesions, and to 2 million for each. A lesion that takes
-    more than its share at 20 mm is shown in every second slice, or third, and so on, but always in
-    its first, last, best and measured one; where not even nine slices would fit, in every second
-    pixel, and so on. The page says so.
+    its boxes with 50 mm around and 15 mm above and below, less where there are many lesions, at
+    least 20 and 10 mm. The voxels of a page are limited to 20 million, shared equally among the
+    lesions, and to 2 million for each. A lesion that takes more than its share with the least
+    margin is shown in every second slice, or third, and so on, but always in its first, last, best
+    and measured one; where not even nine slices would fit, in every second pixel, and so on. The
+    page says so.
 
     Args:
         path: of the page, which is there as a whole or not at all.
@@ -133,12 +134,12 @@ def _crop(lesion: Lesion, volume: CTVolume, count: int) -> dict:
     the slices."""
     share = min(LESION_VOXELS, PAGE_VOXELS // count)
     positions = volume.positions_mm
-    above, below = positions[lesion.first] - DEPTH_MM, positions[lesion.last] + DEPTH_MM
-    near = np.flatnonzero((positions >= above) & (positions <= below))
-    first = max(min(near[0], lesion.first - DEPTH_SLICES), 0)
-    last = min(max(near[-1], lesion.last + DEPTH_SLICES), len(positions) - 1)
-    slices = np.arange(first, last + 1)
-    for margin in MARGINS_MM:
+    for margin, depth in MARGINS_MM:
+        above, below = positions[lesion.first] - depth, positions[lesion.last] + depth
+        near = np.flatnonzero((positions >= above) & (positions <= below))
+        first = max(min(near[0], lesion.first - DEPTH_SLICES), 0)
+        last = min(max(near[-1], lesion.last + DEPTH_SLICES), len(positions) - 1)
+        slices = np.arange(first, last + 1)
         x, y, width, height = _field(lesion.box, volume, margin)
         if len(slices) * width * height <= share:
             break
@@ -304,7 +305,9 @@ def _scan(volume: CTVolume, identify: bool) -> list[tuple[str, str]]:
         told.append(("Kernel", source.kernel))
     if identify:
         told.append(("Read from", str(source.path)))
-        told.append(("Series", " ".join(filter(None, [str(source.number or ""), source.description]))))
+        told.append(
+            ("Series", " ".join(filter(None, [str(source.number or ""), source.description])))
+        )
         told.append(("Series UID", source.series_uid or ""))
     paths = {str(source.path), *(str(instance.path) for instance in source.instances)} - {"", "."}
     for note in source.notes:
