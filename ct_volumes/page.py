@@ -20,6 +20,7 @@ from ct_volumes.volume import CTVolume
 from deeplesion.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html")
+SCRIPT = TEMPLATE.with_suffix(".js")
 # Voxels take about one byte each in the page, see `pack`.
 PAGE_VOXELS = 20_000_000  # of all lesions together ...
 LESION_VOXELS = 2_000_000  # ... and of one lesion
@@ -32,6 +33,7 @@ WHOLE_STEP_HU = 8
 MIP_PIXELS = 420  # the longer side of the scan in the overview
 MIP_HU = (-150, 850)
 AIR_HU = -1000
+TIMES = "\u00d7"
 LUNG_HU = -500  # a lesion whose surroundings are darker than that opens in the lung window
 
 
@@ -82,6 +84,7 @@ def write_page(
         TEMPLATE.read_text(encoding="utf-8"),
         title=escape(f"{_count(len(lesions))}: {algorithm.name}"),
         data=_json(data),
+        script=SCRIPT.read_text(encoding="utf-8"),
         views="\n".join(
             f'<script type="application/octet-stream" id="{name}">{text}</script>'
             for name, text in views.items()
@@ -154,7 +157,7 @@ def _crop(lesion: Lesion, volume: CTVolume, count: int) -> dict:
 
 
 def _field(box: np.ndarray, volume: CTVolume, margin: float) -> tuple[int, int, int, int]:
-    """Corner and size in pixels of a square in mm around a box, moved or cut to lie in the slice."""
+    """Corner and size in pixels of a square around a box, moved or cut to lie in the slice."""
     row, column = volume.spacing_mm
     side = max((box[3] - box[0]) * column, (box[4] - box[1]) * row) + 2 * margin
     field = []
@@ -224,7 +227,8 @@ def _overview(volume: CTVolume) -> dict[str, dict]:
         png = base64.b64encode(cv2.imencode(".png", grey)[1]).decode("ascii")
         mips[name] = dict(
             png=png, w=grey.shape[1], h=grey.shape[0], pixel_mm=pixel,
-            left_mm=left, top_mm=starts[0], first_mm=volume.extent_mm[0] / 2, direction=direction.tolist(),
+            left_mm=left, top_mm=starts[0], first_mm=volume.extent_mm[0] / 2,
+            direction=direction.tolist(),
         )  # fmt: skip
     return mips
 
@@ -290,8 +294,8 @@ def _scan(volume: CTVolume, identify: bool) -> list[tuple[str, str]]:
     slices, rows, columns = volume.hu.shape
     row, column = volume.spacing_mm
     told = [
-        ("Slices", f"{slices} of {columns} × {rows} pixels"),
-        ("Pixel", f"{column:.3g} × {row:.3g} mm"),
+        ("Slices", f"{slices} of {columns} {TIMES} {rows} pixels"),
+        ("Pixel", f"{column:.3g} {TIMES} {row:.3g} mm"),
     ]
     if slices > 1:
         steps = np.diff(volume.positions_mm)
@@ -305,9 +309,7 @@ def _scan(volume: CTVolume, identify: bool) -> list[tuple[str, str]]:
         told.append(("Kernel", source.kernel))
     if identify:
         told.append(("Read from", str(source.path)))
-        told.append(
-            ("Series", " ".join(filter(None, [str(source.number or ""), source.description])))
-        )
+        told.append(("Series", f"{source.number or ''} {source.description}".strip()))
         told.append(("Series UID", source.series_uid or ""))
     paths = {str(source.path), *(str(instance.path) for instance in source.instances)} - {"", "."}
     for note in source.notes:
