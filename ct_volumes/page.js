@@ -1,5 +1,4 @@
-// The viewer of report.html: its list, slices and overview, all from the data that page.py puts beside
-// it.
+// What report.html does: its list, its viewer and its overview, from the data that page.py wrote there.
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = id => document.getElementById(id);
@@ -123,7 +122,7 @@ function render() {
   byId("lengths").replaceChildren(...lengths);
   const kind = !own ? "outside the lesion" : own[0] === null ? "interpolated" : `score ${own[0].toFixed(3)}`;
   byId("nw").replaceChildren(make("b", {}, `Lesion ${lesion.number}`), `\nscore ${lesion.score.toFixed(3)}\n${lesion.long.toFixed(1)} × ${lesion.short.toFixed(1)} mm\n${volume(lesion.volume)}`);
-  byId("ne").replaceChildren(`slice ${index} of ${slices}\n`, make("b", {}, kind), index === lesion.measured ? "\nmeasured here" : "");
+  byId("ne").replaceChildren(`slice ${index} of 0–${slices - 1}\n`, make("b", {}, kind), index === lesion.measured ? "\nmeasured here" : "");
   const width = now.high - now.low, level = (now.high + now.low) / 2;
   byId("sw").textContent = `${now.name ?? "own window"}\nW ${Math.round(width)} L ${Math.round(level)}`;
   drawRuler(crop);
@@ -138,7 +137,7 @@ function render() {
   // Whoever drives the page from a script reads here what it shows.
   Object.assign(byId("view").dataset, {lesion: lesion.number, slice: index, window: now.name ?? "", width, level, ready: Boolean(stack)});
   for (const line of document.querySelectorAll(".level")) {
-    const y = (data.positions[index] + data.mips.coronal.first_mm) / data.mips.coronal.pixel_mm;
+    const y = data.projections[line.ownerSVGElement.id].levels[index];
     line.setAttribute("y1", y); line.setAttribute("y2", y);
   }
 }
@@ -193,19 +192,19 @@ function list() {
 }
 
 function drawOverview() {
-  for (const [name, mip] of Object.entries(data.mips)) {
+  for (const [name, view] of Object.entries(data.projections)) {
     const svg = byId(name);
     if (!svg) continue;
     const marks = shown.filter(l => l !== now.lesion).reverse();
     if (now.lesion) marks.push(now.lesion);
-    svg.replaceChildren(...now.lesion ? [draw("line", {class: "level", x1: 0, x2: mip.w})] : [], ...marks.flatMap(lesion => {
+    svg.replaceChildren(...now.lesion ? [draw("line", {class: "level", x1: 0, x2: view.w})] : [], ...marks.flatMap(lesion => {
       // Never so small that it could not be hit.
-      const {box: [x1, y1, x2, y2], centre: [cx, cy]} = lesion.marks[name], least = mip.w / 40;
+      const {box: [x1, y1, x2, y2], centre: [cx, cy]} = lesion.marks[name], least = view.w / 40;
       const rx = Math.max((x2 - x1) / 2, least / 2) + 2, ry = Math.max((y2 - y1) / 2, least / 2) + 2, x = (x1 + x2) / 2, y = (y1 + y2) / 2;
       const chosen = lesion === now.lesion;
       const mark = draw("rect", {class: `mark${chosen ? " chosen" : ""}`, x: x - rx, y: y - ry, width: 2 * rx, height: 2 * ry, rx: 3, "data-number": lesion.number, "data-centre": `${cx} ${cy}`}, draw("title", {}, `Lesion ${lesion.number}, score ${lesion.score.toFixed(3)}`));
       mark.addEventListener("click", () => show(lesion));
-      return chosen || shown.length <= 12 ? [mark, draw("text", {class: "tag", x, y: y - ry - mip.w / 80, "font-size": mip.w / 24}, lesion.number)] : [mark];
+      return chosen || shown.length <= 12 ? [mark, draw("text", {class: "tag", x, y: y - ry - view.w / 80, "font-size": view.w / 24}, lesion.number)] : [mark];
     }));
   }
   const field = byId("field");
@@ -229,8 +228,8 @@ function begin() {
   const figure = (caption, id, aspect, picture, mark, sides) => make("figure", {}, make("figcaption", {id: `of-${id}`}, caption), make("div", {class: "picture", style: `aspect-ratio: ${aspect}`}, picture, mark, make("span", {class: "side", style: "left: 0", "aria-hidden": "true"}, sides[0]), make("span", {class: "side", style: "right: 0", "aria-hidden": "true"}, sides[1])));
   const figures = [];
   if (count) figures.push(figure("", "whole", columns * columnMm / (rows * rowMm), make("canvas", {id: "whole"}), draw("svg", {id: "field", viewBox: `-.5 -.5 ${columns} ${rows}`, preserveAspectRatio: "none"}), "RL"));
-  for (const [name, mip] of Object.entries(data.mips))
-    figures.push(figure(`${name[0].toUpperCase()}${name.slice(1)} maximum intensity${count ? "; click a lesion" : ""}`, `mip-${name}`, mip.w / mip.h, make("img", {src: `data:image/png;base64,${mip.png}`, alt: `${name} projection of the scan`}), draw("svg", {id: name, viewBox: `0 0 ${mip.w} ${mip.h}`}), name === "coronal" ? "RL" : "AP"));
+  for (const [name, view] of Object.entries(data.projections))
+    figures.push(figure(`${name[0].toUpperCase()}${name.slice(1)} maximum intensity${count ? "; click a lesion" : ""}`, `of-${name}`, view.w / view.h, make("img", {src: `data:image/png;base64,${view.png}`, alt: `${name} projection of the scan`}), draw("svg", {id: name, viewBox: `0 0 ${view.w} ${view.h}`}), name === "coronal" ? "RL" : "AP"));
   byId("figures").replaceChildren(...figures);
   byId("nothing").textContent = count ? "No lesion has so high a score. Move the slider to the left." : "The detector found no lesions in this scan at the thresholds it ran with (see “Scan and algorithm” above).";
   document.body.classList.toggle("empty", !count);
@@ -279,10 +278,12 @@ view.addEventListener("wheel", event => {
 }, {passive: false});
 view.addEventListener("pointerdown", event => {
   if (event.button) return;
-  held = {x: event.clientX, y: event.clientY, width: now.high - now.low, level: (now.high + now.low) / 2};
+  held = {at: now.at, x: event.clientX, y: event.clientY, width: now.high - now.low, level: (now.high + now.low) / 2};
   view.setPointerCapture(event.pointerId);
 });
 view.addEventListener("pointermove", event => {
+  // A finger scrolls; it has no wheel.
+  if (held && event.pointerType === "touch") return goTo(held.at + Math.round((event.clientY - held.y) / 12));
   if (held && Math.hypot(event.clientX - held.x, event.clientY - held.y) > 3 || held?.moved) {
     held.moved = true;
     // Across the view the width doubles or halves; the level goes along with the width it has.

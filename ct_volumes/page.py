@@ -16,6 +16,7 @@ import numpy as np
 from skimage.measure import find_contours
 
 from ct_volumes.lesions import Algorithm, Lesion, LesionSlice
+from ct_volumes.projections import Projection, project
 from ct_volumes.volume import CTVolume
 from deeplesion.files import write_whole
 
@@ -30,9 +31,6 @@ DEPTH_SLICES = 2  # above and below, at least
 FEWEST_SLICES = 9  # that are shown of a lesion before its pixels are thinned out
 WHOLE_PIXELS = 256  # the longer side of a whole slice, which shows where a lesion is
 WHOLE_STEP_HU = 8
-MIP_PIXELS = 420  # the longer side of the scan in the overview
-MIP_HU = (-150, 850)
-AIR_HU = -1000
 TIMES = "\u00d7"
 LUNG_HU = -500  # a lesion whose surroundings are darker than that opens in the lung window
 
@@ -66,17 +64,16 @@ def write_page(
     wholes = sorted({lesion.best.index for lesion in lesions})
     views = {f"crop-{k}": pack(_voxels(volume, crop)) for k, crop in enumerate(crops)}
     views |= {f"whole-{k}": pack(_whole_slice(volume, k)[None]) for k in wholes}
-    mips = _overview(volume)
+    projections = project(volume)
     data = dict(
         scan=_scan(volume, identify),
         algorithm=_algorithm(algorithm, identify),
-        positions=_rounded(volume.positions_mm - volume.positions_mm[0]),
         spacing=volume.spacing_mm,
         shape=volume.hu.shape,
         whole=_whole_slice(volume, 0).shape,
-        mips=mips,
+        projections={name: _picture(each, volume) for name, each in projections.items()},
         lesions=[
-            _lesion(number, lesion, volume, crop, mips)
+            _lesion(number, lesion, volume, crop, projections)
             for number, (lesion, crop) in enumerate(zip(lesions, crops, strict=True))
         ],
     )
@@ -187,70 +184,30 @@ def _whole_slice(volume: CTVolume, index: int) -> np.ndarray:
     return (np.rint(small / WHOLE_STEP_HU) * WHOLE_STEP_HU).clip(-32768, 32760).astype(np.int16)
 
 
-def _overview(volume: CTVolume) -> dict[str, dict]:
-    """Coronal and sagittal maximum-intensity projections on square pixels, slices in their places.
-
-    Each slice fills what belongs to it along the normal, and lies where a tilted gantry moved it.
-    """
-    starts = volume.positions_mm - volume.extent_mm / 2
-    ends = volume.positions_mm + volume.extent_mm / 2
-    row, column = volume.spacing_mm
-    planes = {
-        "coronal": (volume.hu.max(axis=1), volume.row_direction, column),
-        "sagittal": (volume.hu.max(axis=2), volume.column_direction, row),
-    }
-    sides = []
-    for lines, direction, spacing in planes.values():
-        offsets = volume.origins_mm @ direction
-        left = offsets.min() - spacing / 2
-        sides.append((offsets, left, offsets.max() + (lines.shape[1] - 0.5) * spacing - left))
-    pixel = max(ends[-1] - starts[0], *(side[2] for side in sides)) / MIP_PIXELS
-    # Slices that a row of pixels meets: from the first that ends behind its start to the last that
-    # starts before its end.
-    edges = starts[0] + pixel * np.arange(max(round((ends[-1] - starts[0]) / pixel), 1) + 1)
-    firsts = np.searchsorted(ends, edges[:-1], "right").clip(max=len(ends) - 1)
-    lasts = np.maximum(np.searchsorted(starts, edges[1:], "left"), firsts + 1)
-    mips = {}
-    for (name, (lines, direction, spacing)), (offsets, left, length) in zip(
-        planes.items(), sides, strict=True
-    ):
-        grid = left + pixel * (np.arange(max(round(length / pixel), 1)) + 0.5)
-        own = np.arange(lines.shape[1]) * spacing
-        placed = np.stack(
-            [
-                np.interp(grid, offset + own, line, left=AIR_HU, right=AIR_HU)
-                for offset, line in zip(offsets, lines, strict=True)
-            ]
-        )
-        image = np.stack([placed[a:b].max(axis=0) for a, b in zip(firsts, lasts, strict=True)])
-        grey = np.interp(image, MIP_HU, (0, 255)).round().astype(np.uint8)
-        png = base64.b64encode(cv2.imencode(".png", grey)[1]).decode("ascii")
-        mips[name] = dict(
-            png=png, w=grey.shape[1], h=grey.shape[0], pixel_mm=pixel,
-            left_mm=left, top_mm=starts[0], first_mm=volume.extent_mm[0] / 2,
-            direction=direction.tolist(),
-        )  # fmt: skip
-    return mips
-
-
-def _marker(lesion: Lesion, volume: CTVolume, mip: dict) -> dict:
-    """A lesion in a projection, in its pixels counted from the corner: the box around all of it and
-    the centroid."""
-    direction, left, top = np.array(mip["direction"]), mip["left_mm"], mip["top_mm"]
-    corners = np.array([[s.bbox[[0, 2, 0, 2]], s.bbox[[1, 1, 3, 3]]] for s in lesion.slices])
-    index = np.array([s.index for s in lesion.slices])[:, None]
-    across = volume.to_world(corners[:, 0], corners[:, 1], index) @ direction - left
-    half = volume.extent_mm / 2
-    start = volume.positions_mm[lesion.first] - half[lesion.first] - top
-    end = volume.positions_mm[lesion.last] + half[lesion.last] - top
-    centre = lesion.centroid_mm @ direction - left, lesion.centroid_mm @ volume.normal - top
-    box = np.array([across.min(), start, across.max(), end])
+def _picture(projection: Projection, volume: CTVolume) -> dict:
+    """A projection, and at which height of it each slice lies."""
+    png = cv2.imencode(".png", projection.grey)[1]
+    height, width = projection.grey.shape
+    levels = projection.place(volume.positions_mm[:, None] * volume.normal)[:, 1]
     return dict(
-        box=_rounded(box / mip["pixel_mm"]), centre=_rounded(np.array(centre) / mip["pixel_mm"])
+        png=base64.b64encode(png).decode("ascii"), w=width, h=height, levels=_rounded(levels)
     )
 
 
-def _lesion(number: int, lesion: Lesion, volume: CTVolume, crop: dict, mips: dict) -> dict:
+def _mark(lesion: Lesion, volume: CTVolume, projection: Projection) -> dict:
+    """A lesion in a projection: the box around all of it, and the centroid."""
+    corners = np.array([[s.bbox[[0, 2, 0, 2]], s.bbox[[1, 1, 3, 3]]] for s in lesion.slices])
+    index = np.array([s.index for s in lesion.slices])
+    points = volume.to_world(corners[:, 0], corners[:, 1], index[:, None])
+    half = volume.extent_mm[index][:, None, None] / 2 * volume.normal
+    points = projection.place(np.concatenate([points - half, points + half])).reshape(-1, 2)
+    return dict(
+        box=_rounded([*points.min(axis=0), *points.max(axis=0)]),
+        centre=_rounded(projection.place(lesion.centroid_mm)),
+    )
+
+
+def _lesion(number: int, lesion: Lesion, volume: CTVolume, crop: dict, projections: dict) -> dict:
     long, short = lesion.diameters_mm.tolist()
     return dict(
         number=number + 1,
@@ -272,7 +229,7 @@ def _lesion(number: int, lesion: Lesion, volume: CTVolume, crop: dict, mips: dic
             (None if s.score is None else round(float(s.score), 4), outline(s))
             for s in lesion.slices
         ],
-        marks={name: _marker(lesion, volume, mip) for name, mip in mips.items()},
+        marks={name: _mark(lesion, volume, each) for name, each in projections.items()},
     )
 
 
@@ -341,7 +298,7 @@ def _without_folders(text: str) -> str:
     return text
 
 
-def _rounded(values: np.ndarray) -> list:
+def _rounded(values: Sequence[float] | np.ndarray) -> list:
     return np.round(np.asarray(values, np.float64), 2).tolist()
 
 

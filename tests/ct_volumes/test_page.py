@@ -16,6 +16,7 @@ from skimage.measure import points_in_poly
 from ct_volumes import page
 from ct_volumes.lesions import Algorithm, Lesion, LesionSlice, Patch
 from ct_volumes.page import outline, pack, write_page
+from ct_volumes.projections import LONGER_SIDE, project
 from ct_volumes.volume import CTVolume, Instance, Source
 
 ALGORITHM = Algorithm(
@@ -162,7 +163,7 @@ def test_crops_have_room_and_keep_to_their_share(volume, lesions, budget, monkey
             (crop["y"], crop["h"], own.box[1], own.box[4], SPACING[0], volume.hu.shape[1]),
         ):
             end = start + (count - 1) * crop["stride"]
-            assert 0 <= start and end < size
+            assert start >= 0 and end < size
             assert start == 0 or (low - start) * spacing > 19
             assert size - 1 - end < crop["stride"] or (end - high) * spacing > 19 - crop["stride"]
     if budget == 8_000:
@@ -200,20 +201,23 @@ def test_markers_lie_on_what_is_bright_in_the_projections(place):
     hu[k, y - 1 : y + 2, x - 1 : x + 2] = 3000
     volume = scan(hu, tilt=0.2)
     own = lesion(volume, k, k, (x, y), 0.95)
-    for mip in page._overview(volume).values():
-        grey = cv2.imdecode(np.frombuffer(base64.b64decode(mip["png"]), np.uint8), -1)
-        assert grey.shape == (mip["h"], mip["w"]) and max(grey.shape) <= page.MIP_PIXELS + 1
-        assert mip["h"] * mip["pixel_mm"] == pytest.approx(volume.extent_mm.sum(), rel=0.01)
-        rows, columns = np.nonzero(grey > 128)
-        bright = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        # The brightness of a slice spreads to half way between pixels.
-        pixel = max(SPACING) / mip["pixel_mm"]
-        marker = page._marker(own, volume, mip)
-        x1, y1, x2, y2 = marker["box"]
-        assert bright[1::2] == pytest.approx([y1, y2], abs=1.01)
-        assert bright[::2] == pytest.approx([x1, x2], abs=pixel + 1)
-        assert marker["centre"][0] == pytest.approx((bright[0] + bright[2]) / 2, abs=1)
-        assert y1 < marker["centre"][1] < y2
+    for view in project(volume).values():
+        assert max(view.grey.shape) in (LONGER_SIDE, LONGER_SIDE + 1)
+        assert view.grey.shape[0] * view.pixel_mm == pytest.approx(
+            volume.extent_mm.sum(), abs=view.pixel_mm
+        )
+        rows, columns = np.nonzero(view.grey > 128)
+        left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
+        mark = page._mark(own, volume, view)
+        x1, y1, x2, y2 = mark["box"]
+        assert (top, bottom) == pytest.approx((y1, y2), abs=1.01)
+        # The box ends at pixel centres; brightness spreads to half way to the next pixel and beyond.
+        spread = max(SPACING) / view.pixel_mm + 1
+        assert (left, right) == pytest.approx((x1, x2), abs=spread)
+        assert mark["centre"] == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=1)
+        assert page._picture(view, volume)["levels"][k] == pytest.approx(
+            mark["centre"][1], abs=0.02
+        )
 
 
 def test_nothing_tells_whose_scan_it_is_unless_asked_for(volume, lesions, tmp_path):
@@ -357,7 +361,8 @@ def test_the_picture_is_the_windowed_slice_and_marks_lie_on_it(opened, volume, l
     x, y, width, height, frame_width, frame_height = opened.run(
         "const frame = document.getElementById('view').getBoundingClientRect();"
         "const box = document.querySelector('.axis').getBoundingClientRect();"
-        "return [box.x - frame.x, box.y - frame.y, box.width, box.height, frame.width, frame.height]"
+        "return [box.x - frame.x, box.y - frame.y, box.width, box.height]"
+        ".concat(frame.width, frame.height)"
     )
     assert frame_width / frame_height == pytest.approx(
         crop["w"] * SPACING[1] / (crop["h"] * SPACING[0]), rel=0.01
