@@ -40,7 +40,7 @@ function unpack(id, width, height) {
   }));
   return unpacked.get(id);
 }
-const unpackLesion = lesion => lesion && Promise.all([unpack(`crop-${lesion.number - 1}`, lesion.crop.w, lesion.crop.h), unpack(`whole-${lesion.best}`, data.whole[1], data.whole[0])]);
+const unpackLesion = lesion => lesion && Promise.all([unpack(`crop-${lesion.number - 1}`, lesion.crop.width, lesion.crop.height), unpack(`whole-${lesion.best}`, data.whole[1], data.whole[0])]);
 async function inflate(id) {
   if (!window.DecompressionStream) throw new Error("This browser is too old to show the slices: it takes Chrome or Edge 80, Firefox 113, Safari 16.4, or later.");
   const bytes = Uint8Array.from(atob(byId(id).textContent), c => c.charCodeAt(0));
@@ -67,8 +67,8 @@ async function show(lesion, slice = lesion.measured) {
     chosen ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current");
     if (chosen) bringIntoList(row);
   }
-  byId("view").style.setProperty("--aspect", crop.w * columnMm / (crop.h * rowMm));
-  byId("marks").setAttribute("viewBox", [crop.x - crop.stride / 2, crop.y - crop.stride / 2, crop.w * crop.stride, crop.h * crop.stride].join(" "));
+  byId("view").style.setProperty("--aspect", crop.width * columnMm / (crop.height * rowMm));
+  byId("marks").setAttribute("viewBox", [crop.x - crop.stride / 2, crop.y - crop.stride / 2, crop.width * crop.stride, crop.height * crop.stride].join(" "));
   byId("strip").replaceChildren(...crop.slices.map((index, at) => {
     const own = lesion.slices[index - lesion.first], bar = make("i", {"data-at": at});
     if (own) own[0] === null ? bar.classList.add("interpolated") : bar.style.setProperty("--part", `${20 + 80 * own[0]}%`);
@@ -102,7 +102,7 @@ function render() {
   if (!lesion) return;
   const {crop} = lesion, index = crop.slices[now.at], own = lesion.slices[index - lesion.first];
   if (stack) {
-    paint(byId("picture"), stack.hu, now.at * crop.w * crop.h, crop.w, crop.h);
+    paint(byId("picture"), stack.hu, now.at * crop.width * crop.height, crop.width, crop.height);
     paint(byId("whole"), stack.whole, 0, data.whole[1], data.whole[0]);
   }
   const marks = [], lengths = [];
@@ -146,14 +146,14 @@ const outline = (part, kind) => draw("path", {class: `outline ${kind}`, d: part[
 function label(mm, from, to, others) {
   const {crop} = now.lesion, far = point => Math.min(...others.map(o => Math.hypot(o[0] - point[0], o[1] - point[1])));
   const [end, start] = far(to) >= far(from) ? [to, from] : [from, to], length = Math.hypot(end[0] - start[0], end[1] - start[1]) || 1;
-  const part = axis => (end[axis] - (axis ? crop.y : crop.x) + crop.stride / 2) / ((axis ? crop.h : crop.w) * crop.stride) * 100;
+  const part = axis => (end[axis] - (axis ? crop.y : crop.x) + crop.stride / 2) / ((axis ? crop.height : crop.width) * crop.stride) * 100;
   const away = axis => (end[axis] - start[axis]) / length;
   return make("span", {class: "length", style: `left: clamp(2rem, calc(${part(0)}% + ${away(0) * 40}px), calc(100% - 2rem)); top: clamp(1rem, calc(${part(1)}% + ${away(1) * 20}px), calc(100% - 1rem))`}, `${mm.toFixed(1)} mm`);
 }
 function drawRuler(crop) {
-  const field = crop.w * crop.stride * columnMm, mm = [100, 50, 20, 10, 5, 2, 1].find(step => step <= field / 4) ?? 1;
+  const field = crop.width * crop.stride * columnMm, mm = [100, 50, 20, 10, 5, 2, 1].find(step => step <= field / 4) ?? 1;
   const ruler = make("span", {class: "ruler", style: `width: ${mm / field * byId("view").clientWidth}px`});
-  byId("se").replaceChildren(make("span", {id: "probe"}), `\n${mm} mm\n`, ruler);
+  byId("se").replaceChildren(make("span", {id: "probe"}), `${mm} mm\n`, ruler);
 }
 
 function setWindow(name) { [now.low, now.high] = WINDOWS[name]; now.name = name; }
@@ -210,7 +210,7 @@ function drawOverview() {
   const field = byId("field");
   if (!field || !now.lesion) return;
   const {crop, box: [x1, y1, , x2, y2], best} = now.lesion;
-  field.replaceChildren(draw("rect", {class: "field", x: crop.x - .5, y: crop.y - .5, width: crop.w * crop.stride, height: crop.h * crop.stride}), draw("rect", {class: "place", x: x1, y: y1, width: x2 - x1, height: y2 - y1}));
+  field.replaceChildren(draw("rect", {class: "field", x: crop.x - .5, y: crop.y - .5, width: crop.width * crop.stride, height: crop.height * crop.stride}), draw("rect", {class: "place", x: x1, y: y1, width: x2 - x1, height: y2 - y1}));
   byId("of-whole").textContent = `Slice ${best}, that of the highest score; blue: what the viewer shows`;
 }
 
@@ -299,8 +299,8 @@ view.addEventListener("pointerleave", () => { byId("probe")?.replaceChildren(); 
 function probe(event) {
   if (!stack || !now.lesion) return;
   const {crop} = now.lesion, frame = view.getBoundingClientRect();
-  const x = Math.floor((event.clientX - frame.left) / frame.width * crop.w), y = Math.floor((event.clientY - frame.top) / frame.height * crop.h);
-  if (x < 0 || y < 0 || x >= crop.w || y >= crop.h) return;
-  byId("probe").textContent = `${stack.hu[(now.at * crop.h + y) * crop.w + x]} HU at ${crop.x + x * crop.stride}, ${crop.y + y * crop.stride}`;
+  const x = Math.floor((event.clientX - frame.left) / frame.width * crop.width), y = Math.floor((event.clientY - frame.top) / frame.height * crop.height);
+  if (x < 0 || y < 0 || x >= crop.width || y >= crop.height) return;
+  byId("probe").textContent = `${stack.hu[(now.at * crop.height + y) * crop.width + x]} HU at ${crop.x + x * crop.stride}, ${crop.y + y * crop.stride}\n`;
 }
 begin();

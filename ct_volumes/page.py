@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from skimage.measure import find_contours
 
+from ct_volumes.crops import Crop, crop_lesions
 from ct_volumes.lesions import Algorithm, Lesion, LesionSlice
 from ct_volumes.projections import Projection, project
 from ct_volumes.volume import CTVolume
@@ -23,12 +25,6 @@ from deeplesion.files import write_whole
 TEMPLATE = Path(__file__).with_name("page.html")
 SCRIPT = TEMPLATE.with_suffix(".js")
 # Voxels take about one byte each in the page, see `pack`.
-PAGE_VOXELS = 20_000_000  # of all lesions together ...
-LESION_VOXELS = 2_000_000  # ... and of one lesion
-# Around a lesion, beside it and above and below: the widest that its share of the voxels allows.
-MARGINS_MM = ((50, 15), (40, 15), (30, 12), (20, 10))
-DEPTH_SLICES = 2  # above and below, at least
-FEWEST_SLICES = 9  # that are shown of a lesion before its pixels are thinned out
 WHOLE_PIXELS = 256  # the longer side of a whole slice, which shows where a lesion is
 WHOLE_STEP_HU = 8
 TIMES = "\u00d7"
@@ -44,13 +40,11 @@ def write_page(
 ) -> None:
     """Write the page.
 
-    Lesions are numbered from 1 in the order given. Each is shown in a crop of the scan in exact HU:
-    its boxes with 50 mm around and 15 mm above and below, less where there are many lesions, at
-    least 20 and 10 mm. The voxels of a page are limited to 20 million, shared equally among the
-    lesions, and to 2 million for each. A lesion that takes more than its share with the least
-    margin is shown in every second slice, or third, and so on, but always in its first, last, best
-    and measured one; where not even nine slices would fit, in every second pixel, and so on. The
-    page says so.
+    Lesions are numbered from 1 in the order given. Each is shown in a crop of the scan in exact HU,
+    with 50 mm around and 15 mm above and below it where there are few, 20 and 10 mm where there are
+    many. At most 18 million voxels go into a page and 2 million to a lesion, about a byte each;
+    where that is too little slices and then pixels are left out, and the page says so (see
+    `crops.crop_lesions`).
 
     Args:
         path: of the page, which is there as a whole or not at all.
@@ -60,9 +54,9 @@ def write_page(
         identify: also tell the path, number, description and UID of what was read. Without it
             nothing in the page says whose scan it is.
     """
-    crops = [_crop(lesion, volume, len(lesions)) for lesion in lesions]
+    crops = crop_lesions(lesions, volume)
     wholes = sorted({lesion.best.index for lesion in lesions})
-    views = {f"crop-{k}": pack(_voxels(volume, crop)) for k, crop in enumerate(crops)}
+    views = {f"crop-{k}": pack(crop.of(volume.hu)) for k, crop in enumerate(crops)}
     views |= {f"whole-{k}": pack(_whole_slice(volume, k)[None]) for k in wholes}
     projections = project(volume)
     data = dict(
@@ -129,52 +123,6 @@ def outline(piece: LesionSlice) -> str:
     return "".join(path)
 
 
-def _crop(lesion: Lesion, volume: CTVolume, count: int) -> dict:
-    """Which voxels are shown of a lesion: the corner x, y, every `stride`-th of w by h pixels, and
-    the slices."""
-    share = min(LESION_VOXELS, PAGE_VOXELS // count)
-    positions = volume.positions_mm
-    for margin, depth in MARGINS_MM:
-        above, below = positions[lesion.first] - depth, positions[lesion.last] + depth
-        near = np.flatnonzero((positions >= above) & (positions <= below))
-        first = max(min(near[0], lesion.first - DEPTH_SLICES), 0)
-        last = min(max(near[-1], lesion.last + DEPTH_SLICES), len(positions) - 1)
-        slices = np.arange(first, last + 1)
-        x, y, width, height = _field(lesion.box, volume, margin)
-        if len(slices) * width * height <= share:
-            break
-    stride = 1
-    while FEWEST_SLICES * -(-width // stride) * -(-height // stride) > share:
-        stride += 1
-    width, height = -(-width // stride), -(-height // stride)
-    every = -(-len(slices) * width * height // share)
-    own = (lesion.first, lesion.last, lesion.best.index, lesion.recist_index)
-    kept = slices[((slices - lesion.recist_index) % every == 0) | np.isin(slices, own)]
-    return dict(x=x, y=y, w=width, h=height, stride=stride, slices=kept.tolist(), every=every)
-
-
-def _field(box: np.ndarray, volume: CTVolume, margin: float) -> tuple[int, int, int, int]:
-    """Corner and size in pixels of a square around a box, moved or cut to lie in the slice."""
-    row, column = volume.spacing_mm
-    side = max((box[3] - box[0]) * column, (box[4] - box[1]) * row) + 2 * margin
-    field = []
-    for low, high, spacing, size in (
-        (box[0], box[3], column, volume.hu.shape[2]),
-        (box[1], box[4], row, volume.hu.shape[1]),
-    ):
-        length = min(int(np.ceil(side / spacing)) + 1, size)
-        start = int(np.clip(round((low + high - length + 1) / 2), 0, size - length))
-        field.append((start, length))
-    (x, width), (y, height) = field
-    return x, y, width, height
-
-
-def _voxels(volume: CTVolume, crop: dict) -> np.ndarray:
-    stride = crop["stride"]
-    stack = volume.hu[crop["slices"], crop["y"] :: stride, crop["x"] :: stride]
-    return stack[:, : crop["h"], : crop["w"]]
-
-
 def _whole_slice(volume: CTVolume, index: int) -> np.ndarray:
     """A slice made small by averaging, in steps of 8 HU: enough to see where one is."""
     hu = volume.hu[index].astype(np.float32)
@@ -207,7 +155,7 @@ def _mark(lesion: Lesion, volume: CTVolume, projection: Projection) -> dict:
     )
 
 
-def _lesion(number: int, lesion: Lesion, volume: CTVolume, crop: dict, projections: dict) -> dict:
+def _lesion(number: int, lesion: Lesion, volume: CTVolume, crop: Crop, projections: dict) -> dict:
     long, short = lesion.diameters_mm.tolist()
     return dict(
         number=number + 1,
@@ -223,7 +171,7 @@ def _lesion(number: int, lesion: Lesion, volume: CTVolume, crop: dict, projectio
         recist=_rounded(lesion.recist),
         box=_rounded(lesion.box),
         window="lung" if _surroundings(lesion.best, volume) < LUNG_HU else "soft tissue",
-        crop=crop,
+        crop=asdict(crop),
         # Of each slice: the score (none where it is interpolated) and the outline.
         slices=[
             (None if s.score is None else round(float(s.score), 4), outline(s))

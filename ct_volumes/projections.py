@@ -10,7 +10,7 @@ import numpy as np
 from ct_volumes.volume import CTVolume
 
 LONGER_SIDE = 420  # pixels
-GREY_HU = (-150, 850)  # from black to white
+GREY_HU = (-150, 1050)  # from black to white
 AIR_HU = -1000
 
 

@@ -67,6 +67,6 @@ def data_of(path):
 
 
 def crop_of(volume, crop):
-    columns = crop["x"] + crop["stride"] * np.arange(crop["w"])
-    rows = crop["y"] + crop["stride"] * np.arange(crop["h"])
+    columns = crop["x"] + crop["stride"] * np.arange(crop["width"])
+    rows = crop["y"] + crop["stride"] * np.arange(crop["height"])
     return volume.hu[np.ix_(crop["slices"], rows, columns)]

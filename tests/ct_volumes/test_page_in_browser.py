@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from ct_volumes import page
+from ct_volumes import crops
 from ct_volumes.page import write_page
 
 from .page_samples import ALGORITHM, SPACING, crop_of, data_of, scan, some_lesions
@@ -126,7 +126,7 @@ def test_the_picture_is_the_windowed_slice_and_marks_lie_on_it(opened, volume, l
         "const c = document.getElementById('picture');"
         "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     )
-    grey = np.reshape(grey, (crop["h"], crop["w"], 4))
+    grey = np.reshape(grey, (crop["height"], crop["width"], 4))
     hu = crop_of(volume, crop | dict(slices=[12]))[0]
     expected = np.floor(np.clip((hu + 160) * (255 / 400), 0, 255) + 0.5)
     assert (grey == np.dstack([expected] * 3 + [np.full_like(expected, 255)])).all()
@@ -137,10 +137,10 @@ def test_the_picture_is_the_windowed_slice_and_marks_lie_on_it(opened, volume, l
         ".concat(frame.width, frame.height)"
     )
     assert frame_width / frame_height == pytest.approx(
-        crop["w"] * SPACING[1] / (crop["h"] * SPACING[0]), rel=0.01
+        crop["width"] * SPACING[1] / (crop["height"] * SPACING[0]), rel=0.01
     )
     low, high = lesions[0].recist.min(0), lesions[0].recist.max(0)
-    scale = np.array([frame_width / crop["w"], frame_height / crop["h"]])
+    scale = np.array([frame_width / crop["width"], frame_height / crop["height"]])
     corner = (low - (crop["x"], crop["y"]) + 0.5) * scale
     assert (x, y) == pytest.approx(corner, abs=1.5)
     assert (width, height) == pytest.approx((high - low) * scale, abs=2.5)
@@ -212,7 +212,7 @@ def test_an_address_opens_a_lesion_at_a_slice_in_a_window(browser, path):
 
 
 def test_slices_and_pixels_left_out_are_told(browser, volume, lesions, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "LESION_VOXELS", 3_000)
+    monkeypatch.setattr(crops, "LESION_VOXELS", 3_000)
     path = tmp_path / "report.html"
     write_page(path, lesions, volume, ALGORITHM)
     opened = Opened(browser, path)
@@ -220,6 +220,16 @@ def test_slices_and_pixels_left_out_are_told(browser, volume, lesions, tmp_path,
     crop = data_of(path)["lesions"][1]["crop"]
     assert crop["stride"] > 1 and "pixel" in opened.text("#thinned")
     opened.check()
+
+
+def test_a_browser_that_is_too_old_is_told(opened):
+    opened.state()
+    opened.run("delete window.DecompressionStream; unpacked.clear(); show(data.lesions[2])")
+    for _ in range(100):
+        if told := opened.text("#caution").count("too old"):
+            break
+        time.sleep(0.02)
+    assert told and opened.run("return document.getElementById('view').dataset.ready") == "false"
 
 
 def test_no_lesions(browser, volume, tmp_path):
