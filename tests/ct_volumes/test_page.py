@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from skimage.measure import points_in_poly
 
+from ct_volumes import crops
 from ct_volumes.lesions import LesionSlice, Patch
 from ct_volumes.page import outline, pack, write_page
 
@@ -54,7 +55,8 @@ def test_a_stack_comes_back_exactly(low, high):
     assert (unpack(pack(stack), stack.shape) == stack).all()
 
 
-def test_a_page_holds_the_voxels_around_each_lesion_exactly(volume, lesions, tmp_path):
+def test_a_page_holds_the_voxels_around_each_lesion_exactly(volume, lesions, tmp_path, monkeypatch):
+    monkeypatch.setattr(crops, "MARGINS_MM", ((9, 3),))  # fewer voxels to go through one by one
     write_page(tmp_path / "report.html", lesions[:1], volume, ALGORITHM)
     (shown,) = data_of(tmp_path / "report.html")["lesions"]
     crop = shown["crop"]
@@ -62,6 +64,18 @@ def test_a_page_holds_the_voxels_around_each_lesion_exactly(volume, lesions, tmp
         tmp_path / "report.html", "crop-0", (len(crop["slices"]), crop["height"], crop["width"])
     )
     assert (found == crop_of(volume, crop)).all()
+
+
+def test_whole_slices_are_means_to_the_nearest_8_hu(lesions, tmp_path):
+    rng = np.random.default_rng(3)
+    volume = scan(rng.integers(-1024, 3072, (24, 400, 512)).astype(np.int16))
+    write_page(tmp_path / "report.html", lesions[:1], volume, ALGORITHM)
+    height, width = data_of(tmp_path / "report.html")["whole"]
+    assert (height, width) == (200, 256)
+    index = lesions[0].best.index
+    found = stack_of(tmp_path / "report.html", f"whole-{index}", (1, height, width))[0]
+    means = volume.hu[index].reshape(200, 2, 256, 2).mean(axis=(1, 3))
+    assert np.abs(found - means).max() <= 4
 
 
 def test_numbers_are_those_of_the_lesions(volume, lesions, tmp_path):
