@@ -111,12 +111,14 @@ def serve(descriptor: int) -> None:
 def decoded(source: object, indices: list[int]) -> Iterator[np.ndarray]:
     """The stored values of frames, of a data set, an open file or a path, as they are: neither
     bits above BitsStored nor signs are touched."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        options = dict(raw=True, indices=indices, correct_unused_bits=False)
-        with closing(iter_pixels(source, **options)) as images:
-            for _ in indices:
-                yield next(images)
+    with closing(
+        iter_pixels(source, raw=True, indices=indices, correct_unused_bits=False)
+    ) as images:
+        for _ in indices:
+            with warnings.catch_warnings():  # not around the yield, where others' code runs
+                warnings.simplefilter("ignore")
+                image = next(images)
+            yield image
 
 
 def reason_of(error: Exception) -> str:

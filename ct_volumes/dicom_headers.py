@@ -197,7 +197,8 @@ def _frame(
     position = numbers(values, "ImagePositionPatient", 3)
     slope = number(values, "RescaleSlope")
     thickness = number(values, "SliceThickness")
-    bits = integer(header, "BitsStored") or integer(header, "BitsAllocated") or 16
+    allocated = _bits(header, "BitsAllocated", 16)
+    bits = _bits(header, "BitsStored", allocated)
     signed = integer(header, "PixelRepresentation") == 1
     syntax = text(header.file_meta, "TransferSyntaxUID")
     lossy = text(header, "LossyImageCompression") == "01" or syntax in LOSSY
@@ -227,7 +228,7 @@ def _frame(
         thickness=thickness if thickness is not None and 0 < thickness < 1e3 else None,
         slope=slope or 1.0,
         intercept=number(values, "RescaleIntercept"),
-        padding=_padding(header, bits, signed),
+        padding=_padding(header, bits, allocated, signed),
         bits=bits,
         signed=signed,
         overlay=any(integer(header, tag) for tag in TAGS[-16:]),
@@ -258,7 +259,7 @@ def _directions(orientation: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]
     return row, column / np.linalg.norm(column)
 
 
-def _padding(header: Dataset, bits: int, signed: bool) -> tuple[int, int] | None:
+def _padding(header: Dataset, bits: int, allocated: int, signed: bool) -> tuple[int, int] | None:
     """PixelPaddingValue and PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2), in either order.
 
     They are stored values; many files write them with the sign that the pixels do not have.
@@ -266,9 +267,13 @@ def _padding(header: Dataset, bits: int, signed: bool) -> tuple[int, int] | None
     ends = [integer(header, "PixelPaddingValue"), integer(header, "PixelPaddingRangeLimit")]
     if ends[0] is None:
         return None
-    allocated = integer(header, "BitsAllocated") or 16
     stored = [_as_stored(end, bits, allocated, signed) for end in ends if end is not None]
     return min(stored), max(stored)
+
+
+def _bits(header: Dataset, keyword: str, default: int) -> int:
+    bits = integer(header, keyword)
+    return bits if bits is not None and 1 <= bits <= 64 else default
 
 
 def _as_stored(value: int, bits: int, allocated: int, signed: bool) -> int:

@@ -38,8 +38,9 @@ class Kept(NamedTuple):
         return Kept(*(a or b for a, b in zip(self, other)))
 
 
-def scan_series(path: Path) -> list[Series]:
-    """The series under `path`, each a volume or images left out for one reason.
+def scan_series(path: Path) -> tuple[list[Series], list[str]]:
+    """The series under `path`, each a volume or images left out for one reason; and what files are
+    missing or cannot be read.
 
     Reads the header of every file once; pixels only of images that may be there twice. Files that
     are not DICOM are passed over. Raises DataError if there is no DICOM file at all.
@@ -48,7 +49,7 @@ def scan_series(path: Path) -> list[Series]:
         return _scan(files, decoder)
 
 
-def _scan(files: DicomFiles, decoder: Decoder) -> list[Series]:
+def _scan(files: DicomFiles, decoder: Decoder) -> tuple[list[Series], list[str]]:
     frames, unreadable, first = [], 0, None
     for place in tqdm(files.places, "headers", unit=" files", leave=False, delay=2, disable=None):
         try:
@@ -70,21 +71,24 @@ def _scan(files: DicomFiles, decoder: Decoder) -> list[Series]:
         return hashlib.sha256(hu.tobytes()).digest()
 
     series = group(frames, digest)
-    lost = []
+    # Notes leave the names of files out: they may hold the patient's.
+    notes, lost = [], []
     if unreadable:
-        lost.append(f"{count_of(unreadable, 'file')} that looked like DICOM and cannot be read")
+        notes.append(f"{count_of(unreadable, 'file')} that looked like DICOM and cannot be read")
+        lost.append(f"{count_of(unreadable, 'file')} cannot be read: {first}")
     if files.missing:
-        lost.append(f"{count_of(len(files.missing), 'file')} listed by the DICOMDIR and not there")
+        notes.append(f"{count_of(len(files.missing), 'file')} listed by the DICOMDIR and not there")
+        lost.append(f"{count_of(len(files.missing), 'file')} not there: {files.missing[0]}")
     for each in series:
-        each.notes += [f"{what}; slices of this series may be missing." for what in lost]
-    return series
+        each.notes += [f"{note}; slices of this series may be missing." for note in notes]
+    return series, lost
 
 
 def read_dicom(path: Path, wanted: str | None = None) -> CTVolume:
     """The volume of one series under `path`: the one `wanted` (an id, number or UID), or the one
     that `choose` takes. Raises DataError."""
     with DicomFiles(path) as files, Decoder() as decoder:
-        series = choose(_scan(files, decoder), wanted, str(path))
+        series = choose(_scan(files, decoder)[0], wanted, str(path))
         return _volume(files, decoder, series)
 
 
@@ -137,8 +141,8 @@ def _volume(files: DicomFiles, decoder: Decoder, series: Series) -> CTVolume:
             progress.update()
 
     notes = series.notes + geometry_notes(series) + _pixel_notes(frames, kept)
-    if hu.min() >= 0 and not any(f.intercept for f in frames):
-        notes.append(_subtract_offset(hu, f"series {series.id} of {files.path}"))
+    if not any(f.intercept for f in frames):
+        notes += _subtract_offset(hu, kept.padded, f"series {series.id} of {files.path}")
     source = Source(
         path=files.path,
         format="dicom",
@@ -167,21 +171,25 @@ def _volume(files: DicomFiles, decoder: Decoder, series: Series) -> CTVolume:
         raise DataError(f"series {series.id} of {files.path} is no axial volume: {error}") from None
 
 
-def _subtract_offset(hu: np.ndarray, name: str) -> str:
+def _subtract_offset(hu: np.ndarray, padded: bool, name: str) -> list[str]:
     """Makes HU of stored values whose header gives no intercept, in place; says so."""
+    measured = hu != AIR_HU if padded else slice(None)
+    values = hu[measured]
+    if not values.size or values.min() < 0:
+        return []
     try:
-        offset = offset_of(hu)
+        offset = offset_of(values)
         if offset > np.iinfo(np.int16).max:
-            raise ValueError(f"the values go up to {hu.max()}")
+            raise ValueError(f"the values go up to {values.max()}")
     except ValueError as error:
         raise DataError(
             f"{name} holds no Hounsfield units: {error}. Expected a RescaleIntercept in its headers"
         ) from None
-    hu -= np.int16(offset)
-    return (
+    hu[measured] -= np.int16(offset)
+    return [
         f"The header states no RescaleIntercept; {offset} was subtracted, which puts air and soft"
         " tissue where they belong."
-    )
+    ]
 
 
 def _file_order(frames: list[Frame]) -> list[Frame]:

@@ -63,7 +63,8 @@ def offset_of(values: np.ndarray) -> int:
         raise ValueError(f"the values go from {low} to {high} only")
     if low < 0:
         return 0
-    sample = values[:: max(len(values) // 64, 1), ::4, ::4].astype(np.int32)
+    steps = [max(len(values) // 64, 1)] + [4] * (values.ndim - 1)
+    sample = values[tuple(slice(None, None, step) for step in steps)].astype(np.int32)
     if sample.size < 1000:
         sample = values.astype(np.int32)
     for offset in OFFSETS:

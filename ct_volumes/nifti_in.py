@@ -23,6 +23,7 @@ LARGEST_SIDE = 8192
 LARGEST_SLAB = 1 << 24  # bytes of the file that are turned into HU at a time
 MOST_INFLATED = 1032  # times the size of a file: deflate can do no better
 SAME_AFFINE_MM = 0.5
+MOST_OBLIQUE = 35.0  # degrees, as of DICOM
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
 ENDINGS = (".nii", ".nii.gz")
 HOW_TO_SET = (
@@ -69,6 +70,13 @@ def read_nifti(path: Path) -> CTVolume:
         notes.append(
             f"Voxels are {in_plane:.4g} mm long within the axial plane and {slice_size:.4g} mm"
             " along the patient: the scan looks like a coronal or sagittal one."
+        )
+    normal = np.cross(steps[1], steps[2])
+    tilt = _degrees(steps[0], normal)
+    if len(hu) > 1 and tilt > 0.5:
+        notes.append(
+            f"The gantry was tilted by {tilt:.1f} degrees: slices are shifted against each other,"
+            " and stay as they are."
         )
     source = Source(
         path=path, format="nifti", shape=shape, axes=axes, flipped=flipped, affine=affine,
@@ -219,7 +227,19 @@ def _turn(affine: np.ndarray, path: Path) -> tuple[tuple[int, int, int], tuple[b
         itertools.permutations(range(3)),
         key=lambda p: sum(abs(towards[i, p[i]]) for i in range(3)),
     )
+    oblique = _degrees(np.cross(directions[:, axes[1]], directions[:, axes[2]]), [0, 0, 1])
+    oblique = min(oblique, 180 - oblique)
+    if oblique > MOST_OBLIQUE:
+        raise DataError(
+            f"{path} is oblique by {oblique:.0f} degrees to the patient's axes; detectors of axial"
+            f" slices can read it up to {MOST_OBLIQUE:.0f}"
+        )
     return axes, tuple(bool(towards[i, axes[i]] < 0) for i in range(3))
+
+
+def _degrees(one: np.ndarray, other: np.ndarray) -> float:
+    cosine = np.dot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other))
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def _number_type(header: nib.Nifti1Header, path: Path) -> np.dtype:

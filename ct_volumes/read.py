@@ -42,13 +42,17 @@ class SeriesEntry:
 def list_series(path: str | Path) -> list[SeriesEntry]:
     """What `read_volume(path)` chooses from, by the headers alone.
 
+    Files that are missing or cannot be read are an entry at the end, without an id: `skipped` says
+    how many, and what is wrong with the first.
+
     Raises DataError (MissingDataError) where `read_volume` would whatever the series.
     """
     path = _nifti_within(Path(path))
     if is_nifti(path):
         size, interval = _module("nifti_in").nifti_size(path)
         return [SeriesEntry("1", "", None, "", "", size, interval, None, None)]
-    return [
+    found, lost = _module("dicom_in").scan_series(path)
+    entries = [
         SeriesEntry(
             id=series.id,
             uid=series.first.series,
@@ -60,7 +64,10 @@ def list_series(path: str | Path) -> list[SeriesEntry]:
             slice_thickness_mm=series.first.thickness,
             skipped=series.reason,
         )
-        for series in _module("dicom_in").scan_series(path)
+        for series in found
+    ]
+    return entries + [
+        SeriesEntry("", "", None, "", "", (0, 0, 0), None, None, problem) for problem in lost
     ]
 
 

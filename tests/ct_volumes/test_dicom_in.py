@@ -536,7 +536,13 @@ def test_a_file_that_begins_as_dicom_and_is_none_is_told(tmp_path):
     folder = write(tmp_path / "scan", series())
     (folder / "IM0003").write_bytes((folder / "IM0003").read_bytes()[:150])
     volume = read_volume(folder)
-    assert "1 file" in notes(volume) and "gap" in notes(volume)
+    assert "1 file that looked like DICOM" in notes(volume) and "gap" in notes(volume)
+    assert "IM0003" not in notes(volume)
+    good, bad = list_series(folder)
+    assert good.skipped is None and good.size[0] == 5
+    assert (
+        bad.id == "" and bad.skipped.startswith("1 file cannot be read") and "IM0003" in bad.skipped
+    )
 
 
 @pytest.mark.parametrize("tags", [dict(RescaleIntercept=None), dict(RescaleIntercept=0)])
@@ -544,6 +550,27 @@ def test_a_missing_intercept_is_made_good_where_it_shows(tmp_path, tags):
     volume = read(tmp_path, series(**tags))
     assert_same(volume)
     assert "no RescaleIntercept; 1024 was subtracted" in notes(volume)
+
+
+def test_a_missing_intercept_shows_beside_padding(tmp_path):
+    """What padding became is no sign of Hounsfield units."""
+    images = series(RescaleIntercept=None, PixelPaddingValue=9999)
+    expected = HU.copy()
+    expected[:, 0] = -1024
+    for ds, hu in zip(images, HU):
+        stored = (hu.astype(np.int32) + 1024).astype(np.uint16)
+        stored[0] = 9999
+        ds.PixelData = stored.tobytes()
+    assert_same(read(tmp_path, images), expected)
+
+
+def test_numbers_of_bits_that_nothing_has_are_not_believed(tmp_path):
+    images = series()
+    for ds in images:
+        ds.add_new("BitsStored", "LO", "99999999999")
+        ds.PixelPaddingValue = 5
+    with pytest.raises(DataError, match="cannot be decoded"):
+        read(tmp_path, images)
 
 
 def test_values_that_are_no_hu_are_refused(tmp_path):
