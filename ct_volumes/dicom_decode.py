@@ -136,13 +136,14 @@ def with_defaults(ds: pydicom.FileDataset) -> pydicom.FileDataset:
             else pydicom.uid.ExplicitVRBigEndian
         )  # fmt: skip
     bits = ds.get("BitsAllocated") or 16
-    for keyword, value in (
-        ("SamplesPerPixel", 1),
-        ("PhotometricInterpretation", "MONOCHROME2"),
-        ("BitsAllocated", bits),
-        ("BitsStored", bits),
-        ("PixelRepresentation", 0),
-    ):
+    defaults = dict(
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        BitsAllocated=bits,
+        BitsStored=bits,
+        PixelRepresentation=0,
+    )
+    for keyword, value in defaults.items():
         if ds.get(keyword) in (None, ""):
             setattr(ds, keyword, value)
     return ds

@@ -64,7 +64,9 @@ class DicomFiles:
         elif is_zip(path):
             self._zip, self.places = _open_zip(path)
         elif path.name.upper() == "DICOMDIR":
-            listed = _listed(path)
+            with warnings.catch_warnings():  # pydicom complains of names that are too long
+                warnings.simplefilter("ignore")
+                listed = _listed(path)
             self.places = [Place(file) for file in listed if file.is_file()]
             self.missing = [file for file in listed if not file.is_file()]
         else:
@@ -185,11 +187,12 @@ def _open_zip(path: Path) -> tuple[zipfile.ZipFile, list[Place]]:
 def _listed(dicomdir: Path) -> list[Path]:
     """The files that a DICOMDIR lists; standard PS3.10: names of at most eight letters a level."""
     with dicomdir.open("rb") as file:
-        records = parse(Clamped(file), dicomdir).get("DirectoryRecordSequence")
-    if records is None:
-        raise DataError(f"{dicomdir} lists no files: name the folder that it lies in")
+        header = parse(Clamped(file), dicomdir)
     listed = {}
     try:
+        records = header.get("DirectoryRecordSequence")
+        if records is None:
+            raise DataError(f"{dicomdir} lists no files: name the folder that it lies in")
         for record in records:
             parts = record.get("ReferencedFileID") or ()
             parts = [parts] if isinstance(parts, str) else [str(part) for part in parts]

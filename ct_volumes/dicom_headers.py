@@ -138,15 +138,15 @@ def frames_of(file: BinaryIO, place: Place) -> list[Frame] | None:
     DataError if it is damaged.
     """
     header = parse(file, place, TAGS)
-    if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        return None
-    if not any(k in header for k in ("SOPClassUID", "SOPInstanceUID", "Modality", "Rows")):
-        if not header.preamble:
-            return None
-        raise DataError(f"{place} begins like a DICOM file but holds nothing. Copy it again")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # pydicom complains of values when they are asked for
         warnings.simplefilter("ignore")
-        return _frames(header, place, _pixel_bytes(file, header))
+        if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            return None
+        if any(k in header for k in ("SOPClassUID", "SOPInstanceUID", "Modality", "Rows")):
+            return _frames(header, place, _pixel_bytes(file, header))
+    if not header.preamble:
+        return None
+    raise DataError(f"{place} begins like a DICOM file but holds nothing. Copy it again")
 
 
 def _pixel_bytes(file: BinaryIO, header: Dataset) -> int | None:

@@ -134,6 +134,26 @@ def enhanced(hu=None, where=None, order=None, **tags) -> FileDataset:
     return ds
 
 
+def dicomdir(folder: Path, files: list[str]) -> Path:
+    """A DICOMDIR in a folder that lists `files`, by their paths below it."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
+    meta.MediaStorageSOPInstanceUID = ROOT + "5"
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    patient = Dataset()
+    patient.DirectoryRecordType = "PATIENT"
+    records = [patient]
+    for file in files:
+        record = Dataset()
+        record.DirectoryRecordType = "IMAGE"
+        record.ReferencedFileID = file.split("/")
+        records.append(record)
+    ds.DirectoryRecordSequence = records
+    ds.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    return folder / "DICOMDIR"
+
+
 def affine_of(where, spacing=SPACING) -> np.ndarray:
     """RAS affine of an array (column, row, slice) in the volume's orientation."""
     in_lps = np.eye(4)

@@ -19,7 +19,7 @@ from ct_volumes.read import find_scans, list_series, read_volume
 from ct_volumes.volume import CTVolume
 from deeplesion.errors import UserError
 
-from .scan_files import anatomy, change, enhanced, nifti, origins, series
+from .scan_files import anatomy, change, dicomdir, enhanced, nifti, origins, series
 
 HU = anatomy(3, 8, 7)
 SEEDED = settings(
@@ -108,6 +108,19 @@ def test_damaged_bytes_of_dicom(tmp_path, files, kind):
         broken = damaged(kinds[kind], damage)
         images = [broken] if kind == "enhanced" else [plain[0], broken, plain[2]]
         try_to_read(scan(images, tmp_path / "scan"))
+
+    attempt()
+
+
+def test_damaged_bytes_of_a_dicomdir(tmp_path, files):
+    scan(files[0], tmp_path)
+    whole = dicomdir(tmp_path, ["0", "1", "2"]).read_bytes()
+
+    @settings(SEEDED, max_examples=40)
+    @given(DAMAGE)
+    def attempt(damage):
+        (tmp_path / "DICOMDIR").write_bytes(damaged(whole, damage))
+        try_to_read(tmp_path / "DICOMDIR")
 
     attempt()
 

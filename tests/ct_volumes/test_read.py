@@ -9,14 +9,13 @@ import zipfile
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
 from ct_volumes.dicom_choice import is_sharp
 from ct_volumes.dicom_in import read_header
 from ct_volumes.read import find_scans, list_series, read_volume
 from deeplesion.errors import DataError, MissingDataError
 
-from .scan_files import ROOT, anatomy, enhanced, nifti, origins, series, write
+from .scan_files import ROOT, anatomy, dicomdir, enhanced, nifti, origins, series, write
 
 HU = anatomy()
 
@@ -127,25 +126,6 @@ def test_a_deflated_file_too_large_is_not_inflated(tmp_path, monkeypatch):
         ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     with pytest.raises(DataError, match="more than 500 bytes"):
         read_volume(write(tmp_path / "scan", images))
-
-
-def dicomdir(folder, files):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
-    meta.MediaStorageSOPInstanceUID = ROOT + "5"
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    patient = Dataset()
-    patient.DirectoryRecordType = "PATIENT"
-    records = [patient]
-    for file in files:
-        record = Dataset()
-        record.DirectoryRecordType = "IMAGE"
-        record.ReferencedFileID = file.split("/")
-        records.append(record)
-    ds.DirectoryRecordSequence = records
-    ds.save_as(folder / "DICOMDIR", enforce_file_format=True)
-    return folder / "DICOMDIR"
 
 
 def test_a_dicomdir_says_which_files(tmp_path):
