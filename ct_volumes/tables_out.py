@@ -289,6 +289,8 @@ def _problem(lesion: object, number: int, shape: list[int]) -> str | None:
     box = lesion.get("box")
     if not _are_numbers(box, 6) or any(a > b for a, b in zip(box[:3], box[3:])):
         return f"`box` must be x1 <= x2, y1 <= y2, first <= last in 6 numbers, got {box!r}"
+    if not (isinstance(box[2], int) and isinstance(box[5], int)):
+        return f"slices of `box` must be whole numbers, got {box[2]} and {box[5]}"
     if not (box[2] >= 0 and box[5] < shape[0]):
         return f"`box` must lie on slices 0..{shape[0] - 1}, got {box[2]}..{box[5]}"
     for name, count in (("centroid_mm", 3), ("diameters_mm", 2)):
@@ -299,7 +301,7 @@ def _problem(lesion: object, number: int, shape: list[int]) -> str | None:
     slices = lesion.get("slices")
     if not isinstance(slices, list) or not all(isinstance(s, dict) for s in slices):
         return "`slices` must be a list of dictionaries"
-    if [s.get("slice") for s in slices] != list(range(int(box[2]), int(box[5]) + 1)):
+    if [s.get("slice") for s in slices] != list(range(box[2], box[5] + 1)):
         return f"`slices` must be those of the box, {box[2]} to {box[5]}, in order"
     if not all(_are_numbers(s.get("box"), 4) for s in slices):
         return "every slice's `box` must be 4 numbers"
