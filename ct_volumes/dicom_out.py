@@ -112,6 +112,8 @@ def _made_fit(header: Dataset, volume: CTVolume, index: int) -> Dataset:
         header.FrameOfReferenceUID = generate_uid(entropy_srcs=[header.SeriesInstanceUID])
     if not header.get("Modality"):
         header.Modality = "CT"
+    if not header.get("SliceThickness"):
+        header.SliceThickness = source.slice_thickness_mm or float(volume.extent_mm[index])
     if "SpecificCharacterSet" in header and not header.SpecificCharacterSet:
         del header.SpecificCharacterSet
     for name in _MAY_BE_EMPTY:

@@ -55,7 +55,7 @@ def write_seg(
                 f"{volume.source.path} is a volume of several multi-frame files: a SEG can be"
                 " written of one. The NIfTI label map has the masks"
             )
-        _share_orientation(headers[0], volume)
+        _share_geometry(headers[0], volume)
         planes = int(headers[0].NumberOfFrames)
         plane_of = {index: volume.source.instances[index].frame for index in slices}
     else:
@@ -89,11 +89,9 @@ def write_seg(
         content_label="LESIONS",
         content_description=DESCRIPTION,
         series_description=DESCRIPTION,
-        pixel_measures=_pixel_measures(volume),
     )
-    if not _is_even(volume):  # highdicom states it of two slices whatever lies between them
-        measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-        measures.pop("SpacingBetweenSlices", None)
+    # highdicom takes the source's, and the distance of the slices that hold lesions.
+    seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _pixel_measures(volume)
     seg.SegmentsOverlap = "YES" if _overlap(lesions, volume) else "NO"
     seg.PixelData = _pixels(seg, lesions, volume, {p: i for i, p in plane_of.items()})
     save(path, seg)
@@ -128,32 +126,31 @@ def _colour(number: int) -> highdicom.color.CIELabColor:
     return highdicom.color.CIELabColor(65.0, 60 * np.cos(angle), 60 * np.sin(angle))
 
 
-def _is_even(volume: CTVolume) -> bool:
-    return (
-        bool(np.ptp(volume.interval_mm[:-1]) <= EVEN_TOLERANCE_MM) if len(volume.hu) > 1 else True
-    )
-
-
 def _pixel_measures(volume: CTVolume) -> highdicom.PixelMeasuresSequence:
     spacing = volume.spacing_mm
     if volume.source.axes[1] > volume.source.axes[2]:
         spacing = spacing[::-1]
-    interval = float(np.median(volume.extent_mm))
+    intervals = volume.extent_mm
+    interval = float(np.median(intervals))
+    even = np.ptp(intervals) <= EVEN_TOLERANCE_MM
     return highdicom.PixelMeasuresSequence(
         pixel_spacing=spacing,
         slice_thickness=volume.source.slice_thickness_mm or interval,
-        spacing_between_slices=interval if _is_even(volume) else None,
+        spacing_between_slices=interval if even else None,
     )
 
 
-def _share_orientation(header: Dataset, volume: CTVolume) -> None:
-    """highdicom wants the orientation of a multi-frame file among what its frames share."""
+def _share_geometry(header: Dataset, volume: CTVolume) -> None:
+    """highdicom wants pixels and orientation of a multi-frame file among what its frames share."""
     directions = np.stack([volume.row_direction, volume.column_direction])
     _, flip_rows, flip_columns = volume.source.flipped
     directions *= [[-1 if flip_columns else 1], [-1 if flip_rows else 1]]
     if volume.source.axes[1] > volume.source.axes[2]:
         directions = directions[::-1]
+    if not header.get("SharedFunctionalGroupsSequence"):
+        header.SharedFunctionalGroupsSequence = [Dataset()]
     shared = header.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence = _pixel_measures(volume)
     shared.PlaneOrientationSequence = highdicom.PlaneOrientationSequence(
         "PATIENT", directions.ravel().tolist()
     )

@@ -10,6 +10,7 @@ import highdicom
 import numpy as np
 import pydicom
 from highdicom import sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -104,6 +105,11 @@ def write_sr(
         software_versions=algorithm.version[:64],
         device_serial_number=algorithm.checkpoint_sha256[:64],
         series_description=DESCRIPTION,
+        coding_schemes=[
+            CodingSchemeIdentificationItem(
+                designator=SCORE.scheme_designator, name=f"Codes of {MANUFACTURER}"
+            )
+        ],
         is_complete=True,
         is_final=False,
         is_verified=False,
