@@ -4,14 +4,16 @@ to, made fit for highdicom; who found the lesions; the way from the volume's pix
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.charset import python_encoding
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -28,6 +30,7 @@ LESION = codes.SCT.Lesion
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 MANUFACTURER = "deeplesion-mmdet"
 DESCRIPTION = "Lesions (research, not a medical device)"
+LATIN_1, UTF_8 = "ISO_IR 100", "ISO_IR 192"
 SEG_SERIES, SR_SERIES = 9001, 9002  # numbers that no scanner gives
 
 # What highdicom copies and does not find in every file; all may be empty (type 2).
@@ -37,8 +40,11 @@ _MAY_BE_EMPTY = (
 )  # fmt: skip
 
 
-def source_headers(volume: CTVolume, slices: Sequence[int]) -> list[Dataset]:
-    """The headers of slices, one of each file, without pixels, as highdicom can read them.
+def source_headers(
+    volume: CTVolume, slices: Sequence[int]
+) -> tuple[list[Dataset], str | list[str]]:
+    """The headers of slices, one of each file, without pixels, as highdicom can read them, and the
+    character set in which to write what is made of them.
 
     What is missing and may be empty becomes empty; what is no date, time or sex too. A missing
     frame of reference becomes one made from the UID of the series, the same in every file written.
@@ -57,7 +63,22 @@ def source_headers(volume: CTVolume, slices: Sequence[int]) -> list[Dataset]:
         instance = volume.source.instances[index]
         if instance.uid not in headers:
             headers[instance.uid] = _made_fit(read_header(instance), volume, index)
-    return list(headers.values())
+    found = list(headers.values())
+    return found, _character_set(found)
+
+
+@contextlib.contextmanager
+def refusals_explained(volume: CTVolume) -> Iterator[None]:
+    """What highdicom does not take of a source's header becomes a DataError that says so."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise DataError(
+            f"no SEG or SR can be made of the headers of {volume.source.path}: {error}."
+            " The other files (JSON, NIfTI, the page) can be had"
+        ) from error
 
 
 def is_multiframe(volume: CTVolume) -> bool:
@@ -87,8 +108,9 @@ def algorithm_parameters(algorithm: Algorithm) -> dict[str, str]:
     return {"checkpoint_sha256": algorithm.checkpoint_sha256, **options}
 
 
-def save(path: Path, dataset: Dataset) -> None:
+def save(path: Path, dataset: Dataset, character_set: str | list[str]) -> None:
     """Writes a DICOM file, as a whole or not at all."""
+    dataset.SpecificCharacterSet = character_set
     content = io.BytesIO()
     with warnings.catch_warnings():
         # Values of the source that break a rule of DICOM are passed on as they are.
@@ -114,8 +136,6 @@ def _made_fit(header: Dataset, volume: CTVolume, index: int) -> Dataset:
         header.Modality = "CT"
     if not header.get("SliceThickness"):
         header.SliceThickness = source.slice_thickness_mm or float(volume.extent_mm[index])
-    if "SpecificCharacterSet" in header and not header.SpecificCharacterSet:
-        del header.SpecificCharacterSet
     for name in _MAY_BE_EMPTY:
         if header.get(name) is None:
             setattr(header, name, "")
@@ -125,6 +145,24 @@ def _made_fit(header: Dataset, volume: CTVolume, index: int) -> Dataset:
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
     return header
+
+
+def _character_set(headers: list[Dataset]) -> str | list[str]:
+    """That of the headers, so that the bytes of names stay; highdicom, which does not know all of
+    them, is told UTF-8 and sees decoded text.
+
+    A file that names none has ASCII or, against the rules, mostly Latin-1, as pydicom reads it. Of
+    names that do not exist nothing can be kept: UTF-8.
+    """
+    named = headers[0].get("SpecificCharacterSet") or LATIN_1
+    known = all(each in python_encoding for each in ([named] if isinstance(named, str) else named))
+    for header in headers:
+        header.decode()  # by its own character set
+        for name in ("PatientName", "ReferringPhysicianName"):
+            if not known:  # a name keeps its bytes otherwise
+                setattr(header, name, str(header[name].value))
+        header.SpecificCharacterSet = UTF_8
+    return named if known else UTF_8
 
 
 def _is_a(kind: type, value: object) -> bool:

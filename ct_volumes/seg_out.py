@@ -21,6 +21,7 @@ from ct_volumes.dicom_out import (
     algorithm_parameters,
     is_multiframe,
     plane_in_source,
+    refusals_explained,
     save,
     source_headers,
 )
@@ -48,7 +49,7 @@ def write_seg(
     if not lesions:
         return False
     slices = sorted({each.index for lesion in lesions for each in lesion.slices})
-    headers = source_headers(volume, slices)
+    headers, character_set = source_headers(volume, slices)
     if is_multiframe(volume):
         if len(headers) > 1:
             raise DataError(
@@ -73,28 +74,30 @@ def write_seg(
             plane = plane_of[each.index]
             marks[plane, used[plane]] = number
             used[plane] += 1
-    seg = highdicom.seg.Segmentation(
-        source_images=headers,
-        pixel_array=marks.reshape(planes, rows, columns),
-        segmentation_type="BINARY",
-        segment_descriptions=[_segment(n, each, algorithm) for n, each in enumerate(lesions, 1)],
-        series_instance_uid=highdicom.UID(),
-        series_number=SEG_SERIES,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=algorithm.name[:64],
-        software_versions=algorithm.version[:64],
-        device_serial_number=algorithm.checkpoint_sha256[:64],
-        content_label="LESIONS",
-        content_description=DESCRIPTION,
-        series_description=DESCRIPTION,
-    )
+    segments = [_segment(number, each, algorithm) for number, each in enumerate(lesions, 1)]
+    with refusals_explained(volume):
+        seg = highdicom.seg.Segmentation(
+            source_images=headers,
+            pixel_array=marks.reshape(planes, rows, columns),
+            segmentation_type="BINARY",
+            segment_descriptions=segments,
+            series_instance_uid=highdicom.UID(),
+            series_number=SEG_SERIES,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=algorithm.name[:64],
+            software_versions=algorithm.version[:64],
+            device_serial_number=algorithm.checkpoint_sha256[:64],
+            content_label="LESIONS",
+            content_description=DESCRIPTION,
+            series_description=DESCRIPTION,
+        )
     # highdicom takes the source's, and the distance of the slices that hold lesions.
     seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _pixel_measures(volume)
     seg.SegmentsOverlap = "YES" if _overlap(lesions, volume) else "NO"
     seg.PixelData = _pixels(seg, lesions, volume, {p: i for i, p in plane_of.items()})
-    save(path, seg)
+    save(path, seg, character_set)
     return True
 
 

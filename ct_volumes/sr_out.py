@@ -23,6 +23,7 @@ from ct_volumes.dicom_out import (
     SR_SERIES,
     algorithm_parameters,
     image_points,
+    refusals_explained,
     save,
     source_headers,
 )
@@ -60,7 +61,7 @@ def write_sr(
     segmentation = None
     if seg is not None and lesions:
         segmentation = _read_seg(Path(seg), len(lesions))
-    headers = source_headers(volume, [each.recist_index for each in lesions] or [0])
+    headers, character_set = source_headers(volume, [each.recist_index for each in lesions] or [0])
     by_uid = {header.SOPInstanceUID: header for header in headers}
     groups = []
     for number, lesion in enumerate(lesions, 1):
@@ -93,28 +94,29 @@ def write_sr(
     report[0].ContentSequence.append(
         sr.TextContentItem(codes.DCM.Comment, NOTE, relationship_type="CONTAINS")
     )
-    document = sr.ComprehensiveSR(
-        evidence=[*headers, *([segmentation] if segmentation is not None else [])],
-        content=report,
-        series_instance_uid=highdicom.UID(),
-        series_number=SR_SERIES,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=algorithm.name[:64],
-        software_versions=algorithm.version[:64],
-        device_serial_number=algorithm.checkpoint_sha256[:64],
-        series_description=DESCRIPTION,
-        coding_schemes=[
-            CodingSchemeIdentificationItem(
-                designator=SCORE.scheme_designator, name=f"Codes of {MANUFACTURER}"
-            )
-        ],
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-    )
-    save(path, document)
+    with refusals_explained(volume):
+        document = sr.ComprehensiveSR(
+            evidence=[*headers, *([segmentation] if segmentation is not None else [])],
+            content=report,
+            series_instance_uid=highdicom.UID(),
+            series_number=SR_SERIES,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=algorithm.name[:64],
+            software_versions=algorithm.version[:64],
+            device_serial_number=algorithm.checkpoint_sha256[:64],
+            series_description=DESCRIPTION,
+            coding_schemes=[
+                CodingSchemeIdentificationItem(
+                    designator=SCORE.scheme_designator, name=f"Codes of {MANUFACTURER}"
+                )
+            ],
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+        )
+    save(path, document, character_set)
 
 
 def _groups(
