@@ -507,35 +507,36 @@ def test_names_in_any_character_set(tmp_path, character_set, written, name):
 
 
 WRONG = {
-    "PatientSex": ["male", "m", "M\\F"],
-    "StudyDate": ["2020-01-32", "20200102\\20200103", "?"],
-    "StudyTime": ["noon", "256199"],
-    "PatientBirthDate": ["19580203-1960", "unknown"],
-    "PatientID": ["a\\b", "x" * 100, "\0"],
-    "PatientName": ["^^^^^^^", "a\\b", "=" * 5, "\x1b$B"],
-    "AccessionNumber": ["x" * 100, "a\\b"],
-    "PatientAge": ["old"],
-    "PatientWeight": ["heavy", "1e999"],
-    "LossyImageCompression": ["?", "01"],
+    "PatientSex": ["male"],
+    "StudyDate": ["2020-01-32", "20200102\\20200103"],
+    "StudyTime": ["noon"],
+    "PatientBirthDate": ["19580203-1960"],
+    "PatientID": ["a\\b", "\0"],
+    "PatientName": ["a\\b", "\x1b$B"],
+    "AccessionNumber": ["x" * 100],
+    "PatientWeight": ["heavy"],
     "LossyImageCompressionRatio": ["many"],
-    "PositionReferenceIndicator": ["a\\b"],
-    "StudyInstanceUID": ["x", "1.2\\1.3"],
-    "SOPClassUID": ["1.2.3", "x"],
-    "FrameOfReferenceUID": ["x", "1.2\\1.3"],
+    "StudyInstanceUID": ["x"],
+    "SOPClassUID": ["x"],
+    "FrameOfReferenceUID": ["1.2\\1.3"],
     "Rows": [None],
     "PixelSpacing": ["x"],
-    "SliceThickness": ["-1", "x", "1e400"],
+    "SliceThickness": ["x", "1e400"],
     "ImageOrientationPatient": ["1\\0\\0"],
-    "ImagePositionPatient": ["", "x\\y\\z"],
+    "ImagePositionPatient": [""],
 }
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return source_volume(tmp_path_factory.mktemp("plain") / "scan")
 
 
 @pytest.mark.parametrize("name, wrong", [(n, w) for n, values in WRONG.items() for w in values])
 @pytest.mark.filterwarnings("ignore")
-def test_wrong_values_are_mended_passed_on_or_refused(tmp_path, monkeypatch, name, wrong):
-    """Whatever the header holds: a file that reads back, or a DataError that names the scan."""
-    volume = source_volume(tmp_path / "scan")
-    found = lesions(volume)[:1]
+def test_wrong_values_are_mended_passed_on_or_refused(tmp_path, monkeypatch, plain, name, wrong):
+    """Whatever the header holds: files that read back, or a DataError that names the scan."""
+    volume, found = plain, lesions(plain)[:1]
     vr = pydicom.datadict.dictionary_VR(name)
 
     def header(instance):
@@ -552,12 +553,12 @@ def test_wrong_values_are_mended_passed_on_or_refused(tmp_path, monkeypatch, nam
         write_seg(tmp_path / "seg.dcm", found, volume, ALGORITHM)
         write_sr(tmp_path / "sr.dcm", found, volume, ALGORITHM, seg=tmp_path / "seg.dcm")
     except DataError as error:
-        assert str(tmp_path / "scan") in str(error)
+        assert str(volume.source.path) in str(error)
         assert not (tmp_path / "sr.dcm").exists()
     else:
         seg = pydicom.dcmread(tmp_path / "seg.dcm")
         assert seg_places(seg)[1] == lesion_places(volume, found[0])
-        assert len(tid1500(tmp_path / "sr.dcm")["Measurements"]) == 2
+        assert len(list(items(pydicom.dcmread(tmp_path / "sr.dcm"), "Measurement Group"))) == 2
 
 
 def test_an_end_point_at_the_border_stays_on_the_image(tmp_path):
