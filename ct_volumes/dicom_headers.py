@@ -115,7 +115,7 @@ def frames_of(file: BinaryIO, place: Place) -> list[Frame] | None:
     if header.file_meta.get("MediaStorageSOPClassUID") == pydicom.uid.MediaStorageDirectoryStorage:
         return None
     if not any(k in header for k in ("SOPClassUID", "SOPInstanceUID", "Modality", "Rows")):
-        if "TransferSyntaxUID" not in header.file_meta:
+        if not header.preamble:
             return None
         raise DataError(f"{place} begins like a DICOM file but holds nothing. Copy it again")
     try:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ct_volumes.dicom_files import Clamped, DicomFiles, Place, looks_like_dicom, parse
 from ct_volumes.dicom_headers import Frame, frames_of
-from ct_volumes.dicom_series import Series, choose, geometry_notes, group, head_to_feet
+from ct_volumes.dicom_series import Series, choose, geometry_notes, group
 from ct_volumes.hounsfield import AIR_HU, offset_of, to_hu
 from ct_volumes.volume import CTVolume, Instance, Source
 from deeplesion.errors import DataError
@@ -219,13 +219,14 @@ def _images(files: DicomFiles, frames: list[Frame]) -> Iterator[np.ndarray]:
         if frames[0].frame is None:
             if file.size > LARGEST_SLICE_FILE:
                 raise DataError(f"{place} has {file.size:,} bytes: it is no slice of a CT")
-            source, indices = parse(file, place, pixels=True), [0]
+            source, indices = _with_defaults(parse(file, place, pixels=True)), [0]
         else:
             source, indices = file, [f.frame for f in frames]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with closing(iter_pixels(source, raw=True, indices=indices)) as images:
+                decoding = dict(raw=True, indices=indices, correct_unused_bits=False)
+                with closing(iter_pixels(source, **decoding)) as images:
                     for _ in frames:
                         yield next(images)
         except (DataError, OSError):
@@ -235,6 +236,28 @@ def _images(files: DicomFiles, frames: list[Frame]) -> Iterator[np.ndarray]:
             raise DataError(
                 f"the pixels of {place} cannot be decoded ({text[0]}). Copy it again"
             ) from None
+
+
+def _with_defaults(ds: pydicom.FileDataset) -> pydicom.FileDataset:
+    """What a decoder must know and some headers leave out."""
+    if not ds.file_meta.get("TransferSyntaxUID"):  # a file without preamble
+        implicit, little = ds.original_encoding
+        ds.file_meta.TransferSyntaxUID = (
+            pydicom.uid.ImplicitVRLittleEndian if implicit
+            else pydicom.uid.ExplicitVRLittleEndian if little
+            else pydicom.uid.ExplicitVRBigEndian
+        )  # fmt: skip
+    bits = ds.get("BitsAllocated") or 16
+    for keyword, value in (
+        ("SamplesPerPixel", 1),
+        ("PhotometricInterpretation", "MONOCHROME2"),
+        ("BitsAllocated", bits),
+        ("BitsStored", bits),
+        ("PixelRepresentation", 0),
+    ):
+        if ds.get(keyword) in (None, ""):
+            setattr(ds, keyword, value)
+    return ds
 
 
 def _hu(image: np.ndarray, frame: Frame) -> tuple[np.ndarray, Kept]:

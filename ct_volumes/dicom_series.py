@@ -254,11 +254,11 @@ def _fall_back(found: list[Series]) -> None:
     if not volumes or min(s.quality for s in volumes) == ORIGINAL:
         return
     # A derived volume says more than a single original slice does.
-    longest = max(len(s.frames) for s in volumes)
-    for series in volumes:
-        if len(series.frames) >= min(FEWEST_SLICES, longest):
-            series.notes.append(f"Beside a better series this one would be left out: {series.reason}.")
-            series.quality, series.reason = ORIGINAL, None
+    better = [s for s in volumes if len(s.frames) >= FEWEST_SLICES]
+    better = better or [s for s in volumes if s.first.quality == ORIGINAL] or volumes
+    for series in better:
+        series.notes.append(f"Beside a better series this would be left out: {series.reason}.")
+        series.quality, series.reason = ORIGINAL, None
 
 
 def choose(found: list[Series], wanted: str | None, name: str) -> Series:

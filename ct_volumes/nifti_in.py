@@ -67,8 +67,8 @@ def read_nifti(path: Path) -> CTVolume:
     in_plane = max(sizes[list(axes[1:])])
     if in_plane > 2 * slice_size and in_plane > 2 * min(sizes[list(axes[1:])]):
         notes.append(
-            f"Voxels are {in_plane:.4g} mm long within the axial plane and {slice_size:.4g} mm along"
-            " the patient: the scan looks like a coronal or sagittal one."
+            f"Voxels are {in_plane:.4g} mm long within the axial plane and {slice_size:.4g} mm"
+            " along the patient: the scan looks like a coronal or sagittal one."
         )
     source = Source(
         path=path, format="nifti", shape=shape, axes=axes, flipped=flipped, affine=affine,
@@ -155,7 +155,9 @@ def _geometry(
     count = int(header["dim"][0])
     sides = [int(d) for d in header["dim"][1 : count + 1]] if 1 <= count <= 7 else []
     if len(sides) < 2 or min(sides) < 1 or max(sides[:3]) > LARGEST_SIDE:
-        raise DataError(f"{path} says that it has the shape {sides}: no volume, or a damaged header")
+        raise DataError(
+            f"{path} says that it has the shape {sides}: no volume, or a damaged header"
+        )
     if (volumes := int(np.prod(sides[3:], dtype=object))) > 1:
         raise DataError(
             f"{path} holds {volumes} volumes (shape {sides}). Save the one that is meant as a 3-D"
@@ -204,9 +206,7 @@ def _geometry(
     return shape, affine, notes
 
 
-def _turn(
-    affine: np.ndarray, path: Path
-) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def _turn(affine: np.ndarray, path: Path) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Which axis of the file the slices, rows and columns lie on, and whether they run against it.
 
     The axes go to those of the patient that they are nearest to, all three together.

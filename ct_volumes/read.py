@@ -156,9 +156,9 @@ def _folders(folder: Path, dicom: ModuleType, seen: set) -> list[tuple[Path, str
     seen.add((status.st_dev, status.st_ino))
     children = _children(folder)
     for child in children:
-        if child.is_file() and not _is_scan_file(child):
-            if (study := dicom.study_of(child)) is not None:
-                return [(folder, study)]
+        study = dicom.study_of(child) if child.is_file() and not _is_scan_file(child) else None
+        if study is not None:
+            return [(folder, study)]
     found = [each for child in children if child.is_dir() for each in _folders(child, dicom, seen)]
     studies = {study for _, study in found}
     # Studies without a UID cannot be told from each other: they are not put together.
