@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ct_volumes.dicom_files import Clamped, DicomFiles, Place, looks_like_dicom, parse
 from ct_volumes.dicom_headers import Frame, frames_of
-from ct_volumes.dicom_series import Series, choose, geometry_notes, group
+from ct_volumes.dicom_series import Series, choose, count_of, geometry_notes, group
 from ct_volumes.hounsfield import AIR_HU, offset_of, to_hu
 from ct_volumes.volume import CTVolume, Instance, Source
 from deeplesion.errors import DataError
@@ -69,15 +69,13 @@ def _scan(files: DicomFiles) -> list[Series]:
         return hashlib.sha256(hu.tobytes()).digest()
 
     series = group(frames, digest)
-    for note, count in (
-        ("{} that begin like DICOM cannot be read; where they are of this series, slices are"
-         " missing.", unreadable),
-        ("{} that the DICOMDIR lists are not there; where they are of this series, slices are"
-         " missing.", len(files.missing)),
-    ):  # fmt: skip
-        if count:
-            for each in series:
-                each.notes.append(note.format(f"{count} files"))
+    lost = []
+    if unreadable:
+        lost.append(f"{count_of(unreadable, 'file')} that looked like DICOM and cannot be read")
+    if files.missing:
+        lost.append(f"{count_of(len(files.missing), 'file')} listed by the DICOMDIR and not there")
+    for each in series:
+        each.notes += [f"{what}; slices of this series may be missing." for what in lost]
     return series
 
 

@@ -99,7 +99,7 @@ def group(frames: Iterable[Frame], digest: Callable[[Frame], bytes]) -> list[Ser
         lacking = sum(len(p.frames) for p in parts if (p.reason or "").startswith("no ImagePos"))
         for part in parts:
             if part.is_volume and lacking:
-                part.notes.append(_count(lacking, "image") + " of the series without"
+                part.notes.append(count_of(lacking, "image") + " of the series without"
                                   " ImagePositionPatient left out.")  # fmt: skip
         found += parts
     _fall_back(found)
@@ -208,10 +208,10 @@ def _without_copies(
 
 
 def _copies(count: int) -> list[str]:
-    return [_count(count, "image") + " that the scan holds twice left out."] if count else []
+    return [count_of(count, "image") + " that the scan holds twice left out."] if count else []
 
 
-def _count(count: int, what: str) -> str:
+def count_of(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
@@ -249,7 +249,7 @@ def _fall_back(found: list[Series]) -> None:
     """Says which volumes are candidates: where no better ones are there, derived and short ones."""
     for series in found:
         if series.quality == ORIGINAL and len(series.frames) < FEWEST_SLICES:
-            series.quality, series.reason = DERIVED, f"only {_count(len(series.frames), 'slice')}"
+            series.quality, series.reason = DERIVED, f"only {count_of(len(series.frames), 'slice')}"
     volumes = [s for s in found if s.quality < ON_REQUEST]
     if not volumes or min(s.quality for s in volumes) == ORIGINAL:
         return
@@ -297,7 +297,7 @@ def choose(found: list[Series], wanted: str | None, name: str) -> Series:
     kernel = f", kernel {chosen.first.kernel}" if chosen.first.kernel else ""
     chosen.notes.insert(
         0,
-        f"Series {chosen.id} ({_count(len(chosen.frames), 'slice')}{interval}{kernel}) was chosen"
+        f"Series {chosen.id} ({count_of(len(chosen.frames), 'slice')}{interval}{kernel}) was chosen"
         f" of {len(candidates)} candidates; the others are"
         f" {', '.join(s.id for s, _ in ranked[1:])}.",
     )
@@ -332,7 +332,7 @@ def _wanted(found: list[Series], wanted: str, name: str) -> Series:
 def listing(found: list[Series], most: int = 20) -> str:
     """The series, one a line after a line break, for a message."""
     lines = [
-        f"  {s.id}: {_count(len(s.frames), 'image')}, {s.first.description or 'no description'}"
+        f"  {s.id}: {count_of(len(s.frames), 'image')}, {s.first.description or 'no description'}"
         + (f" - {s.reason}" if s.reason else "")
         for s in found[:most]
     ]
@@ -350,7 +350,7 @@ def geometry_notes(series: Series) -> list[str]:
         if len(gaps):
             places = ", ".join(f"{steps[g]:.4g} mm after slice {g}" for g in gaps[:3])
             more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-            notes.append(f"{_count(len(gaps), 'gap')} between slices {usual:.4g} mm apart:"
+            notes.append(f"{count_of(len(gaps), 'gap')} between slices {usual:.4g} mm apart:"
                          f" {places}{more}. Nothing is filled in.")  # fmt: skip
         even = np.delete(steps, gaps)
         if len(even) and np.ptp(even) > max(0.02 * usual, 0.02):
