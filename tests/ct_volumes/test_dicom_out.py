@@ -100,7 +100,7 @@ def common_header(sop_class, study, series, frame):
     header.Modality, header.Manufacturer, header.SeriesNumber = "CT", "maker", 3
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
-    header.PixelRepresentation, header.RescaleIntercept, header.RescaleSlope = 1, 0, 1
+    header.PixelRepresentation, header.RescaleIntercept, header.RescaleSlope = 1, -1000, 1
     return header
 
 
@@ -615,3 +615,16 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch, write):
     with pytest.raises(WriteError, match="full"):
         write(path, lesions(volume), volume, ALGORITHM)
     assert path.read_bytes() == b"before" and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("case", ["orientation7", "tilted", "multi-frame turned"])
+def test_of_a_scan_that_was_read(tmp_path, case):
+    """The reader and these tests, written apart, mean the same by a volume."""
+    from ct_volumes.read import read_volume
+
+    told = source_volume(tmp_path / "scan", **CASES[case])
+    volume = read_volume(tmp_path / "scan")
+    found = lesions(volume)
+    write_seg(tmp_path / "seg.dcm", found, volume, ALGORITHM)
+    places = seg_places(pydicom.dcmread(tmp_path / "seg.dcm"))
+    assert [places[n] for n in (1, 2)] == [lesion_places(told, each) for each in found]
