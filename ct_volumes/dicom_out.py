@@ -108,6 +108,11 @@ def algorithm_parameters(algorithm: Algorithm) -> dict[str, str]:
     return {"checkpoint_sha256": algorithm.checkpoint_sha256, **options}
 
 
+def short_text(text: str) -> str:
+    """A name of ours that fits DICOM's shorter fields and every character set."""
+    return text.encode("ascii", "replace").decode()[:64]
+
+
 def save(path: Path, dataset: Dataset, character_set: str | list[str]) -> None:
     """Writes a DICOM file, as a whole or not at all."""
     dataset.SpecificCharacterSet = character_set

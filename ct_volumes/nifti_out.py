@@ -56,14 +56,14 @@ def write_nifti(
     notes, short = [], "lesions; research, no medical device"
     if error_mm > EXACT_MM:
         notes.append(
-            f"slices are unevenly spaced: in the NIfTI file they lie up to {error_mm:.1f} mm from"
-            " their place, for NIfTI knows one interval only. The DICOM SEG has the true places"
+            f"Slices are unevenly spaced: in the NIfTI file they lie up to {error_mm:.1f} mm from"
+            " their place, for NIfTI knows one interval only. The DICOM SEG has the true places."
         )
         short += f"; uneven, off <={error_mm:.1f} mm"
     if sheared and volume.source.format == "dicom":  # a NIfTI scan's own grid is no loss
         notes.append(
-            "the grid is sheared (a tilted gantry): only the sform of the NIfTI file says so, and"
-            " programs on ITK refuse it. The DICOM SEG has the true places"
+            "The grid is sheared (a tilted gantry): only the sform of the NIfTI file says so, and"
+            " programs on ITK refuse it. The DICOM SEG has the true places."
         )
         short += "; sheared, sform only"
     image.header["descrip"] = short.encode()

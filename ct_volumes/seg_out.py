@@ -23,6 +23,7 @@ from ct_volumes.dicom_out import (
     plane_in_source,
     refusals_explained,
     save,
+    short_text,
     source_headers,
 )
 from ct_volumes.lesions import Algorithm, Lesion
@@ -86,9 +87,9 @@ def write_seg(
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer=MANUFACTURER,
-            manufacturer_model_name=algorithm.name[:64],
-            software_versions=algorithm.version[:64],
-            device_serial_number=algorithm.checkpoint_sha256[:64],
+            manufacturer_model_name=short_text(algorithm.name),
+            software_versions=short_text(algorithm.version),
+            device_serial_number=short_text(algorithm.checkpoint_sha256),
             content_label="LESIONS",
             content_description=DESCRIPTION,
             series_description=DESCRIPTION,
@@ -109,9 +110,9 @@ def _segment(number: int, lesion: Lesion, algorithm: Algorithm) -> Dataset:
         segmented_property_type=LESION,
         algorithm_type="AUTOMATIC",
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name=algorithm.name,
+            name=short_text(algorithm.name),
             family=codes.DCM.ArtificialIntelligence,
-            version=algorithm.version,
+            version=short_text(algorithm.version),
             source=MANUFACTURER,
             parameters=algorithm_parameters(algorithm),
         ),

@@ -25,6 +25,7 @@ from ct_volumes.dicom_out import (
     image_points,
     refusals_explained,
     save,
+    short_text,
     source_headers,
 )
 from ct_volumes.lesions import Algorithm, Lesion
@@ -81,10 +82,10 @@ def write_sr(
                 observer_type=codes.DCM.Device,
                 observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
                     uid=highdicom.UID(),
-                    name=f"{algorithm.name} {algorithm.version}",
+                    name=short_text(f"{algorithm.name} {algorithm.version}"),
                     manufacturer_name=MANUFACTURER,
-                    model_name=algorithm.name,
-                    serial_number=algorithm.checkpoint_sha256,
+                    model_name=short_text(algorithm.name),
+                    serial_number=short_text(algorithm.checkpoint_sha256),
                 ),
             )
         ),
@@ -103,9 +104,9 @@ def write_sr(
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer=MANUFACTURER,
-            manufacturer_model_name=algorithm.name[:64],
-            software_versions=algorithm.version[:64],
-            device_serial_number=algorithm.checkpoint_sha256[:64],
+            manufacturer_model_name=short_text(algorithm.name),
+            software_versions=short_text(algorithm.version),
+            device_serial_number=short_text(algorithm.checkpoint_sha256),
             series_description=DESCRIPTION,
             coding_schemes=[
                 CodingSchemeIdentificationItem(
@@ -176,7 +177,9 @@ def _groups(
 
 def _algorithm(algorithm: Algorithm) -> sr.AlgorithmIdentification:
     parameters = [f"{name}={value}" for name, value in algorithm_parameters(algorithm).items()]
-    return sr.AlgorithmIdentification(algorithm.name, algorithm.version, parameters)
+    return sr.AlgorithmIdentification(
+        short_text(algorithm.name), short_text(algorithm.version), parameters
+    )
 
 
 def _number(value: float) -> float:
