@@ -30,6 +30,7 @@ LESION = codes.SCT.Lesion
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 MANUFACTURER = "deeplesion-mmdet"
 DESCRIPTION = "Lesions (research, not a medical device)"
+OTHER_FILES = " The other files (JSON, NIfTI, the page) can be had"
 LATIN_1, UTF_8 = "ISO_IR 100", "ISO_IR 192"
 SEG_SERIES, SR_SERIES = 9001, 9002  # numbers that no scanner gives
 
@@ -50,8 +51,8 @@ def source_headers(
     frame of reference becomes one made from the UID of the series, the same in every file written.
 
     Raises:
-        DataError: a volume that is not DICOM, or whose files name no study or series: nothing can
-            refer to them.
+        DataError: a volume that is not DICOM, or whose files name no study, no series or no
+            instance of their own: nothing can refer to them.
     """
     if volume.source.format != "dicom":
         raise DataError(
@@ -59,8 +60,15 @@ def source_headers(
             " NIfTI scan go to the NIfTI label map"
         )
     headers: dict[str, Dataset] = {}
+    files = {}
     for index in slices:
         instance = volume.source.instances[index]
+        file = instance.path, instance.member
+        if not instance.uid or files.setdefault(instance.uid, file) != file:
+            raise DataError(
+                f"{instance.member or instance.path} has no SOPInstanceUID of its own: no SEG and"
+                f" no SR can refer to it.{OTHER_FILES}"
+            )
         if instance.uid not in headers:
             headers[instance.uid] = _made_fit(read_header(instance), volume, index)
     found = list(headers.values())
@@ -75,9 +83,10 @@ def refusals_explained(volume: CTVolume) -> Iterator[None]:
     except DataError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        reason = str(error).rstrip(".")
         raise DataError(
-            f"no SEG or SR can be made of the headers of {volume.source.path}: {error}."
-            " The other files (JSON, NIfTI, the page) can be had"
+            f"no SEG or SR can be made of the headers of {volume.source.path}: {reason}."
+            f"{OTHER_FILES}"
         ) from error
 
 
@@ -130,11 +139,13 @@ def _made_fit(header: Dataset, volume: CTVolume, index: int) -> Dataset:
         if not header.get(name):
             raise DataError(
                 f"{source.instances[index].path} has no {name}: no SEG and no SR can refer to it."
-                " The other files (JSON, NIfTI, the page) can be had"
+                f"{OTHER_FILES}"
             )
     header.SOPInstanceUID = source.instances[index].uid
     if not header.get("SOPClassUID"):
         header.SOPClassUID = EnhancedCTImageStorage if is_multiframe(volume) else CTImageStorage
+    if source.frame_of_reference_uid:  # one for all, where slices name several
+        header.FrameOfReferenceUID = source.frame_of_reference_uid
     if not header.get("FrameOfReferenceUID"):
         header.FrameOfReferenceUID = generate_uid(entropy_srcs=[header.SeriesInstanceUID])
     if not header.get("Modality"):
@@ -147,6 +158,10 @@ def _made_fit(header: Dataset, volume: CTVolume, index: int) -> Dataset:
     for name, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
         if not _is_a(kind, header.get(name)):
             setattr(header, name, "")
+    if header.get("PatientIdentityRemoved") == "YES" and not (
+        header.get("DeidentificationMethod") or header.get("DeidentificationMethodCodeSequence")
+    ):
+        header.DeidentificationMethod = "Not stated by the source"  # required beside it
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
     return header

@@ -1,5 +1,7 @@
 """SEG and SR of sources whose headers are empty, wrong or foreign; what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pydicom
 import pytest
@@ -157,6 +159,37 @@ def test_what_cannot_be_referred_to_is_refused(tmp_path):
     with pytest.raises(DataError, match="several multi-frame"):
         write_seg(tmp_path / "a.dcm", lesions(two[0]), two[0], ALGORITHM)
     assert not (tmp_path / "a.dcm").exists()
+
+
+@pytest.mark.parametrize("uid", ["", "1.2.3"], ids=["none", "of two"])
+def test_instances_without_a_uid_of_their_own_are_refused(tmp_path, uid):
+    volume = source_volume(tmp_path / "scan")
+    same = tuple(dataclasses.replace(each, uid=uid) for each in volume.source.instances)
+    object.__setattr__(volume.source, "instances", same)
+    for write in (write_seg, write_sr):
+        with pytest.raises(DataError, match="SOPInstanceUID"):
+            write(tmp_path / "a.dcm", lesions(volume), volume, ALGORITHM)
+
+
+def test_a_source_that_does_not_say_how_it_was_anonymised(tmp_path):
+    volume = source_volume(
+        tmp_path / "scan", change=lambda header: setattr(header, "PatientIdentityRemoved", "YES")
+    )
+    write_seg(tmp_path / "seg.dcm", lesions(volume), volume, ALGORITHM)
+    write_sr(tmp_path / "sr.dcm", lesions(volume), volume, ALGORITHM)
+    for path in ("seg.dcm", "sr.dcm"):
+        assert pydicom.dcmread(tmp_path / path).PatientIdentityRemoved == "YES"
+        check(tmp_path / path)
+
+
+def test_slices_of_several_frames_of_reference_are_taken_as_one(tmp_path):
+    volume = source_volume(
+        tmp_path / "scan",
+        change=lambda h: setattr(h, "FrameOfReferenceUID", pydicom.uid.generate_uid()),
+    )
+    object.__setattr__(volume.source, "frame_of_reference_uid", "1.2.3.4")
+    write_seg(tmp_path / "seg.dcm", lesions(volume), volume, ALGORITHM)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").FrameOfReferenceUID == "1.2.3.4"
 
 
 def test_a_seg_of_other_lesions_is_refused(tmp_path):

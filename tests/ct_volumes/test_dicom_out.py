@@ -285,3 +285,16 @@ def test_of_a_scan_that_was_read(tmp_path, case):
     write_seg(tmp_path / "seg.dcm", found, volume, ALGORITHM)
     places = seg_places(pydicom.dcmread(tmp_path / "seg.dcm"))
     assert [places[n] for n in (1, 2)] == [lesion_places(told, each) for each in found]
+
+
+@pytest.mark.parametrize("steps, stated", [((2.5,) * 5, 2.5), ((2.5, 2.5, 6.0, 2.5, 2.5), None)])
+def test_the_interval_is_the_scans_not_that_of_the_slices_with_lesions(tmp_path, steps, stated):
+    volume = source_volume(tmp_path / "scan", steps=steps)
+    first = lesions(volume)[0]
+    found = []
+    for index in (0, 4):
+        only = LesionSlice(index, first.slices[0].bbox, 0.5, first.slices[0].patch)
+        found.append(Lesion(0.5, (only,), 1.0, np.zeros(3), first.recist, index, np.ones(2)))
+    write_seg(tmp_path / "seg.dcm", found, volume, ALGORITHM)
+    shared = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0]
+    assert shared.PixelMeasuresSequence[0].get("SpacingBetweenSlices") == stated
