@@ -3,6 +3,8 @@ source's and in mm; nothing of the patient; what is read back is checked."""
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +255,11 @@ def test_no_file_and_no_json(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DataError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
+
+
+def test_tables_need_none_of_the_libraries_of_ct_scans():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['pydicom', 'highdicom', 'nibabel']));"
+        " import ct_volumes.tables_out"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
