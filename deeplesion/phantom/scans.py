@@ -143,7 +143,7 @@ def _draw_all_findings(rng: np.random.Generator, body: Body, scan: Scan) -> list
 
 
 def _paint(labels: np.ndarray, number: int, finding: Finding, shares: list) -> TrueLesion:
-    """Write a lesion's voxels into the label map; `shares`: of (slice, box, share of each pixel)."""
+    """Write a lesion's voxels into the label map; `shares`: (slice, box, share of each pixel)."""
     least = 0.5 * max(share.max() for _, _, share in shares)
     corners = []
     for index, box, share in shares:
