@@ -8,7 +8,7 @@ import numpy as np
 
 from ct_volumes.volume import CTVolume
 from deeplesion.conventions import THICKNESS_MM
-from deeplesion.data.slices import plan_stack
+from deeplesion.data.slices import blend, plan_stack
 from deeplesion.errors import DataError
 
 # Intervals of one run of slices differ by no more: headers round, tables move a little unevenly.
@@ -128,6 +128,12 @@ def plan_volume_stack(
     if all(low <= index <= high for near, far, _ in plan for index in (near, far)):
         return plan, stack_mm
     return _uneven_plan(positions_mm[first : last + 1], key - first, first, *options[:3])
+
+
+def slice_of(hu: np.ndarray, place: tuple[int, int, float]) -> np.ndarray:
+    """The (H, W) int16 slice that an entry of a plan, (near, far, weight), stands for."""
+    near, far, weight = place
+    return blend(hu[near], hu[far], weight)
 
 
 def _even_run(positions: np.ndarray, key: int, first: int, last: int) -> tuple[int, int]:
