@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import DATASETS
 from pycocotools import mask as coco_mask
 
 from ct_volumes.lesions import Patch
+from deeplesion.data.coco import encode_mask
 from deeplesion.errors import MissingDataError, UserError
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import CheckpointError
@@ -74,27 +76,49 @@ def found_by_test(phantom, config, checkpoint, work_dir):
     return read_results(Path(run_test(config, str(checkpoint)))).records
 
 
-@pytest.mark.parametrize("options", [{}, *OTHERS.values()], ids=["alignshift", *OTHERS])
-def test_a_volume_gives_what_the_test_of_key_slices_gives(options, phantom, tmp_path):
-    path = write_checkpoint(config_of(**options), tmp_path / "epoch_1.pth")
-    records = found_by_test(phantom, config_of(**options), path, tmp_path)
-    detector = LesionDetector(config_of(**options), path, "cpu")
+def assert_finds(detector, phantom, expected):
+    """`expected`: of each key slice (boxes, scores, masks), pixel centres, masks in RLE."""
     images = json.loads((phantom / "annotations/test.json").read_text())["images"]
-    with_masks = 0
-    for image, record in zip(images, records, strict=True):
+    number = 0
+    for image, (boxes, scores, masks) in zip(images, expected, strict=True):
         volume, key = phantom_series(phantom, image)
         found = {f.index: f for f in detector.detect_slices(volume, None, progress=False)}
         assert sorted(found) == list(range(len(volume.hu)))
-        assert len(found[key].boxes) == len(record["boxes"]) > 2
-        # The file of results rounds boxes to 0.001 and scores to 0.000001.
-        np.testing.assert_allclose(found[key].boxes, record["boxes"], atol=6e-4)
-        np.testing.assert_allclose(found[key].scores, record["scores"], atol=1e-5)
-        for patch, mask in zip(found[key].masks or (), record.get("masks", ()), strict=True):
+        assert len(found[key].boxes) == len(boxes)
+        # Files of results round boxes to 0.001 and scores to 0.000001.
+        np.testing.assert_allclose(found[key].boxes, boxes, atol=6e-4)
+        np.testing.assert_allclose(found[key].scores, scores, atol=1e-5)
+        for patch, mask in zip(found[key].masks or (), masks, strict=True):
             whole = np.zeros(volume.hu.shape[1:], bool)
             patch.paint(whole)
             assert (whole != coco_mask.decode(mask)).sum() <= 1
-            with_masks += whole.any()
-    assert (with_masks > 5) == ("model.roi_head.mask_head" not in options)
+        number += len(boxes)
+    assert number > 4
+
+
+def test_a_volume_gives_what_the_test_of_key_slices_gives(detector, checkpoint, phantom, tmp_path):
+    records = found_by_test(phantom, config_of(), checkpoint, tmp_path)
+    found = [(r["boxes"], r["scores"], r["masks"]) for r in records]
+    assert_finds(detector, phantom, found)
+    assert sum(len(masks) for *_, masks in found) > 4
+
+
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_any_detector_finds_what_it_finds_in_the_data_set(options, phantom, tmp_path):
+    path = write_checkpoint(config_of(**options), tmp_path / "epoch_1.pth")
+    detector = LesionDetector(config_of(**options), path, "cpu")
+    config = config_of(**options)
+    config.test_dataloader.dataset.data_root = str(phantom)
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    expected = []
+    for sample in (dataset[i] for i in range(len(dataset))):
+        batch = dict(inputs=[sample["inputs"]], data_samples=[sample["data_samples"]])
+        with torch.no_grad():
+            found = detector.model.test_step(batch)[0].pred_instances
+        masks = [encode_mask(mask.numpy()) for mask in found.get("masks", ())]
+        expected.append((found.bboxes.numpy() - 0.5, found.scores.numpy(), masks))
+    assert any(masks for *_, masks in expected) == ("model.roi_head.mask_head" not in options)
+    assert_finds(detector, phantom, expected)
 
 
 def test_the_batch_does_not_matter(detector):
@@ -141,7 +165,7 @@ def test_slices_without_a_body_are_not_looked_at(detector, monkeypatch):
 def test_pixels_of_any_size_become_those_of_the_network(times, checkpoint):
     """Each pixel is there several times, along one axis or both: the same places are found. At
     half-way between equal pixels the interpolation changes nothing."""
-    detector = LesionDetector(config_of(**{"resize.size": 128}), checkpoint, "cpu")
+    detector = LesionDetector(config_of(**{"resize.size": 128}), checkpoint, "cpu", True)
     hu = body_of(4)
     plain = detector.detect_slices(volume_of(hu, 1.0, (3.0, 3.0)), None, progress=False)
     fine = np.repeat(np.repeat(hu, times[0], 1), times[1], 2)
