@@ -36,10 +36,10 @@ def without_masks():
     return {"model.roi_head.mask_head": None, "model.roi_head.mask_roi_extractor": None}
 
 
-def write_checkpoint(config, path):
+def write_checkpoint(config, path, seed=0):
     """Random weights, in a file as a training leaves it."""
     init_default_scope("mmdet")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = MODELS.build(config.model)
     model.init_weights()
     with torch.no_grad():
