@@ -75,6 +75,7 @@ class LesionDetector:
         overrides: dict | None = None,
     ) -> None:
         self.config = config if isinstance(config, Config) else load_config(str(config), overrides)
+        self.name = Path(self.config.filename or "unnamed").stem
         self.checkpoint = Path(find_checkpoint(str(checkpoint)))
         self.device = usable_device(device)
         init_default_scope("mmdet")
@@ -189,8 +190,7 @@ class LesionDetector:
             number = version("deeplesion-mmdet")
         except PackageNotFoundError:
             number = "unknown"
-        name = Path(self.config.filename or "unnamed").stem
-        return Algorithm(name, number, self.checkpoint_sha256, options)
+        return Algorithm(self.name, number, self.checkpoint_sha256, options)
 
     def field(self, volume: CTVolume) -> tuple[int, int]:
         """(rows, columns) of a slice with the air that gives it the shape of the network's input.
