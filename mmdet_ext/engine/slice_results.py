@@ -49,8 +49,8 @@ class SliceResults:
         for line in content[len(header) :].splitlines(keepends=True):
             try:
                 found = decoded(line)
-            except (ValueError, TypeError, KeyError, AttributeError):
-                break
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                break  # it and what follows are found again
             self.found[found.index] = found
             self._end += len(line)
 
@@ -80,8 +80,8 @@ def encoded(found: SliceDetections) -> bytes:
 
 
 def decoded(line: bytes) -> SliceDetections:
-    """The inverse of `encoded`. Raises ValueError, TypeError, KeyError or AttributeError if a line
-    is not whole, or none of it."""
+    """The inverse of `encoded`. Raises one of the errors that `SliceResults` catches if a line is
+    not whole or not of it."""
     if not line.endswith(b"\n"):
         raise ValueError("the line is not whole")
     content = json.loads(line)
@@ -102,5 +102,7 @@ def _encoded_patch(patch: Patch) -> tuple[int, int, int, int, str]:
 
 def _decoded_patch(x: int, y: int, height: int, width: int, bits: str) -> Patch:
     packed = np.frombuffer(base64.b64decode(bits, validate=True), np.uint8)
-    mask = np.unpackbits(packed, count=height * width) if height * width else np.zeros(0)
+    if min(x, y, height, width) < 0 or len(packed) != (height * width + 7) // 8:
+        raise ValueError("not the pixels of a mask")
+    mask = np.unpackbits(packed)[: height * width]
     return Patch(x, y, mask.reshape(height, width).astype(bool))
