@@ -3,12 +3,16 @@ is finished; and a name for the folder that tells nobody's."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
 
 from ct_volumes.lesions import Algorithm, Lesion
 from ct_volumes.volume import CTVolume
@@ -109,7 +113,16 @@ def names_patient(text: str, volume: CTVolume) -> bool:
     return any(s in flat if len(s) > 3 else s in words for s in secrets)
 
 
-def _module(name: str):
+def fingerprint(volume: CTVolume) -> str:
+    """Hash of a volume's voxels and geometry."""
+    digest = hashlib.sha256(np.ascontiguousarray(volume.hu))
+    geometry = (volume.origins_mm, volume.row_direction, volume.column_direction, volume.spacing_mm)
+    for part in geometry:
+        digest.update(np.ascontiguousarray(part, np.float64))
+    return digest.hexdigest()
+
+
+def _module(name: str) -> ModuleType:
     """One of the writers, whose libraries not everyone has."""
     try:
         return importlib.import_module(f"ct_volumes.{name}")

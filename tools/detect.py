@@ -18,7 +18,7 @@ from deeplesion.errors import UserError
 from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.config.overrides import Overrides
-from mmdet_ext.engine.predict import LesionDetector, fingerprint
+from mmdet_ext.engine.predict import LesionDetector
 
 MIN_SCORE = 0.05
 MOST_ROWS = 20  # of lesions on the console
@@ -43,6 +43,11 @@ def main() -> int | None:
         return None
     if options.series and len(scans) > 1:
         raise UserError(f"--series chooses within one scan, and {options.scan} holds {len(scans)}")
+    if options.scan.is_dir() and options.out.resolve().is_relative_to(options.scan.resolve()):
+        raise UserError(
+            f"--out {options.out} lies in {options.scan}, where the next call would take the"
+            " results for scans: give a folder elsewhere"
+        )
     min_score, threshold = score_of(options)
     check_writers()
     detector = LesionDetector(
@@ -171,15 +176,14 @@ def detect_in(
     """
     began = time.monotonic()
     volume = read_volume(path, options.series)
-    scan = fingerprint(volume)
+    key = detector.key(volume, options.interval, options.amp)
     shown = name
     if not options.identify and names_patient(name, volume):
-        shown = f"scan_{scan[:8]}"
+        shown = f"scan_{key['volume'][:8]}"
     out = out or options.out / shown
     say("scan", f"{shown}: {size_of(volume)}")
     for note in volume.source.notes:
         say("", note)
-    key = detector.key(volume, options.interval, options.amp)
     algorithm = detector.algorithm(
         dict(
             interval_mm=options.interval,
@@ -187,7 +191,7 @@ def detect_in(
             **({} if options.fp_per_scan is None else dict(fp_per_scan=options.fp_per_scan)),
             amp=options.amp,
             network_sha256=key["network"],
-            scan_sha256=scan,
+            scan_sha256=key["volume"],
         )
     )
     if is_finished(out, algorithm):

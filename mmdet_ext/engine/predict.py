@@ -17,19 +17,19 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
 from torch import Tensor
 from tqdm import tqdm
 
-from ct_volumes.lesions import Algorithm, Lesion, Patch, SliceDetections
+from ct_volumes.lesions import Algorithm, Lesion, SliceDetections
+from ct_volumes.results_folder import fingerprint
 from ct_volumes.stacks import has_body, key_slices, plan_volume_stack, slice_of
 from ct_volumes.volume import CTVolume
-from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.errors import UserError
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
 from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.engine.run import find_checkpoint, load_config
+from mmdet_ext.engine.slice_detections import detections, nothing_on
 from mmdet_ext.engine.slice_results import SliceResults
 from mmdet_ext.engine.trained_as import check_network
 
@@ -78,13 +78,13 @@ class LesionDetector:
         self.name = Path(self.config.filename or "unnamed").stem
         self.checkpoint = Path(find_checkpoint(str(checkpoint)))
         self.device = usable_device(device)
-        init_default_scope("mmdet")
-        self.stack, steps = test_data(self.config)
+        init_default_scope(self.config.get("default_scope", "mmdet"))
+        self.stack, self.steps = test_data(self.config)
         with refused_by_parts():
-            self.pipeline = Compose(steps)
+            self.pipeline = Compose(self.steps)
             # Pretrained weights, which `init_cfg` may name, are fetched by init_weights alone.
             self.model = MODELS.build(self.config.model)
-        self.slice_by_slice = all(s.get("type") in SLICE_BY_SLICE for s in steps)
+        self.slice_by_slice = all(s.get("type") in SLICE_BY_SLICE for s in self.steps)
         self.size = next((s.size for s in self.pipeline.transforms if hasattr(s, "size")), None)
         with open(self.checkpoint, "rb") as file:
             self.checkpoint_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -174,11 +174,12 @@ class LesionDetector:
 
     def key(self, volume: CTVolume, interval_mm: float | None, amp: bool) -> dict:
         """What decides the detections of slices, as JSON can hold it."""
-        model, steps = self.config.model.to_dict(), self.config.test_dataloader.to_dict()
-        network = json.dumps([model, steps, self.stack], sort_keys=True, default=str)
+        steps = [dict(step) for step in self.steps]
+        network = json.dumps([self.config.model.to_dict(), self.stack, steps], default=str)
         return dict(
             network=hashlib.sha256(network.encode()).hexdigest(),
             checkpoint=self.checkpoint_sha256,
+            software=software_version(),
             volume=fingerprint(volume),
             interval_mm=interval_mm,
             amp=amp,
@@ -186,11 +187,7 @@ class LesionDetector:
 
     def algorithm(self, options: dict) -> Algorithm:
         """What is written of this detector into every file; `options` are the caller's."""
-        try:
-            number = version("deeplesion-mmdet")
-        except PackageNotFoundError:
-            number = "unknown"
-        return Algorithm(self.name, number, self.checkpoint_sha256, options)
+        return Algorithm(self.name, software_version(), self.checkpoint_sha256, options)
 
     def field(self, volume: CTVolume) -> tuple[int, int]:
         """(rows, columns) of a slice with the air that gives it the shape of the network's input.
@@ -278,6 +275,13 @@ class LesionDetector:
         return torch.cat(parts), sample
 
 
+def software_version() -> str:
+    try:
+        return version("deeplesion-mmdet")
+    except PackageNotFoundError:  # a checkout that is on the path alone
+        return "unknown"
+
+
 def usable_device(device: str | torch.device | None) -> torch.device:
     """Raises UserError if it is not there."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -326,46 +330,3 @@ def load_weights(
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def nothing_on(index: int, with_mask: bool) -> SliceDetections:
-    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    return SliceDetections(index, *empty, () if with_mask else None)
-
-
-def detections(index: int, found: InstanceData, shape: tuple[int, int]) -> SliceDetections:
-    """mmdet's instances, by pixel edges, on a slice of `shape` with air on the right or below ->
-    pixel centres; what lies in that air is left out."""
-    rows, columns = shape
-    boxes = found.bboxes.float().cpu().numpy()
-    boxes = boxes.reshape(-1, 2, 2).clip(0, np.float32([columns, rows])).reshape(-1, 4)
-    there = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
-    masks = None
-    if found.get("masks") is not None:
-        masks = patches(found.masks[torch.from_numpy(there).to(found.masks.device)], shape)
-    scores = found.scores.float().cpu().numpy()[there]
-    return SliceDetections(index, boxes[there] - np.float32(PIXEL_CENTRE), scores, masks)
-
-
-def patches(masks: Tensor, shape: tuple[int, int]) -> tuple[Patch, ...]:
-    """(n, H, W) bool, of which `shape` is the slice -> the parts that are not empty."""
-    masks = masks[:, : shape[0], : shape[1]]
-    sides = [masks.any(dim=axis).cpu().numpy() for axis in (2, 1)]
-    found = []
-    for mask, rows, columns in zip(masks, *sides):
-        y, x = (
-            np.flatnonzero(side)[[0, -1]] if side.any() else (0, -1) for side in (rows, columns)
-        )
-        # A copy: of a view the whole mask would stay in memory.
-        part = mask[y[0] : y[1] + 1, x[0] : x[1] + 1].cpu().numpy().copy()
-        found.append(Patch(int(x[0]), int(y[0]), part))
-    return tuple(found)
-
-
-def fingerprint(volume: CTVolume) -> str:
-    """Hash of a volume's voxels and geometry."""
-    digest = hashlib.sha256(np.ascontiguousarray(volume.hu))
-    geometry = (volume.origins_mm, volume.row_direction, volume.column_direction, volume.spacing_mm)
-    for part in geometry:
-        digest.update(np.ascontiguousarray(part, np.float64))
-    return digest.hexdigest()

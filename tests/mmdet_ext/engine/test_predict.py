@@ -17,8 +17,9 @@ from deeplesion.errors import MissingDataError, UserError
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import CheckpointError
 from mmdet_ext.config.check import ConfigError
-from mmdet_ext.engine.predict import LesionDetector, patches
+from mmdet_ext.engine.predict import LesionDetector
 from mmdet_ext.engine.run import test as run_test
+from mmdet_ext.engine.slice_detections import patches
 
 from ..small_detector import (
     ROOT,
@@ -217,9 +218,6 @@ def test_patches_are_the_masks():
 def test_a_longer_scan_takes_no_more_memory(detector):
     """Beside the volume and what was found; of what Python and NumPy hold at most at a time."""
 
-    class Counting(list):
-        pass
-
     def peak(slices):
         volume = volume_of(np.repeat(body_of(2), slices // 2, 0), 1.0, (3.0, 3.0))
         detector.detect_slices(volume, None, batch_size=2, progress=False)  # warm
@@ -228,6 +226,7 @@ def test_a_longer_scan_takes_no_more_memory(detector):
         found = detector.detect_slices(volume, None, batch_size=2, progress=False)
         most = tracemalloc.get_traced_memory()[1] - before
         tracemalloc.stop()
+        assert all(p.mask.base is None for f in found for p in f.masks)  # no view of a whole mask
         kept = sum(p.mask.nbytes for f in found for p in f.masks)
         return most - kept, len(found)
 
