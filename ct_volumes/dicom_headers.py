@@ -11,8 +11,28 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    MediaStorageDirectoryStorage,
+)
 
 from ct_volumes.dicom_files import Place, parse
+from ct_volumes.dicom_values import (
+    FrameValues,
+    integer,
+    items,
+    number,
+    numbers,
+    text,
+    value_of,
+    without_patient,
+)
 from deeplesion.errors import DataError
 
 CT_CLASSES = {
@@ -31,6 +51,10 @@ ORIGINAL, DERIVED, ON_REQUEST, NEVER = range(4)
 PROJECTIONS = {"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE", "VRT", "SSD", "VOLREND"}
 MAPS = {"PERFUSION", "RCBF", "RCBV", "CBF", "CBV", "MTT", "RMTT", "TTP", "SUBTRACTION"}
 LOCALISERS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM"}
+
+# Those of the decoders that are not NumPy alone.
+COMPRESSED = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes}
+LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 
 # By these, in this order, images at the same place are told apart.
 TIMES = (
@@ -69,6 +93,7 @@ class Frame:
             rows (LPS, mm); unit vectors at right angles.
         spacing: (between rows, between columns) in mm.
         padding: the lowest and the highest stored value of pixels without a measurement.
+        compressed: by JPEG of any kind.
         overlay: whether bits of the stored values hold an overlay.
         times: what may tell images at one place apart, by keyword.
         quality, reason: ORIGINAL ... NEVER, and why it is not ORIGINAL.
@@ -98,6 +123,7 @@ class Frame:
     signed: bool
     overlay: bool
     lossy: bool
+    compressed: bool
     inverted: bool
     times: dict[str, str]
     quality: int
@@ -112,25 +138,20 @@ def frames_of(file: BinaryIO, place: Place) -> list[Frame] | None:
     DataError if it is damaged.
     """
     header = parse(file, place, TAGS)
-    if header.file_meta.get("MediaStorageSOPClassUID") == pydicom.uid.MediaStorageDirectoryStorage:
+    if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
     if not any(k in header for k in ("SOPClassUID", "SOPInstanceUID", "Modality", "Rows")):
         if not header.preamble:
             return None
         raise DataError(f"{place} begins like a DICOM file but holds nothing. Copy it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _frames(header, place, _pixel_bytes(file, header))
-    except DataError:
-        raise
-    except Exception as error:  # pydicom converts a value only when it is asked for
-        raise DataError(f"the header of {place} is damaged ({error}). Copy it again") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _frames(header, place, _pixel_bytes(file, header))
 
 
 def _pixel_bytes(file: BinaryIO, header: Dataset) -> int | None:
     """How many bytes follow the header, where the pixels begin; None if it is not known."""
-    if header.file_meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+    if text(header.file_meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return None
     return max(file.size - file.tell(), 0)
 
@@ -138,97 +159,49 @@ def _pixel_bytes(file: BinaryIO, header: Dataset) -> int | None:
 def _frames(header: Dataset, place: Place, pixel_bytes: int | None) -> list[Frame]:
     if "PerFrameFunctionalGroupsSequence" not in header:
         return [_frame(header, {}, place, None, pixel_bytes)]
-    shared = _functional_groups(_items(header, "SharedFunctionalGroupsSequence")[:1])
-    items = _items(header, "PerFrameFunctionalGroupsSequence")
-    count = _integer(header, "NumberOfFrames") or 1
-    if count != len(items) or count > MOST_FRAMES:
+    shared = _functional_groups(items(header, "SharedFunctionalGroupsSequence")[:1])
+    described = items(header, "PerFrameFunctionalGroupsSequence")
+    count = integer(header, "NumberOfFrames") or 1
+    if count != len(described) or count > MOST_FRAMES:
         raise DataError(
-            f"{place} says that it holds {count} frames and describes {len(items)}. Copy it again"
+            f"{place} says that it holds {count} frames and describes {len(described)}. Copy it"
+            " again"
         )
     return [
         _frame(header, {**shared, **_functional_groups([item])}, place, i, pixel_bytes)
-        for i, item in enumerate(items)
+        for i, item in enumerate(described)
     ]
 
 
-def _functional_groups(items: list[Dataset]) -> dict[str, Any]:
+def _functional_groups(described: list[Dataset]) -> dict[str, Any]:
     """What the groups of a frame say, by keyword."""
     values = {}
-    for item in items:
+    for item in described:
         for name in _GROUPS:
-            for group in _items(item, name)[:1]:
-                values.update({e.keyword: e.value for e in group if e.keyword})
+            for group in items(item, name)[:1]:
+                for tag in [*group.keys()]:
+                    values[pydicom.datadict.keyword_for_tag(tag)] = value_of(group, tag)
     return values
-
-
-def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    value = dataset.get(keyword)
-    return list(value) if isinstance(value, pydicom.Sequence) else []
-
-
-class _Values:
-    """The values of a frame: those of its functional groups before those of the whole file."""
-
-    def __init__(self, header: Dataset, groups: dict[str, Any]):
-        self.header, self.groups = header, groups
-
-    def get(self, keyword: str) -> Any:
-        return self.groups[keyword] if keyword in self.groups else _value(self.header, keyword)
-
-
-def _value(dataset: Dataset, keyword: str | int) -> Any:
-    """None where the tag is missing, empty, or of a value that its kind cannot have."""
-    try:
-        value = dataset[keyword].value if keyword in dataset else None
-    except Exception:  # pydicom raises whatever a damaged value leads to
-        return None
-    return None if value in (None, "", b"") else value
-
-
-def _numbers(values: Any, keyword: str | int, count: int) -> np.ndarray | None:
-    value = values.get(keyword) if isinstance(values, _Values) else _value(values, keyword)
-    try:
-        numbers = np.array(value if count > 1 else [value], np.float64).ravel()
-    except (TypeError, ValueError):
-        return None
-    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
-
-
-def _number(values: Any, keyword: str | int) -> float | None:
-    numbers = _numbers(values, keyword, 1)
-    return None if numbers is None else float(numbers[0])
-
-
-def _integer(values: Any, keyword: str | int) -> int | None:
-    number = _number(values, keyword)
-    return None if number is None or abs(number) > 2**53 else int(number)
-
-
-def _text(values: Any, keyword: str) -> str:
-    value = values.get(keyword) if isinstance(values, _Values) else _value(values, keyword)
-    if isinstance(value, (list, pydicom.multival.MultiValue)):
-        value = "\\".join(map(str, value))
-    text = "" if value is None else str(value)
-    return "".join(c if c.isprintable() else " " for c in text).strip(" \0")
 
 
 def _frame(
     header: Dataset, groups: dict[str, Any], place: Place, index: int | None, pixels: int | None
 ) -> Frame:
-    values = _Values(header, groups)
-    image_type = _text(values, "FrameType") or _text(values, "ImageType")
-    orientation = _directions(_numbers(values, "ImageOrientationPatient", 6))
+    values = FrameValues(header, groups)
+    image_type = text(values, "FrameType") or text(values, "ImageType")
+    orientation = _directions(numbers(values, "ImageOrientationPatient", 6))
     row, column = (None, None) if orientation is None else orientation
-    spacing = _numbers(values, "PixelSpacing", 2)
+    spacing = numbers(values, "PixelSpacing", 2)
     if spacing is not None and not ((spacing > 1e-3) & (spacing < 1e3)).all():
         spacing = None
-    position = _numbers(values, "ImagePositionPatient", 3)
-    slope = _number(values, "RescaleSlope")
-    thickness = _number(values, "SliceThickness")
-    bits = _integer(header, "BitsStored") or _integer(header, "BitsAllocated") or 16
-    signed = _integer(header, "PixelRepresentation") == 1
-    lossy = _text(header, "LossyImageCompression") == "01" or _lossy_syntax(header)
-    rows, columns = (_integer(header, k) or 0 for k in ("Rows", "Columns"))
+    position = numbers(values, "ImagePositionPatient", 3)
+    slope = number(values, "RescaleSlope")
+    thickness = number(values, "SliceThickness")
+    bits = integer(header, "BitsStored") or integer(header, "BitsAllocated") or 16
+    signed = integer(header, "PixelRepresentation") == 1
+    syntax = text(header.file_meta, "TransferSyntaxUID")
+    lossy = text(header, "LossyImageCompression") == "01" or syntax in LOSSY
+    rows, columns = (integer(header, k) or 0 for k in ("Rows", "Columns"))
     quality, reason = _quality(values, image_type.upper().split("\\"), index, pixels)
     if reason is None or quality < NEVER:
         wrong = _geometry(rows, columns, position, row, column, spacing)
@@ -237,14 +210,14 @@ def _frame(
     return Frame(
         place=place,
         frame=index,
-        study=_text(header, "StudyInstanceUID"),
-        series=_text(header, "SeriesInstanceUID"),
-        uid=_text(header, "SOPInstanceUID"),
-        frame_of_reference=_text(header, "FrameOfReferenceUID"),
-        number=_integer(header, "SeriesNumber"),
-        instance_number=_integer(header, "InstanceNumber"),
-        description=without_patient(_text(header, "SeriesDescription"), header),
-        kernel=without_patient(_text(values, "ConvolutionKernel"), header),
+        study=text(header, "StudyInstanceUID"),
+        series=text(header, "SeriesInstanceUID"),
+        uid=text(header, "SOPInstanceUID"),
+        frame_of_reference=text(header, "FrameOfReferenceUID"),
+        number=integer(header, "SeriesNumber"),
+        instance_number=integer(header, "InstanceNumber"),
+        description=without_patient(text(header, "SeriesDescription"), header),
+        kernel=without_patient(text(values, "ConvolutionKernel"), header),
         rows=rows,
         columns=columns,
         position=position,
@@ -253,35 +226,18 @@ def _frame(
         spacing=None if spacing is None else (float(spacing[0]), float(spacing[1])),
         thickness=thickness if thickness is not None and 0 < thickness < 1e3 else None,
         slope=slope or 1.0,
-        intercept=_number(values, "RescaleIntercept"),
+        intercept=number(values, "RescaleIntercept"),
         padding=_padding(header, bits, signed),
         bits=bits,
         signed=signed,
-        overlay=any(_integer(header, tag) for tag in TAGS[-16:]),
+        overlay=any(integer(header, tag) for tag in TAGS[-16:]),
         lossy=lossy,
-        inverted=_text(header, "PhotometricInterpretation") == "MONOCHROME1",
-        times={k: _text(values, k) for k in TIMES if _text(values, k)},
+        compressed=syntax in COMPRESSED,
+        inverted=text(header, "PhotometricInterpretation") == "MONOCHROME1",
+        times={k: text(values, k) for k in TIMES if text(values, k)},
         quality=quality,
         reason=reason,
     )
-
-
-def _lossy_syntax(header: Dataset) -> bool:
-    syntax = pydicom.uid.UID(str(header.file_meta.get("TransferSyntaxUID") or ""))
-    return syntax in (
-        *pydicom.uid.JPEGTransferSyntaxes[:2], pydicom.uid.JPEGLSNearLossless,
-    )  # fmt: skip
-
-
-def without_patient(text: str, header: Dataset) -> str:
-    """A text of the header without the patient's name and number."""
-    name = _text(header, "PatientName").replace("^", " ").replace("=", " ")
-    for secret in sorted({*name.split(), name, _text(header, "PatientID")}, key=len, reverse=True):
-        where = text.lower().find(secret.lower()) if len(secret) > 2 else -1
-        while where >= 0:
-            text = text[:where] + "[...]" + text[where + len(secret) :]
-            where = text.lower().find(secret.lower(), where + 5)
-    return text
 
 
 def _directions(orientation: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
@@ -307,10 +263,10 @@ def _padding(header: Dataset, bits: int, signed: bool) -> tuple[int, int] | None
 
     They are stored values; many files write them with the sign that the pixels do not have.
     """
-    ends = [_integer(header, "PixelPaddingValue"), _integer(header, "PixelPaddingRangeLimit")]
+    ends = [integer(header, "PixelPaddingValue"), integer(header, "PixelPaddingRangeLimit")]
     if ends[0] is None:
         return None
-    allocated = _integer(header, "BitsAllocated") or 16
+    allocated = integer(header, "BitsAllocated") or 16
     stored = [_as_stored(end, bits, allocated, signed) for end in ends if end is not None]
     return min(stored), max(stored)
 
@@ -328,11 +284,11 @@ def _as_stored(value: int, bits: int, allocated: int, signed: bool) -> int:
 
 
 def _quality(
-    values: _Values, image_type: list[str], index: int | None, pixels: int | None
+    values: FrameValues, image_type: list[str], index: int | None, pixels: int | None
 ) -> tuple[int, str | None]:
     """How well an image serves by what its header says it is, and why it is not ORIGINAL."""
     header = values.header
-    sop_class, modality = _text(header, "SOPClassUID"), _text(header, "Modality")
+    sop_class, modality = text(header, "SOPClassUID"), text(header, "Modality")
     if sop_class and sop_class not in CT_CLASSES:
         name = pydicom.uid.UID(sop_class).name
         if "SR" in name.split() or "Dose" in name:
@@ -346,16 +302,16 @@ def _quality(
         return NEVER, "localiser (" + "\\".join(image_type) + ")"
     if MAPS & set(image_type):
         return NEVER, "computed from several images (" + "\\".join(image_type) + ")"
-    if (_integer(header, "SamplesPerPixel") or 1) != 1:
+    if (integer(header, "SamplesPerPixel") or 1) != 1:
         return NEVER, "colour image"
-    if index is None and (_integer(header, "NumberOfFrames") or 1) > 1:
+    if index is None and (integer(header, "NumberOfFrames") or 1) > 1:
         return NEVER, "several frames without positions of their own"
-    if _items(header, "ModalityLUTSequence"):
+    if items(header, "ModalityLUTSequence"):
         return NEVER, "values through a look-up table, not by slope and intercept"
-    kind = _text(values, "RescaleType").upper()
+    kind = text(values, "RescaleType").upper()
     if kind not in ("", "HU", "US", "HU_MOD"):
         return NEVER, f"values in {kind}, not in Hounsfield units"
-    if "DISTORTED" in _text(values, "VolumetricProperties").upper():
+    if "DISTORTED" in text(values, "VolumetricProperties").upper():
         return NEVER, "a curved reformation"
     if pixels is not None and pixels < 8:
         return NEVER, "without pixels"

@@ -4,21 +4,22 @@ turned into DeepLesion's orientation."""
 from __future__ import annotations
 
 import hashlib
-import warnings
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pydicom
-from pydicom.pixels import iter_pixels
 from tqdm import tqdm
 
+from ct_volumes.dicom_choice import choose
+from ct_volumes.dicom_decode import Decoder, decoded, reason_of, with_defaults
 from ct_volumes.dicom_files import Clamped, DicomFiles, Place, looks_like_dicom, parse
 from ct_volumes.dicom_headers import Frame, frames_of
-from ct_volumes.dicom_series import Series, choose, count_of, geometry_notes, group
-from ct_volumes.hounsfield import AIR_HU, offset_of, to_hu
+from ct_volumes.dicom_series import Series, count_of, geometry_notes, group
+from ct_volumes.hounsfield import AIR_HU, offset_of, room_for, to_hu
 from ct_volumes.volume import CTVolume, Instance, Source
 from deeplesion.errors import DataError
 
@@ -43,11 +44,11 @@ def scan_series(path: Path) -> list[Series]:
     Reads the header of every file once; pixels only of images that may be there twice. Files that
     are not DICOM are passed over. Raises DataError if there is no DICOM file at all.
     """
-    with DicomFiles(path) as files:
-        return _scan(files)
+    with DicomFiles(path) as files, Decoder() as decoder:
+        return _scan(files, decoder)
 
 
-def _scan(files: DicomFiles) -> list[Series]:
+def _scan(files: DicomFiles, decoder: Decoder) -> list[Series]:
     frames, unreadable, first = [], 0, None
     for place in tqdm(files.places, "headers", unit=" files", leave=False, delay=2, disable=None):
         try:
@@ -65,7 +66,7 @@ def _scan(files: DicomFiles) -> list[Series]:
         )
 
     def digest(frame: Frame) -> bytes:
-        (hu, _), *_ = _decoded(files, [frame])
+        (hu, _), *_ = _decoded(files, decoder, [frame])
         return hashlib.sha256(hu.tobytes()).digest()
 
     series = group(frames, digest)
@@ -82,9 +83,9 @@ def _scan(files: DicomFiles) -> list[Series]:
 def read_dicom(path: Path, wanted: str | None = None) -> CTVolume:
     """The volume of one series under `path`: the one `wanted` (an id, number or UID), or the one
     that `choose` takes. Raises DataError."""
-    with DicomFiles(path) as files:
-        series = choose(_scan(files), wanted, str(path))
-        return _volume(files, series)
+    with DicomFiles(path) as files, Decoder() as decoder:
+        series = choose(_scan(files, decoder), wanted, str(path))
+        return _volume(files, decoder, series)
 
 
 def read_header(instance: Instance) -> pydicom.Dataset:
@@ -109,7 +110,7 @@ def study_of(path: Path) -> str | None:
     return found[0].study if found else None
 
 
-def _volume(files: DicomFiles, series: Series) -> CTVolume:
+def _volume(files: DicomFiles, decoder: Decoder, series: Series) -> CTVolume:
     frames, first = series.frames, series.first
     # Which axis of an image runs to the patient's left, and which way.
     transposed = abs(first.row[0]) < abs(first.column[0])
@@ -127,9 +128,9 @@ def _volume(files: DicomFiles, series: Series) -> CTVolume:
     progress = tqdm(total=len(frames), desc="slices", leave=False, delay=2, disable=None)
     with progress:
         ordered = _file_order(frames)
-        for frame, (image, what) in zip(ordered, _decoded(files, ordered)):
+        for frame, (image, what) in zip(ordered, _decoded(files, decoder, ordered)):
             if hu is None:  # after the first image is there: room is made for what exists
-                hu = np.empty((len(frames), height, width), np.int16)
+                hu = room_for((len(frames), height, width), files.path)
             image = image.T if transposed else image
             hu[where[frame.place, frame.frame]] = image[:: signs[1], :: signs[2]]
             kept |= what
@@ -189,7 +190,9 @@ def _file_order(frames: list[Frame]) -> list[Frame]:
     return sorted(frames, key=lambda f: (order[f.place], f.frame or 0))
 
 
-def _decoded(files: DicomFiles, frames: list[Frame]) -> Iterator[tuple[np.ndarray, Kept]]:
+def _decoded(
+    files: DicomFiles, decoder: Decoder, frames: list[Frame]
+) -> Iterator[tuple[np.ndarray, Kept]]:
     """The HU of each frame, (rows, columns) int16, and what had to be done to it.
 
     `frames` are in `_file_order`. Raises DataError for pixels that are missing, truncated or not
@@ -200,7 +203,7 @@ def _decoded(files: DicomFiles, frames: list[Frame]) -> Iterator[tuple[np.ndarra
         end = at + 1
         while end < len(frames) and frames[end].place == frames[at].place:
             end += 1
-        for frame, image in zip(frames[at:end], _images(files, frames[at:end])):
+        for frame, image in zip(frames[at:end], _images(files, decoder, frames[at:end])):
             if image.shape != (frame.rows, frame.columns):
                 raise DataError(
                     f"{frame.place} holds an image of {image.shape}, its header says"
@@ -210,52 +213,41 @@ def _decoded(files: DicomFiles, frames: list[Frame]) -> Iterator[tuple[np.ndarra
         at = end
 
 
-def _images(files: DicomFiles, frames: list[Frame]) -> Iterator[np.ndarray]:
+def _images(files: DicomFiles, decoder: Decoder, frames: list[Frame]) -> Iterator[np.ndarray]:
     """The stored values of frames of one file."""
-    place = frames[0].place
+    place, first = frames[0].place, frames[0]
+    indices = [f.frame or 0 for f in frames]
     with files.open_seekable(place) as file:
-        if frames[0].frame is None:
-            if file.size > LARGEST_SLICE_FILE:
-                raise DataError(f"{place} has {file.size:,} bytes: it is no slice of a CT")
-            source, indices = _with_defaults(parse(file, place, pixels=True)), [0]
-        else:
-            source, indices = file, [f.frame for f in frames]
+        if first.frame is None and file.size > LARGEST_SLICE_FILE:
+            raise DataError(f"{place} has {file.size:,} bytes: it is no slice of a CT")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                decoding = dict(raw=True, indices=indices, correct_unused_bits=False)
-                with closing(iter_pixels(source, **decoding)) as images:
-                    for _ in frames:
-                        yield next(images)
+            if first.compressed:
+                yield from _decompressed(decoder, file, place, first.frame is None, indices)
+            elif first.frame is None:
+                yield from decoded(with_defaults(parse(file, place, pixels=True)), indices)
+            else:
+                yield from decoded(file, indices)
         except (DataError, OSError):
             raise
-        except Exception as error:  # pydicom and its decoders raise whatever is wrong
-            text = f"{error}".splitlines()[0:1] or [type(error).__name__]
+        except Exception as error:  # pydicom raises whatever is wrong
             raise DataError(
-                f"the pixels of {place} cannot be decoded ({text[0]}). Copy it again"
+                f"the pixels of {place} cannot be decoded ({reason_of(error)}). Copy it again"
             ) from None
 
 
-def _with_defaults(ds: pydicom.FileDataset) -> pydicom.FileDataset:
-    """What a decoder must know and some headers leave out."""
-    if not ds.file_meta.get("TransferSyntaxUID"):  # a file without preamble
-        implicit, little = ds.original_encoding
-        ds.file_meta.TransferSyntaxUID = (
-            pydicom.uid.ImplicitVRLittleEndian if implicit
-            else pydicom.uid.ExplicitVRLittleEndian if little
-            else pydicom.uid.ExplicitVRBigEndian
-        )  # fmt: skip
-    bits = ds.get("BitsAllocated") or 16
-    for keyword, value in (
-        ("SamplesPerPixel", 1),
-        ("PhotometricInterpretation", "MONOCHROME2"),
-        ("BitsAllocated", bits),
-        ("BitsStored", bits),
-        ("PixelRepresentation", 0),
-    ):
-        if ds.get(keyword) in (None, ""):
-            setattr(ds, keyword, value)
-    return ds
+def _decompressed(
+    decoder: Decoder, file: Clamped, place: Place, single: bool, indices: list[int]
+) -> Iterator[np.ndarray]:
+    """The decoder is given the content of a small file, and the path of one of many frames."""
+    if single:
+        yield from decoder.images(file.read(), indices)
+    elif place.member is None:
+        yield from decoder.images(place.path, indices)
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".dcm") as unpacked:
+            shutil.copyfileobj(file, unpacked, 1 << 20)
+            unpacked.flush()
+            yield from decoder.images(Path(unpacked.name), indices)
 
 
 def _hu(image: np.ndarray, frame: Frame) -> tuple[np.ndarray, Kept]:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from deeplesion.errors import DataError
 
 AIR_HU = -1024  # what padding becomes: the least that a CT of 12 bits holds, and it shows as air
 INT16 = np.iinfo(np.int16)
 OFFSETS = (1024, 32768)  # with which HU are stored in unsigned files: by scanners, in DeepLesion
 LEAST_SPREAD = 100  # HU between the least and the largest value of anything that was scanned
+
+
+def room_for(shape: tuple[int, int, int], name: object) -> np.ndarray:
+    """An int16 array. Raises DataError if it is larger than the memory."""
+    try:
+        return np.empty(shape, np.int16)
+    except (MemoryError, ValueError):
+        size = 2 * math.prod(shape) / 1e9
+        raise DataError(f"{name} needs {size:,.1f} GB of memory, more than there is") from None
 
 
 def to_hu(
@@ -18,10 +31,10 @@ def to_hu(
     What does not fit into int16 is clipped. `padding`: (same shape) bool, pixels without a value;
     these and NaN become `AIR_HU`. Returns the HU and whether any were clipped.
     """
-    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 4 and slope == 1:
-        whole = float(intercept).is_integer() and abs(intercept) < 1 << 40
-        hu = stored.astype(np.int64 if whole else np.float64)
-        hu += int(intercept) if whole else intercept
+    small = stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2
+    if small and slope == 1 and float(intercept).is_integer() and abs(intercept) < 1 << 30:
+        hu = stored.astype(np.int32)
+        hu += int(intercept)
     else:
         with np.errstate(all="ignore"):  # what overflows is clipped below
             hu = stored.astype(np.float64) * slope + intercept
@@ -33,7 +46,9 @@ def to_hu(
     if padding is not None:
         hu[padding] = AIR_HU
     clipped = bool(hu.size and (hu.min() < INT16.min or hu.max() > INT16.max))
-    return np.clip(hu, INT16.min, INT16.max).astype(np.int16), clipped
+    if clipped:
+        np.clip(hu, INT16.min, INT16.max, out=hu)
+    return hu.astype(np.int16), clipped
 
 
 def offset_of(values: np.ndarray) -> int:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 
-from ct_volumes.hounsfield import AIR_HU, offset_of, to_hu
+from ct_volumes.hounsfield import AIR_HU, offset_of, room_for, to_hu
 from ct_volumes.volume import CTVolume, Source
 from deeplesion.errors import DataError
 
@@ -49,7 +49,7 @@ def read_nifti(path: Path) -> CTVolume:
         dtype = _number_type(header, path)
         slope, intercept = _scaling(header)
         _check_size(path, header, shape, dtype)
-        hu = np.empty([shape[a] for a in axes], np.int16)
+        hu = room_for(tuple(shape[a] for a in axes), path)
         in_source = np.flip(hu, [a for a in range(3) if flipped[a]]).transpose(np.argsort(axes))
         _skip(file, int(header["vox_offset"]))
         more = _fill(in_source, file, dtype, slope, intercept, path)

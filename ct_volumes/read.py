@@ -71,7 +71,7 @@ def read_volume(path: str | Path, series: str | None = None) -> CTVolume:
         path: a DICOM folder (nested, several series, file names of any kind), a zip of one, a
             DICOMDIR, a DICOM file, or a .nii or .nii.gz file.
         series: which one to read, by its id of `list_series`, its number or its UID. By default
-            that which `ct_volumes.dicom_series.choose` takes; `source.notes` says so.
+            that which `ct_volumes.dicom_choice.choose` takes; `source.notes` says so.
 
     Raises MissingDataError if nothing is there, and DataError, which says what was found and what
     to do, for what is no CT scan, is damaged, or leaves open what is meant.

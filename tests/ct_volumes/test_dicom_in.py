@@ -1,6 +1,8 @@
 """DICOM -> CTVolume: geometry, pixel values and every trap, each with a file that has it."""
 
 import itertools
+import subprocess
+import zipfile
 
 import numpy as np
 import pydicom
@@ -13,6 +15,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ct_volumes.dicom_decode import Decoder, DecodingError
 from ct_volumes.dicom_in import read_header
 from ct_volumes.read import list_series, read_volume
 from deeplesion.errors import DataError
@@ -280,6 +283,47 @@ def test_compressed_images(tmp_path, syntax):
     assert volume.source.notes == ()
 
 
+def test_a_decoder_that_is_ended_is_an_error_and_the_next_one_works(tmp_path):
+    """As on files on which the libraries end their process."""
+    images = series(anatomy(rows=32, columns=24))
+    for ds in images:
+        ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    files = sorted(write(tmp_path / "scan", images).iterdir())
+    with Decoder() as decoder:
+        (image,) = decoder.images(files[0].read_bytes(), [0])
+        decoder._process.kill()
+        decoder._process.wait()
+        with pytest.raises(DecodingError, match="broke off"):
+            list(decoder.images(files[0].read_bytes(), [0]))
+        (again,) = decoder.images(files[0], [0])
+        np.testing.assert_array_equal(image, again)
+        with pytest.raises(DecodingError):
+            list(decoder.images(files[0].read_bytes()[:-300], [0]))
+        process = decoder._process or subprocess.Popen(["true"])
+    assert process.wait(5) is not None
+
+
+def test_compressed_pixels_that_are_damaged_are_refused(tmp_path):
+    images = series(anatomy(rows=32, columns=24))
+    for ds in images:
+        ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    images[2].PixelData = pydicom.encaps.encapsulate([b"no image at all "])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        read(tmp_path, images)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_compressed_enhanced_file(tmp_path, packed):
+    ds = enhanced(order=[5, 3, 1, 0, 2, 4])
+    ds.compress(JPEGLSLossless, generate_instance_uid=False)
+    path = write(tmp_path / "scan", [ds]) / "IM0000"
+    if packed:
+        with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+            archive.write(path)
+        path = tmp_path / "scan.zip"
+    assert_same(read_volume(path))
+
+
 def test_deflated_and_big_endian_files(tmp_path):
     images = series()
     for ds in images[::2]:
@@ -310,11 +354,13 @@ def test_an_enhanced_file(tmp_path, order):
 
 def test_a_multi_frame_file_is_parsed_once_for_its_pixels(tmp_path, monkeypatch):
     write(tmp_path / "scan", [enhanced()])
-    from ct_volumes import dicom_in
+    from ct_volumes import dicom_decode
 
     calls = []
-    once = dicom_in.iter_pixels
-    monkeypatch.setattr(dicom_in, "iter_pixels", lambda *a, **k: calls.append(1) or once(*a, **k))
+    once = dicom_decode.iter_pixels
+    monkeypatch.setattr(
+        dicom_decode, "iter_pixels", lambda *a, **k: calls.append(1) or once(*a, **k)
+    )
     assert_same(read_volume(tmp_path / "scan"))
     assert len(calls) == 1
 

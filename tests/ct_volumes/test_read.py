@@ -11,8 +11,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
+from ct_volumes.dicom_choice import is_sharp
 from ct_volumes.dicom_in import read_header
-from ct_volumes.dicom_series import is_sharp
 from ct_volumes.read import find_scans, list_series, read_volume
 from deeplesion.errors import DataError, MissingDataError
 
