@@ -574,3 +574,36 @@ def test_a_single_slice(tmp_path):
     volume = read(tmp_path, series()[:1])
     assert_same(volume, HU[:1])
     assert "only 1 slice" in notes(volume)
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("CT_small.dcm", (1, 128, 128)),
+        ("J2K_pixelrep_mismatch.dcm", (1, 512, 512)),
+        ("693_J2KR.dcm", (1, 512, 512)),
+        ("explicit_VR-UN.dcm", (1, 512, 512)),
+        ("bad_sequence.dcm", (1, 512, 512)),
+    ],
+)
+def test_real_images_are_as_pydicom_reads_them(name, shape):
+    """Of those that come with pydicom and pydicom-data."""
+    path = pydicom.data.get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip("pydicom-data is not installed")
+    volume = read_volume(path)
+    ds = pydicom.dcmread(path)
+    hu = ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
+    if "PixelPaddingValue" in ds:
+        hu[ds.pixel_array == ds.PixelPaddingValue] = -1024
+    assert volume.hu.shape == shape
+    np.testing.assert_array_equal(volume.in_source(volume.hu)[0], hu)
+
+
+def test_the_real_dicomdir():
+    folder = pydicom.data.get_testdata_file("DICOMDIR", download=False)
+    entries = list_series(folder)
+    assert [e.id for e in entries if e.skipped is None] == ["5"]
+    assert sum((e.skipped or "").startswith("localiser") for e in entries) == 1
+    assert sum("MR Image" in (e.skipped or "") for e in entries) == 7
+    assert read_volume(folder).hu.shape == (5, 16, 16)
