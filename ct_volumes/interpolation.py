@@ -76,6 +76,21 @@ def signed_distance(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.nda
     return np.where(mask, inside - half, half - outside)
 
 
+def shrink(patch: Patch, share: float, spacing_mm: tuple[float, float]) -> Patch:
+    """The part of a mask that lies farthest inside: this share of its pixels, at least one.
+
+    Of pixels equally far from the outline those nearest to the centroid belong to it first.
+    """
+    inside = signed_distance(np.pad(patch.mask, 1), spacing_mm)[1:-1, 1:-1][patch.mask]
+    rows, columns = np.nonzero(patch.mask)
+    x, y = (centroid(patch) - (patch.x, patch.y)).tolist()
+    from_centre = np.hypot((columns - x) * spacing_mm[1], (rows - y) * spacing_mm[0])
+    first = np.lexsort((from_centre, -np.round(inside, 6)))[: max(1, round(share * len(rows)))]
+    mask = np.zeros_like(patch.mask)
+    mask[rows[first], columns[first]] = True
+    return _patch_at(mask, patch.x, patch.y)
+
+
 def ellipse(box: np.ndarray, shape: tuple[int, int]) -> Patch:
     """The pixel centres within the ellipse that fills a box; at least the pixel nearest to its
     middle.
@@ -123,7 +138,10 @@ def _in_slice(mask: np.ndarray, corner: np.ndarray, shape: tuple[int, int]) -> P
     """The part of a mask whose first pixel lies at `corner` (x, y) that is within the slice."""
     left, top = np.maximum(-np.asarray(corner), 0).tolist()
     x, y = (int(c) + cut for c, cut in zip(corner, (left, top)))
-    patch = Patch.of(
-        mask[top : max(top, top + shape[0] - y), left : max(left, left + shape[1] - x)]
-    )
+    bottom, right = max(top, top + shape[0] - y), max(left, left + shape[1] - x)
+    return _patch_at(mask[top:bottom, left:right], x, y)
+
+
+def _patch_at(mask: np.ndarray, x: int, y: int) -> Patch:
+    patch = Patch.of(mask)
     return Patch(patch.x + x, patch.y + y, patch.mask)

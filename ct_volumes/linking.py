@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ct_volumes.interpolation import centroid, ellipse, interpolate
+from ct_volumes.interpolation import centroid, ellipse, interpolate, shrink
 from ct_volumes.lesions import Lesion, LesionSlice, Patch, SliceDetections
 from ct_volumes.volume import CTVolume
 from deeplesion.data.recist import recist_from_mask
@@ -17,6 +17,7 @@ from deeplesion.evaluation.froc import box_iou
 
 BRIDGE_MM = 5.0  # one missed slice of those 2 or 2.5 mm apart
 ROUNDING_MM = 1e-3  # positions in headers have so many decimals
+WHOLE = 0.99  # more than this share of a slice is the whole slice
 SAME_LENGTH_MM = 1e-6  # long axes that differ by no more are equally long
 
 
@@ -42,11 +43,11 @@ def link(
 
     Slices between those detected get a box, linear in position, and a mask by shape-based
     interpolation (`interpolate`). Where not every slice was looked at, the lesion ends half-way
-    between its outermost detected slice and the next one looked at (half the smaller of the steps
-    on both sides of the outermost, if they differ): slices up to there repeat the outermost box and
-    mask. Detected sections so count for as much of the normal as there is between two slices looked
-    at, by which the volume is right on the average over where these happen to lie (Cavalieri's
-    principle).
+    between its outermost detected slice and the next one looked at (at half the smaller of the
+    steps on its two sides, if they differ): slices up to there repeat the outermost box and mask; a
+    slice that lies within reach by half, say, gets half of the area (`shrink`). So each section
+    looked at counts for as much of the normal as lies between two of them, by which the volume is
+    right on the average over where these happen to lie (Cavalieri's principle).
 
     Args:
         slice_detections: one for each slice that was looked at, also if nothing was found there.
@@ -263,21 +264,28 @@ def _between(here: LesionSlice, following: LesionSlice, volume: CTVolume) -> lis
 
 
 def _beyond(found: _Found, outermost: LesionSlice, detection: int, way: int) -> list[LesionSlice]:
-    """The slices beyond an outermost detected one, to the head (way -1) or to the feet (1), that
-    lie not farther from it than half the step to the next slice looked at."""
-    place, looked_at = found.place[detection], found.positions_mm
+    """The slices beyond an outermost detected one, to the head (way -1) or to the feet (1), up to
+    half the step to the next slice looked at."""
+    volume, place, looked_at = found.volume, found.place[detection], found.positions_mm
     steps = [
         abs(looked_at[place + side] - looked_at[place])
         for side in (-1, 1)
         if 0 <= place + side < len(looked_at)
     ]
-    reach = min(steps, default=0) / 2 + ROUNDING_MM
-    positions = found.volume.positions_mm
+    reach = min(steps, default=0) / 2
+    distances = np.abs(volume.positions_mm - volume.positions_mm[outermost.index])
     beyond, index = [], outermost.index + way
-    while (
-        0 <= index < len(positions) and abs(positions[index] - positions[outermost.index]) <= reach
-    ):
-        beyond.append(LesionSlice(index, outermost.bbox, None, outermost.patch))
+    while 0 <= index < len(distances) and distances[index] <= reach + ROUNDING_MM:
+        # How much of what belongs to this slice lies within reach.
+        inner, here, after = distances[index - way], distances[index], index + way
+        outer = distances[after] if 0 <= after < len(distances) else 2 * here - inner
+        share = (2 * reach - inner - here) / (outer - inner)
+        bbox, patch = outermost.bbox, outermost.patch
+        if share < WHOLE:
+            patch = shrink(patch, share, volume.spacing_mm)
+            middle = np.tile((bbox[:2] + bbox[2:]) / 2, 2)
+            bbox = middle + np.sqrt(max(share, 0)) * (bbox - middle)
+        beyond.append(LesionSlice(index, bbox, None, patch))
         index += way
     return beyond
 
