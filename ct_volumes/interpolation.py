@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from ct_volumes.lesions import Patch
 
 MARGIN = 3  # pixels around the masks in which distances are known; they move by less than two
-ON_OUTLINE_MM = 1e-6  # signed distances so near to the outline are on it, whatever was rounded
+ON_OUTLINE_MM = 1e-4  # signed distances so near to the outline are on it, whatever was rounded
 
 
 def interpolate(
@@ -67,12 +68,19 @@ def interpolate(
 def signed_distance(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
     """(H, W) mm from each pixel's centre to the outline of a mask, positive inside.
 
-    `distance_transform_edt` measures to the nearest pixel on the other side; the outline lies half
-    a pixel before it.
+    Distance transforms measure to the nearest pixel on the other side; the outline lies half a
+    pixel before it. The mask holds pixels of both sides.
     """
+    row, column = spacing_mm
     half = min(spacing_mm) / 2
-    inside = distance_transform_edt(mask, sampling=spacing_mm)
-    outside = distance_transform_edt(~mask, sampling=spacing_mm)
+    if row == column:  # several times as fast as SciPy, but for square pixels alone
+        inside, outside = (
+            row * cv2.distanceTransform(side.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            for side in (mask, ~mask)
+        )
+    else:
+        inside = distance_transform_edt(mask, sampling=spacing_mm)
+        outside = distance_transform_edt(~mask, sampling=spacing_mm)
     return np.where(mask, inside - half, half - outside)
 
 
@@ -113,10 +121,9 @@ def ellipse(box: np.ndarray, shape: tuple[int, int]) -> Patch:
 
 def centroid(patch: Patch) -> np.ndarray:
     """(2,) mean x, y of a mask's pixels."""
-    height, width = patch.mask.shape
-    columns, rows = np.count_nonzero(patch.mask, axis=0), np.count_nonzero(patch.mask, axis=1)
-    moments = np.array([columns @ np.arange(width), rows @ np.arange(height)])
-    return moments / rows.sum() + (patch.x, patch.y)
+    moments = cv2.moments(np.ascontiguousarray(patch.mask).view(np.uint8), binaryImage=True)
+    middle = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
+    return middle + (patch.x, patch.y)
 
 
 def _moved(array: np.ndarray, by: np.ndarray) -> np.ndarray:

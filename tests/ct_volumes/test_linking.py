@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ct_volumes.interpolation import ellipse, interpolate, shrink
+from ct_volumes.interpolation import centroid, ellipse, interpolate, shrink, signed_distance
 from ct_volumes.lesions import Patch, SliceDetections
 from ct_volumes.linking import link
 from ct_volumes.volume import CTVolume, Source
@@ -461,6 +461,24 @@ def test_radius_and_centre_are_linear_between_discs():
         assert radius == pytest.approx(5 + 8 * fraction, abs=0.3)
         assert columns.mean() + patch.x == pytest.approx(15 + 9 * fraction, abs=0.25)
         assert rows.mean() + patch.y == pytest.approx(15 + 5 * fraction, abs=0.25)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 0.7), (2.0, 0.5)])
+def test_signed_distances_and_centroids_by_brute_force(spacing):
+    rng = np.random.default_rng(3)
+    mask = rng.uniform(size=(9, 11)) < 0.4
+    points = np.argwhere(np.ones_like(mask)) * spacing
+    ins, outs = points[mask.ravel()], points[~mask.ravel()]
+    expected = [
+        (-1 if other is ins else 1)
+        * (min(np.hypot(*(point - o)) for o in other) - min(spacing) / 2)
+        for point, other in zip(points, [outs if m else ins for m in mask.ravel()])
+    ]
+    distances = signed_distance(mask, spacing)
+    np.testing.assert_allclose(distances.ravel(), expected, atol=1e-5)
+    rows, columns = np.nonzero(mask)
+    expected = [columns.mean() + 5, rows.mean() + 7]
+    np.testing.assert_allclose(centroid(Patch(5, 7, mask)), expected)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 0.9])
