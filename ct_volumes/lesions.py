@@ -56,7 +56,7 @@ class LesionSlice:
         index: of the slice.
         bbox: (4,) x1, y1, x2, y2, pixel centres.
         score: of the detection; None where the slice lies between detected ones, box and mask
-            interpolated.
+            interpolated, or up to half-way from the outermost to the next slice looked at.
         patch: the mask; never empty (of a detector without masks the ellipse in the box).
     """
 

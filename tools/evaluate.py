@@ -2,6 +2,7 @@
 
 python tools/evaluate.py work_dirs/a3d_7slice/results.json.gz work_dirs/acs_7slice/results.json.gz
 python tools/evaluate.py coco_results.json --annotations data/DeepLesion/annotations/test.json
+python tools/evaluate.py --volumes detected_scans --truth truth.json
 """
 
 import argparse
@@ -24,6 +25,7 @@ from deeplesion.files import write_whole
 from deeplesion.report.page import write_figures, write_report
 from deeplesion.report.published import PUBLISHED
 from deeplesion.report.tables import all_tables, to_text, write_tables
+from deeplesion.report.volumes import write_volume_evaluation
 
 
 @command()
@@ -35,7 +37,8 @@ def main() -> None:
     )
     parser.add_argument(
         "results",
-        nargs="+",
+        nargs="*",
+        default=[],
         type=Path,
         metavar="RESULT",
         help="results.json.gz, or a list of detections in COCO's format",
@@ -74,7 +77,24 @@ def main() -> None:
         metavar="FOLDER",
         help="Images_png, for the pictures of the report; may be given several times",
     )
+    scans = parser.add_argument_group("lesions in 3D, instead of results")
+    scans.add_argument(
+        "--volumes",
+        type=Path,
+        metavar="FOLDER",
+        help="what tools/detect.py wrote for a folder of scans; --out is evaluation/ in it",
+    )
+    scans.add_argument(
+        "--truth", type=Path, metavar="FILE", help="boxes of all lesions of the scans, in 3D"
+    )
+    scans.add_argument("--split", help="which scans of the truth (default test)")
+    scans.add_argument(
+        "--count-missing",
+        action="store_true",
+        help="scans of the truth without detections count as scans in which nothing was found",
+    )
     options = parser.parse_args()
+    check_kind(parser, options)
     if not 0 < options.iou_threshold <= 1:
         raise UserError(f"--iou-threshold must be in (0, 1], got {options.iou_threshold}")
     if options.resamples < MIN_RESAMPLES or options.seed < 0:
@@ -82,6 +102,11 @@ def main() -> None:
             f"--resamples must be at least {MIN_RESAMPLES} for a 95 % interval (1000 is usual) and"
             f" --seed at least 0, got {options.resamples} and {options.seed}"
         )
+    if options.volumes:
+        out = options.out or options.volumes / "evaluation"
+        rest = (options.split or "test", options.count_missing, options.resamples, options.seed)
+        print(write_volume_evaluation(options.volumes, options.truth, out, *rest))
+        return
     names = options.names or default_names(options.results)
     if len(names) != len(options.results) or len(set(names)) < len(names):
         raise UserError(
@@ -134,6 +159,26 @@ def main() -> None:
         folder = SliceFolder(*find_image_folders(options.images[0], series, options.images))
     report = write_report(results, evaluations, out, folder, options.published, comparisons)
     print(f"\n{out}: evaluation.json, {', '.join(path.name for path in [*paths, report])}")
+
+
+def check_kind(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses options that are not for what is evaluated: results or, with --volumes, scans."""
+    of_scans = ("truth", "split", "count_missing")
+    of_both = ("volumes", "out", "resamples", "seed")
+    given = [n for n, value in vars(options).items() if value != parser.get_default(n)]
+    if options.volumes is None:
+        if not options.results:
+            parser.error("give a RESULT, or --volumes FOLDER with --truth FILE")
+        wrong = [name for name in given if name in of_scans]
+    else:
+        if options.truth is None:
+            parser.error("--volumes needs --truth FILE, the boxes of all lesions")
+        wrong = [name for name in given if name not in (*of_scans, *of_both)]
+    if wrong:
+        names = ", ".join("RESULT" if n == "results" else f"--{n.replace('_', '-')}" for n in wrong)
+        raise UserError(
+            f"{names} cannot be given {'with' if options.volumes else 'without'} --volumes"
+        )
 
 
 if __name__ == "__main__":

@@ -171,16 +171,18 @@ def ellipse_from_recist(recist: np.ndarray, shape: tuple[int, int]) -> np.ndarra
     return u**2 + v**2 <= 1
 
 
-def recist_from_mask(mask: np.ndarray, spacing_mm: float) -> Diameters:
+def recist_from_mask(mask: np.ndarray, spacing_mm: float | tuple[float, float]) -> Diameters:
     """Long and short axis of a mask, as RECIST defines them (Eisenhauer et al., 2009).
 
     Of several pieces the largest is measured, on its outline: half-way between the pixels that
     belong to it and those that do not, so that one pixel is one pixel long and a drawn disc as long
-    as its diameter. `recist_from_contour` says what the axes are.
+    as its diameter. `recist_from_contour` says what the axes are. Where pixels are not square the
+    axes are the longest in mm and at right angles in mm, not in pixels.
 
     Args:
         mask: (H, W) bool or 0/1.
-        spacing_mm: size of a pixel in mm.
+        spacing_mm: size of a pixel in mm: one number, or that of rows and that of columns (along y
+            and along x).
 
     Raises:
         ValueError: an empty mask, not two dimensions, or a spacing that is not positive.
@@ -188,11 +190,19 @@ def recist_from_mask(mask: np.ndarray, spacing_mm: float) -> Diameters:
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.any():
         raise ValueError(f"mask must be (H, W) with at least one pixel, got shape {mask.shape}")
-    if not 0 < spacing_mm < np.inf:
-        raise ValueError(f"spacing_mm must be a positive size of a pixel, got {spacing_mm}")
-    recist = recist_from_contour(mask_outline(mask))
-    lengths = np.linalg.norm(recist[1::2] - recist[::2], axis=1)
-    return Diameters(recist, lengths, lengths * spacing_mm)
+    spacing = np.asarray(spacing_mm, np.float64)
+    if spacing.shape not in ((), (2,)) or not ((spacing > 0) & (spacing < np.inf)).all():
+        raise ValueError(
+            f"spacing_mm must be a positive size of a pixel, or two (of rows, of columns), got"
+            f" {spacing_mm}"
+        )
+    row, column = np.broadcast_to(spacing, 2).tolist()
+    recist = recist_from_contour(mask_outline(mask), aspect=row / column)
+    ends = recist[1::2] - recist[::2]
+    lengths = np.linalg.norm(ends, axis=1)
+    if row == column:
+        return Diameters(recist, lengths, lengths * row)
+    return Diameters(recist, lengths, np.linalg.norm(ends * (column, row), axis=1))
 
 
 def mask_outline(mask: np.ndarray) -> np.ndarray:
@@ -214,20 +224,27 @@ def mask_outline(mask: np.ndarray) -> np.ndarray:
     return largest[:, 0] / 2 + (left - 1.5, top - 1.5)
 
 
-def recist_from_contour(contour: np.ndarray) -> np.ndarray:
+def recist_from_contour(contour: np.ndarray, aspect: float = 1.0) -> np.ndarray:
     """The RECIST measurement of a closed polygon: (n, 2) corners x, y -> (4, 2) end points.
 
     The long axis is the polygon's diameter, the longest distance of two corners of its convex hull.
     The short axis is the longest perpendicular: of all lines at right angles to the long axis, the
     one whose outermost crossings with the polygon lie farthest apart.
+
+    Args:
+        contour: (n, 2).
+        aspect: the height of a pixel divided by its width, with which lengths and right angles are
+            measured.
     """
     contour = np.asarray(contour, np.float64).reshape(-1, 2)
-    hull = contour[cv2.convexHull(contour.astype(np.float32), returnPoints=False)[:, 0]]
+    corners = cv2.convexHull(contour.astype(np.float32), returnPoints=False)[:, 0]
+    contour = contour * (1.0, aspect)
+    hull = contour[corners]
     lengths = np.linalg.norm(hull[:, None] - hull, axis=2)
     start, end = hull[list(np.unravel_index(lengths.argmax(), lengths.shape))]
     length = lengths.max()
     if length == 0:
-        return np.repeat(start[None], 4, axis=0)
+        return np.repeat(start[None], 4, axis=0) / (1.0, aspect)
 
     # Along and across the long axis. Between two corners both outermost crossings move on straight
     # lines, so the widest place is at a corner: each edge is measured at all corners it passes.
@@ -248,7 +265,8 @@ def recist_from_contour(contour: np.ndarray) -> np.ndarray:
     np.minimum.at(below, place, height)
     widest = np.argmax(above - below)
     foot = start + places[widest] * direction
-    return np.stack([start, end, foot + above[widest] * normal, foot + below[widest] * normal])
+    ends = [start, end, foot + above[widest] * normal, foot + below[widest] * normal]
+    return np.stack(ends) / (1.0, aspect)
 
 
 def _checked_recist(recist: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.recist import (
     ellipse_from_recist,
     mask_from_recist,
+    mask_outline,
     quadrilateral_from_recist,
     recist_from_contour,
     recist_from_mask,
@@ -525,6 +526,57 @@ def test_axes_are_at_right_angles_and_as_long_as_told(seed):
     assert measured.lengths_px[1] <= measured.lengths_px[0] + 1e-9
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("spacing", [(1.5, 0.5), (0.4, 1.1), (0.7, 0.75)])
+def test_non_square_pixels_are_measured_in_mm_by_brute_force(seed, spacing):
+    rng = np.random.default_rng(seed)
+    mask = drawn_ellipse((8, 8), *rng.uniform(5, 14, 2), rng.uniform(0, 180), (17, 17))
+    in_mm = np.array([spacing[1], spacing[0]])
+    outline = mask_outline(mask) * in_mm
+    farthest = max(np.hypot(*(p - q)) for p in outline for q in outline)
+    measured = recist_from_mask(mask, spacing)
+    assert measured.lengths_mm[0] == pytest.approx(farthest)
+    long, short = (measured.recist[1::2] - measured.recist[::2]) * in_mm
+    np.testing.assert_allclose([np.hypot(*long), np.hypot(*short)], measured.lengths_mm)
+    assert abs(long @ short) < 1e-9 * np.hypot(*long) * np.hypot(*short)
+    pixels = np.linalg.norm(measured.recist[1::2] - measured.recist[::2], axis=1)
+    np.testing.assert_allclose(pixels, measured.lengths_px)
+
+    # The longest perpendicular: of lines across at every place along, the outermost crossings.
+    along = long / np.hypot(*long)
+    places = (outline - outline[0]) @ along
+    heights = (outline - outline[0]) @ (-along[1], along[0])
+    widest = 0
+    for place in np.linspace(places.min(), places.max(), 801)[1:-1]:
+        crossings = [
+            a_h + (place - a) / (b - a) * (b_h - a_h)
+            for a, a_h, b, b_h in zip(places, heights, np.roll(places, -1), np.roll(heights, -1))
+            if min(a, b) <= place <= max(a, b) and a != b
+        ]
+        widest = max(widest, max(crossings) - min(crossings))
+    assert widest - 1e-9 <= measured.lengths_mm[1] <= widest + 0.1
+
+
+def test_the_long_axis_in_mm_is_not_that_in_pixels():
+    mask = np.zeros((20, 20), bool)
+    mask[5:9, 3:15] = True
+    measured = recist_from_mask(mask, (5.0, 0.5))
+    # Corners are cut by half a pixel: from (3, 4.5) to (14, 8.5).
+    np.testing.assert_allclose(measured.lengths_mm[0], np.hypot(11 * 0.5, 4 * 5.0))
+    upright = recist_from_mask(mask[:, 6:8], (5.0, 0.5))
+    np.testing.assert_allclose(upright.lengths_mm, [np.hypot(20, 0.5), 1], atol=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("spacing", [1.0, 0.7, 0.8203125])
+def test_two_equal_spacings_are_one_to_the_bit(seed, spacing):
+    rng = np.random.default_rng(seed)
+    mask = drawn_ellipse((30, 28), *rng.uniform(5, 40, 2), rng.uniform(0, 180), (60, 60))
+    one, two = recist_from_mask(mask, spacing), recist_from_mask(mask, (spacing, spacing))
+    for name in ("recist", "lengths_px", "lengths_mm"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
 def test_line_and_pixel():
     mask = np.zeros((30, 30), bool)
     mask[12, 4:15] = True
@@ -594,6 +646,8 @@ def test_round_trip_mask_to_measurement_to_ellipse(angle):
         (np.ones((2, 5, 5), bool), 1.0, "mask must be"),
         (np.ones((5, 5), bool), 0.0, "spacing_mm"),
         (np.ones((5, 5), bool), np.nan, "spacing_mm"),
+        (np.ones((5, 5), bool), (1.0, 0.0), "spacing_mm"),
+        (np.ones((5, 5), bool), (1.0, 1.0, 1.0), "spacing_mm"),
     ],
 )
 def test_bad_mask_or_spacing_is_refused(mask, spacing, message):
