@@ -18,11 +18,14 @@ import cv2
 from deeplesion.errors import UserError
 
 
-def in_processes(work: Callable, tasks: Sequence, workers: int) -> Iterator[Any]:
+def in_processes(
+    work: Callable, tasks: Sequence, workers: int, chunksize: int = 4
+) -> Iterator[Any]:
     """Yield work(task) in the order of the tasks; when closed early, drop those not yet begun.
 
-    With one worker, or one task, in this process. Else processes are spawned: call it from under
-    `if __name__ == "__main__"`. Raises UserError if a process was killed.
+    With one worker, or one task, in this process. Else processes are spawned, each of which takes
+    `chunksize` tasks at a time: call it from under `if __name__ == "__main__"`. Raises UserError if
+    a process was killed.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -31,7 +34,7 @@ def in_processes(work: Callable, tasks: Sequence, workers: int) -> Iterator[Any]
     # Spawned, not forked: OpenCV's threads do not survive a fork.
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        yield from executor.map(work, tasks, chunksize=4)
+        yield from executor.map(work, tasks, chunksize=chunksize)
     except BrokenExecutor:
         raise UserError(
             "a worker process was killed, perhaps for want of memory. Run again with fewer"

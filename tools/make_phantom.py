@@ -1,4 +1,8 @@
-"""Write a synthetic DeepLesion in the official format: python tools/make_phantom.py ROOT."""
+"""Write a synthetic DeepLesion in the official format: python tools/make_phantom.py ROOT.
+
+With --scans DIR instead of ROOT whole CT scans of phantom patients, as DICOM series and as NIfTI,
+with the truth on every lesion (needs the extra [ct]).
+"""
 
 import argparse
 
@@ -8,16 +12,31 @@ from deeplesion.phantom.make import make_phantom
 
 @command()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", help="folder to write to: new, empty, or an unfinished phantom")
-    parser.add_argument("--patients", type=int, default=60, help="at least 3 (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "root", nargs="?", help="folder to write to: new, empty, or an unfinished phantom"
+    )
+    where.add_argument("--scans", metavar="DIR", help="the same, for whole scans")
+    parser.add_argument(
+        "--patients", type=int, help="at least 3 (default 60); scans: at least 1 (default 4)"
+    )
     parser.add_argument("--size", type=int, default=512, help="pixels a side (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
-    options = parser.parse_args()
+    options = vars(parser.parse_args())
+    root, scans, patients = (options.pop(name) for name in ("root", "scans", "patients"))
     with told_to_repeat():
-        table = make_phantom(**vars(options))
-    print(f"{table} written")
+        if scans is None:
+            done = make_phantom(root, 60 if patients is None else patients, **options)
+        else:
+            # Only here: pydicom and nibabel are an extra.
+            from ct_volumes.phantom_scans import make_scans
+
+            done = make_scans(scans, 4 if patients is None else patients, **options)
+    print(f"{done} written")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from deeplesion.phantom.body import (
     Body,
 )
 from deeplesion.phantom.findings import Finding, Scan, draw_finding, mask_and_recist
+from deeplesion.phantom.render import add_noise, draw_noise_level, draw_spacing, render_slice
 from deeplesion.processes import in_processes
 
 
@@ -81,7 +82,7 @@ def plan_series(patients: int, size: int, seed: int) -> list[Series]:
     return series
 
 
-def _draw_findings(
+def draw_findings(
     rng: np.random.Generator, body: Body, scan: Scan, z: float, placed: list[Finding]
 ) -> list[tuple[Finding, np.ndarray, np.ndarray]]:
     """Two, four or six findings with mask and RECIST, half of them lesions; fewer if none fit."""
@@ -115,7 +116,7 @@ def _draw_key_slices(rng: np.random.Generator, body: Body, scan: Scan) -> list[K
     while len(keys) < wanted and z < BODY_LENGTH - 30:
         index = round(z / scan.thickness)
         placed = [finding for key in keys for finding, _, _ in key.findings]
-        findings = _draw_findings(rng, body, scan, index * scan.thickness, placed)
+        findings = draw_findings(rng, body, scan, index * scan.thickness, placed)
         if findings:
             keys.append(KeySlice(index, findings))
             z += rng.uniform(28, 40) if rng.random() < 0.6 else rng.uniform(75, 110)
@@ -143,24 +144,6 @@ def _choose_ranges(rng: np.random.Generator, keys: list[KeySlice], reach: int) -
         key.first, key.last = next(r for r in ranges if r[0] <= key.index <= r[1])
 
 
-def _ct_noise(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Noise (size, size) of standard deviation 1 whose neighbours correlate by 0.55, as in CT."""
-    white = rng.standard_normal((size + 8, size + 8), dtype=np.float32)
-    kernel = cv2.getGaussianKernel(7, 0.65, cv2.CV_32F)
-    return cv2.sepFilter2D(white, -1, kernel, kernel)[4:-4, 4:-4] / float((kernel**2).sum())
-
-
-def render_slice(body: Body, z: float, thickness: float, findings: list[Finding]) -> np.ndarray:
-    """A noiseless slice at z -> (size, size) float32 HU: the body, its findings, the blur."""
-    hu, passable = body.slab(z, thickness)
-    for finding in findings:
-        section = finding.section(z, finding.is_lesion)
-        if section is not None:
-            box, opacity, value = section
-            hu[box] += opacity * passable[box] * (value - hu[box])
-    return cv2.GaussianBlur(hu.astype(np.float32), (0, 0), 0.6)
-
-
 def make_series(root: Path, series: Series) -> dict:
     """Write slices and truth masks of a series; return {"rows": of the CSV, "truth": by key slice}.
 
@@ -172,16 +155,14 @@ def make_series(root: Path, series: Series) -> dict:
     # A patient's studies share the anatomy, so the body has a generator of its own.
     body_rng = np.random.default_rng([series.seed, series.patient, 0])
     rng = np.random.default_rng([series.seed, series.patient, series.study])
-    spacing = round(body_rng.uniform(0.6, 0.9) * math.sqrt(512 / series.size), 6)
+    spacing = draw_spacing(body_rng, series.size)
     body = Body(body_rng, series.size, spacing)
     keys = _draw_key_slices(rng, body, Scan(series.size, spacing, series.thickness))
     findings = [finding for key in keys for finding, _, _ in key.findings]
-    # A thicker slice counts more photons; fewer pass the middle of the body than its rim.
-    sigma = rng.uniform(20, 28) / math.sqrt(series.thickness)
-    sigma = sigma * (0.75 + 0.35 * np.exp(-(body.x**2 + body.y**2)))
+    level = draw_noise_level(rng, body, series.thickness)
     for index in sorted({i for key in keys for i in range(key.first, key.last + 1)}):
-        hu = render_slice(body, index * series.thickness, series.thickness, findings)
-        hu = np.clip(np.rint(hu + sigma * _ct_noise(rng, series.size)), -1024, 3071)
+        hu, _ = render_slice(body, index * series.thickness, series.thickness, findings)
+        hu = add_noise(rng, hu, level)
         pixels = (hu + HU_OFFSET).astype(np.uint16)
         _write_png(root / "Images_png" / series.name / f"{index:03d}.png", pixels)
     record: dict = {"rows": [], "truth": {}}
@@ -274,9 +255,8 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
     write_whole(path, data.tobytes())
 
 
-def _claim(root: Path, arguments: dict) -> None:
-    """Make `root` the folder of this phantom, or refuse it."""
-    note = root / "phantom_truth" / "arguments.json"
+def claim(root: Path, note: Path, arguments: dict) -> None:
+    """Make `root` the folder of the phantom that `note`, a file in it, tells of, or refuse it."""
     if note.exists():
         there = read_json(note, "what make_phantom noted of a phantom")
         if there != arguments:
@@ -290,6 +270,13 @@ def _claim(root: Path, arguments: dict) -> None:
         )
     else:
         write_whole(note, json.dumps(arguments).encode())
+
+
+def check_options(*options: tuple[str, int, int, int]) -> None:
+    """Raises UserError for one of (name, value, lowest, highest) that is out of its range."""
+    for option, value, low, high in options:
+        if not low <= value <= high:
+            raise UserError(f"{option} is {value}: give a whole number from {low} to {high}")
 
 
 def make_phantom(
@@ -308,16 +295,15 @@ def make_phantom(
 
     Raises ValueError for options out of range, FileExistsError if `root` holds anything else.
     """
-    for option, value, low, high in (
+    check_options(
         ("patients", patients, 3, 999_999),
         ("size", size, 128, 1024),
         ("seed", seed, 0, 2**32 - 1),
         ("workers", workers, 1, 1024),
-    ):
-        if not low <= value <= high:
-            raise UserError(f"{option} is {value}: give a whole number from {low} to {high}")
+    )
     root = Path(root)
-    _claim(root, {"phantom_version": 2, "patients": patients, "size": size, "seed": seed})
+    arguments = {"phantom_version": 2, "patients": patients, "size": size, "seed": seed}
+    claim(root, root / "phantom_truth" / "arguments.json", arguments)
     table = root / "DL_info.csv"
     if not table.exists():
         series = plan_series(patients, size, seed)
