@@ -1,6 +1,7 @@
 """The commands, as a user types them, from a phantom to the FROC table."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,12 +19,9 @@ from deeplesion.evaluation.results import read_results
 from mmdet_ext.engine.run import find_checkpoint, framework_errors, load_config
 
 DEMO = "configs/demo/alignshift_3slice.py"
-QUICK = [
-    "--cfg-options",
-    "train_cfg.max_epochs=2",
-    "train_cfg.val_interval=1",
-    "train_dataloader.batch_size=4",
-]
+# The total of the papers; 8 becomes the batch that the demo's learning rate is for.
+BATCH = ["train_dataloader.batch_size=8", "auto_scale_lr.base_batch_size=8"]
+QUICK = ["--cfg-options", "train_cfg.max_epochs=2", "train_cfg.val_interval=1", *BATCH]
 
 
 def command(repository, *arguments, root=None, expect=0):
@@ -157,19 +155,21 @@ def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, 
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = (torch.load(d / "epoch_2.pth", weights_only=True) for d in (trained[0], tmp_path))
+    images = len(json.loads((phantom / "annotations/train.json").read_text())["images"])
+    expected = 2 * math.ceil(images / 8)
     updates = [{s["step"].item() for s in c["optimizer"]["state"].values()} for c in (one, two)]
-    assert updates == [{4}, {4}]
-    assert one["meta"]["iter"] == two["meta"]["iter"] == 4
+    assert updates == [{expected}, {expected}]
+    assert one["meta"]["iter"] == two["meta"]["iter"] == expected
     assert one["param_schedulers"] == two["param_schedulers"]
-    assert one["training"]["total_batch"] == two["training"]["total_batch"] == 4
+    assert one["training"]["total_batch"] == two["training"]["total_batch"] == 8
     (record,) = tmp_path.glob("run_*.json")
-    assert json.loads(record.read_text())["config"]["train_dataloader"]["batch_size"] == 4
+    assert json.loads(record.read_text())["config"]["train_dataloader"]["batch_size"] == 8
 
 
 def test_resuming_continues_after_the_last_epoch(trained, repository, phantom, tmp_path):
     work_dir, _ = trained
     last = torch.load(work_dir / "epoch_2.pth", weights_only=True)
-    options = ["--cfg-options", "train_cfg.max_epochs=3", "train_dataloader.batch_size=4"]
+    options = ["--cfg-options", "train_cfg.max_epochs=3", *BATCH]
     output = command(
         repository, "tools/train.py", DEMO, "--work-dir", tmp_path, "--resume",
         work_dir / "epoch_2.pth", *options, root=phantom,

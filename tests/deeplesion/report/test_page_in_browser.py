@@ -1,111 +1,16 @@
 """The report in headless Chromium: it renders, filters work, nothing goes wrong unseen.
 
-Speaks the W3C WebDriver protocol to chromedriver itself; Debian has both as `chromium` and
-`chromium-driver`.
+The browser is that of tests/conftest.py.
 """
 
 import json
 import re
-import shutil
-import subprocess
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 
 from deeplesion.data.slices import SliceFolder
 from deeplesion.report.page import write_report
-
-PROGRAMS = [shutil.which("chromedriver"), shutil.which("chromium")]
-pytestmark = pytest.mark.skipif(
-    not all(PROGRAMS), reason="needs Chromium: apt-get install chromium chromium-driver"
-)
-
-
-class Browser:
-    """As much of a WebDriver client as the tests need."""
-
-    def __init__(self, port):
-        self.server = f"http://127.0.0.1:{port}"
-        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        capabilities = {
-            "browserName": "chrome",
-            "goog:chromeOptions": {"binary": PROGRAMS[1], "args": arguments},
-            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-        }
-        self.session = ""
-        found = self.call("session", {"capabilities": {"alwaysMatch": capabilities}})
-        self.session = f"/session/{found['sessionId']}"
-
-    def call(self, command, content=None, method=None):
-        body = None if content is None else json.dumps(content).encode()
-        url = f"{self.server}{self.session}/{command}".rstrip("/")
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        request.method = method or ("GET" if body is None else "POST")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, path):
-        self.call("url", {"url": path.as_uri()})
-
-    def run(self, script, *arguments):
-        return self.call("execute/sync", {"script": script, "args": list(arguments)})
-
-    def text(self, selector):
-        return self.run("return document.querySelector(arguments[0]).textContent", selector)
-
-    def count(self, selector):
-        return self.run("return document.querySelectorAll(arguments[0]).length", selector)
-
-    def press(self, selector):
-        self.run("document.querySelector(arguments[0]).click()", selector)
-
-    def type(self, key):
-        """A key to whatever has the focus, as from a keyboard."""
-        keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
-        self.call("actions", {"actions": [{"type": "key", "id": "keys", "actions": keys}]})
-
-    def choose(self, name, value):
-        """Sets a field of the filters, as a click does."""
-        self.run(
-            "const fields = document.getElementById('filters').elements;"
-            "fields[arguments[0]].value = arguments[1];"
-            "fields.thickness.dispatchEvent(new Event('change', {bubbles: true}))",
-            name,
-            value,
-        )
-
-    def log(self, kind):
-        return self.call("se/log", {"type": kind})
-
-    def resize(self, width, height):
-        self.call("window/rect", {"width": width, "height": height})
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    log = tmp_path_factory.mktemp("chromedriver") / "log"
-    with open(log, "w") as output:
-        driver = subprocess.Popen([PROGRAMS[0], "--port=0"], stdout=output, stderr=output)
-    try:
-        port = None
-        for _ in range(300):
-            time.sleep(0.1)
-            words = log.read_text().split("started successfully on port ")
-            if len(words) > 1 and "\n" in words[1]:
-                port = int(words[1].split("\n")[0].rstrip("."))
-                break
-        assert port, log.read_text()
-        try:
-            browser = Browser(port)
-        except (urllib.error.HTTPError, OSError) as error:
-            pytest.skip(f"Chromium is here but does not start: {error}")
-        yield browser
-        browser.call("", method="DELETE")
-    finally:
-        driver.terminate()
-        driver.wait()
 
 
 @pytest.fixture(scope="module")
