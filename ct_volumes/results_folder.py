@@ -3,7 +3,6 @@ is finished; and a name for the folder that tells nobody's."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import re
@@ -11,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-
-import numpy as np
 
 from ct_volumes.lesions import Algorithm, Lesion
 from ct_volumes.volume import CTVolume
@@ -73,29 +70,31 @@ def write_results(
     return [LAST, *written, "report.html"], notes
 
 
-def is_finished(folder: Path, algorithm: Algorithm) -> bool:
-    """Whether a folder has the lesions that this algorithm, with its options, finds.
+def is_finished(folder: Path, volume: CTVolume, algorithm: Algorithm) -> bool:
+    """Whether a folder has the lesions that this algorithm, with its options, finds in this scan.
 
-    Raises DataError where it has those of another one: they are not written over.
+    Raises DataError where it has others: they are not written over.
     """
     path = folder / LAST
     if not path.exists():
         return False
-    found = _module("tables_out").read_json(path)["algorithm"]
-    wanted = json.loads(json.dumps(asdict(algorithm)))
+    content = _module("tables_out").read_json(path)
+    found = _flat(content["algorithm"] | dict(scan=content["scan"].get("sha256")))
+    wanted = _flat(json.loads(json.dumps(asdict(algorithm))) | dict(scan=volume.sha256))
     if found == wanted:
         return True
-    pairs = [(found, wanted), (found.get("options") or {}, wanted["options"])]
     differ = [
-        f"{name} {one.get(name, 'none')}, now {other.get(name, 'none')}"
-        for one, other in pairs
-        for name in sorted({*one, *other} - {"options"})
-        if one.get(name) != other.get(name)
+        f"{name} {found.get(name)}, now {wanted.get(name)}"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
     ]
     raise DataError(
-        f"{folder} holds lesions that were found otherwise ({'; '.join(differ)}). Give another"
-        f" --out, or delete {path}"
+        f"{folder} holds other lesions ({'; '.join(differ)}). Give another --out, or delete {path}"
     )
+
+
+def _flat(algorithm: dict) -> dict:
+    return {k: v for k, v in algorithm.items() if k != "options"} | (algorithm["options"] or {})
 
 
 def names_patient(text: str, volume: CTVolume) -> bool:
@@ -111,15 +110,6 @@ def names_patient(text: str, volume: CTVolume) -> bool:
     secrets |= {"".join(re.findall(r"[^\W_]", each.casefold())) for each in stated} - {""}
     # Short ones, such as a number of two digits, are within many words.
     return any(s in flat if len(s) > 3 else s in words for s in secrets)
-
-
-def fingerprint(volume: CTVolume) -> str:
-    """Hash of a volume's voxels and geometry."""
-    digest = hashlib.sha256(np.ascontiguousarray(volume.hu))
-    geometry = (volume.origins_mm, volume.row_direction, volume.column_direction, volume.spacing_mm)
-    for part in geometry:
-        digest.update(np.ascontiguousarray(part, np.float64))
-    return digest.hexdigest()
 
 
 def _module(name: str) -> ModuleType:

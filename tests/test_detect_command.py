@@ -12,6 +12,7 @@ import pytest
 
 from ct_volumes.results_folder import names_patient
 from ct_volumes.scan_out import write_dicom_series, write_nifti_scan
+from deeplesion.evaluation.volume_froc import Calibration, write_calibration
 from mmdet_ext.engine.predict import LesionDetector
 
 from .mmdet_ext.small_detector import ROOT, SMALL, body_of, config_of, volume_of, write_checkpoint
@@ -152,6 +153,51 @@ def test_interrupted_while_files_are_written_the_scan_is_not_finished(
     monkeypatch.setattr(LesionDetector, "_detect_batch", None)  # nothing is left to detect
     assert detect(scan, "--out", tmp_path / "out")[0] is None
     assert names(tmp_path / "out") == FILES
+
+
+def test_another_scan_in_its_place_is_noticed(detect, scan, tmp_path):
+    out = tmp_path / "out"
+    detect(scan, "--out", out)
+    write_nifti_scan(volume(seed=1), scan)
+    status, text = detect(scan, "--out", out)
+    assert status == 1 and "holds other lesions (scan" in text
+
+
+def test_a_calibration_sets_the_threshold(detect, scan, tmp_path):
+    detect(scan, "--out", tmp_path / "all")
+    algorithm = json.loads((tmp_path / "all/lesions.json").read_text())["algorithm"]
+    # At 0.8, 0.5 and 0.2 one, two and four false positives in two scans.
+    rates = np.array([0.5, 1.0, 2.0])
+    measured = Calibration(np.array([0.8, 0.5, 0.2]), rates, rates / 2, 2, 3, algorithm)
+    file = tmp_path / "calibration.json"
+    write_calibration(file, measured)
+    status, text = detect(
+        scan, "--out", tmp_path / "one", "--fp-per-scan", "1", "--calibration", file
+    )
+    assert status is None and "score 0.5, 1 false positives a scan" in text
+    content = json.loads((tmp_path / "one/lesions.json").read_text())
+    assert content["algorithm"]["options"] | dict(min_score=0, fp_per_scan=0) == algorithm[
+        "options"
+    ] | dict(min_score=0, fp_per_scan=0)
+    assert content["algorithm"]["options"]["min_score"] == 0.5
+    expected = [
+        each["score"]
+        for each in json.loads((tmp_path / "all/lesions.json").read_text())["lesions"]
+        if each["score"] >= 0.5
+    ]
+    assert [each["score"] for each in content["lesions"]] == expected and expected
+
+    status, text = detect(
+        scan, "--out", tmp_path / "two", "--fp-per-scan", "1", "--calibration", file,
+        "--interval", "3",
+    )  # fmt: skip
+    assert status == 1 and "measured otherwise (interval_mm 2.0, now 3.0)" in text
+
+
+def test_results_do_not_go_among_the_scans(detect, scans):
+    status, text = detect(scans, "--out", scans / "out")
+    assert status == 1 and "give a folder elsewhere" in text
+    assert not (scans / "out").exists()
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ct_volumes.lesions import Algorithm
 from ct_volumes.linking import link
 from ct_volumes.read import find_scans, list_series, read_volume
 from ct_volumes.results_folder import check_writers, is_finished, names_patient, write_results
 from ct_volumes.volume import CTVolume
 from deeplesion.command_line import REPORT, command, sentence, told_to_repeat
 from deeplesion.errors import UserError
+from deeplesion.evaluation.volume_froc import read_calibration
 from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.config.overrides import Overrides
@@ -48,14 +50,15 @@ def main() -> int | None:
             f"--out {options.out} lies in {options.scan}, where the next call would take the"
             " results for scans: give a folder elsewhere"
         )
-    min_score, threshold = score_of(options)
+    check_numbers(options)
     check_writers()
     detector = LesionDetector(
         options.config, options.checkpoint, options.device, options.accept_differences,
         options.cfg_options,
     )  # fmt: skip
+    algorithm = algorithm_of(detector, options)
     say("detector", f"{detector.name}, {detector.checkpoint}, on {detector.device}")
-    say("threshold", threshold)
+    say("threshold", threshold_of(algorithm))
     outcomes = []
     with (
         only_writer(options.out / "detect.lock", "--out"),
@@ -64,10 +67,10 @@ def main() -> int | None:
     ):
         for number, (name, path) in enumerate(scans, 1):
             if len(scans) == 1:
-                detect_in(path, name, options.out, detector, min_score, options)
+                detect_in(path, name, options.out, detector, algorithm, options)
                 return None
             print(f"\n{number} of {len(scans)}")
-            outcomes.append(attempt(path, name, detector, min_score, options))
+            outcomes.append(attempt(path, name, detector, algorithm, options))
     print("\n" + summary(outcomes))
     return 1 if any(outcome.failed for outcome in outcomes) else None
 
@@ -125,33 +128,62 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def score_of(options: argparse.Namespace) -> tuple[float, str]:
-    """The least score of a lesion, and where it comes from. Raises UserError."""
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raises UserError for options that cannot be."""
     if not 0 < options.interval < np.inf:
         raise UserError(f"--interval must be a positive number of mm, got {options.interval}")
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
     if (options.fp_per_scan is None) != (options.calibration is None):
         raise UserError("--fp-per-scan and --calibration belong together: give both or neither")
-    if options.fp_per_scan is not None:
-        if options.min_score is not None:
-            raise UserError("give --min-score or --fp-per-scan, not both")
-        from deeplesion.evaluation.volume_froc import read_calibration
+    if options.fp_per_scan is not None and options.min_score is not None:
+        raise UserError("give --min-score or --fp-per-scan, not both")
+    if options.min_score is not None and not 0 <= options.min_score <= 1:
+        raise UserError(f"--min-score must be between 0 and 1, got {options.min_score}")
 
-        score = float(read_calibration(options.calibration).score_at(options.fp_per_scan))
-        return score, f"score {score:.4g}, {options.fp_per_scan:g} false positives a scan"
-    score = MIN_SCORE if options.min_score is None else options.min_score
-    if not 0 <= score <= 1:
-        raise UserError(f"--min-score must be between 0 and 1, got {score}")
-    return score, f"score {score:g}"
+
+def algorithm_of(detector: LesionDetector, options: argparse.Namespace) -> Algorithm:
+    """What is written of the detector; its option `min_score` is the least score of a lesion.
+
+    Raises UserError for a calibration of another detector or other options.
+    """
+    deciding = dict(
+        interval_mm=options.interval, amp=options.amp, network_sha256=detector.network_sha256
+    )
+    if options.calibration is None:
+        score = MIN_SCORE if options.min_score is None else options.min_score
+        return detector.algorithm(dict(min_score=score, **deciding))
+    calibration = read_calibration(options.calibration)
+    measured = calibration.algorithm
+    now = dict(checkpoint_sha256=detector.checkpoint_sha256, **deciding)
+    was = dict(measured.get("options") or {}, checkpoint_sha256=measured.get("checkpoint_sha256"))
+    differ = [f"{k} {was.get(k)}, now {v}" for k, v in now.items() if was.get(k) != v]
+    if differ:
+        raise UserError(
+            f"{options.calibration} was measured otherwise ({'; '.join(differ)}): detect as there,"
+            " or calibrate again"
+        )
+    score = calibration.score_at(options.fp_per_scan)
+    return detector.algorithm(
+        dict(min_score=float(score), fp_per_scan=options.fp_per_scan, **deciding)
+    )
+
+
+def threshold_of(algorithm: Algorithm) -> str:
+    score, rate = algorithm.options["min_score"], algorithm.options.get("fp_per_scan")
+    return f"score {score:.4g}" + ("" if rate is None else f", {rate:g} false positives a scan")
 
 
 def attempt(
-    path: Path, name: str, detector: LesionDetector, min_score: float, options: argparse.Namespace
+    path: Path,
+    name: str,
+    detector: LesionDetector,
+    algorithm: Algorithm,
+    options: argparse.Namespace,
 ) -> Outcome:
     """One scan of several: whatever is wrong with it, the others follow."""
     try:
-        return detect_in(path, name, None, detector, min_score, options)
+        return detect_in(path, name, None, detector, algorithm, options)
     except (UserError, OSError, MemoryError) as error:
         text = sentence(error)
     except Exception as error:
@@ -166,7 +198,7 @@ def detect_in(
     name: str,
     out: Path | None,
     detector: LesionDetector,
-    min_score: float,
+    algorithm: Algorithm,
     options: argparse.Namespace,
 ) -> Outcome:
     """Detects in one scan and writes its files.
@@ -176,31 +208,21 @@ def detect_in(
     """
     began = time.monotonic()
     volume = read_volume(path, options.series)
-    key = detector.key(volume, options.interval, options.amp)
     shown = name
     if not options.identify and names_patient(name, volume):
-        shown = f"scan_{key['volume'][:8]}"
+        shown = f"scan_{volume.sha256[:8]}"
     out = out or options.out / shown
     say("scan", f"{shown}: {size_of(volume)}")
     for note in volume.source.notes:
         say("", note)
-    algorithm = detector.algorithm(
-        dict(
-            interval_mm=options.interval,
-            min_score=min_score,
-            **({} if options.fp_per_scan is None else dict(fp_per_scan=options.fp_per_scan)),
-            amp=options.amp,
-            network_sha256=key["network"],
-            scan_sha256=key["volume"],
-        )
-    )
-    if is_finished(out, algorithm):
+    if is_finished(out, volume, algorithm):
         say("finished", f"before, {out}")
         return Outcome(shown, "finished before")
     store = out / SLICES
     found = detector.detect_slices(
         volume, options.interval, options.batch_size, options.amp, store=store
     )
+    min_score = algorithm.options["min_score"]
     lesions = link(found, volume, min_score=min_score)
     written, notes = write_results(out, lesions, volume, algorithm, options.identify)
     store.unlink(missing_ok=True)

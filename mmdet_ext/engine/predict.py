@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ct_volumes.lesions import Algorithm, Lesion, SliceDetections
-from ct_volumes.results_folder import fingerprint
+from ct_volumes.linking import link
 from ct_volumes.stacks import has_body, key_slices, plan_volume_stack, slice_of
 from ct_volumes.volume import CTVolume
 from deeplesion.errors import UserError
@@ -107,8 +107,6 @@ class LesionDetector:
 
         `detect_slices`, then `ct_volumes.linking.link` with `min_score` and `linking`.
         """
-        from ct_volumes.linking import link
-
         found = self.detect_slices(volume, interval_mm, batch_size, amp, progress, store)
         return link(found, volume, min_score=min_score, **linking)
 
@@ -174,16 +172,21 @@ class LesionDetector:
 
     def key(self, volume: CTVolume, interval_mm: float | None, amp: bool) -> dict:
         """What decides the detections of slices, as JSON can hold it."""
-        steps = [dict(step) for step in self.steps]
-        network = json.dumps([self.config.model.to_dict(), self.stack, steps], default=str)
         return dict(
-            network=hashlib.sha256(network.encode()).hexdigest(),
+            network=self.network_sha256,
             checkpoint=self.checkpoint_sha256,
             software=software_version(),
-            volume=fingerprint(volume),
+            volume=volume.sha256,
             interval_mm=interval_mm,
             amp=amp,
         )
+
+    @property
+    def network_sha256(self) -> str:
+        """Hash of what the config says of the network, its thresholds, and its input."""
+        steps = [dict(step) for step in self.steps]
+        network = json.dumps([self.config.model.to_dict(), self.stack, steps], default=str)
+        return hashlib.sha256(network.encode()).hexdigest()
 
     def algorithm(self, options: dict) -> Algorithm:
         """What is written of this detector into every file; `options` are the caller's."""
