@@ -142,7 +142,8 @@ class LesionDetector:
             ConfigError: the experiment cannot take pixels that are not square.
             ValueError: an interval or a batch size that cannot be.
         """
-        batch_size = batch_size or BATCH_SIZE.get(self.device.type, 1)
+        if batch_size is None:
+            batch_size = BATCH_SIZE.get(self.device.type, 1)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if amp and self.device.type == "cpu":

@@ -259,7 +259,7 @@ def test_what_is_not_there_is_refused(checkpoint, detector, tmp_path):
     with pytest.raises(UserError, match="half precision"):
         detector.detect_slices(volume, amp=True)
     with pytest.raises(ValueError, match="batch_size"):
-        detector.detect_slices(volume, batch_size=-1)
+        detector.detect_slices(volume, batch_size=0)
     with pytest.raises(ValueError, match="interval_mm"):
         detector.detect_slices(volume, interval_mm=0)
 
