@@ -170,6 +170,7 @@ def _scan(volume: CTVolume, identify: bool) -> dict:
         "row_direction": _rounded(volume.row_direction, 8),
         "column_direction": _rounded(volume.column_direction, 8),
         "slice_thickness_mm": source.slice_thickness_mm,
+        "sha256": volume.sha256,
         "source_shape": list(source.shape),
         "source_axes": list(source.axes),
         "source_flipped": list(source.flipped),

@@ -3,6 +3,7 @@ own, and the way back to the arrays and files that it came from."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +155,14 @@ class CTVolume:
         if not len(halves):
             return np.array([self.source.slice_thickness_mm or 1.0])
         return np.append(halves[0], halves) + np.append(halves, halves[-1])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of voxels and geometry, by which the same scan is known again."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.hu))
+        for part in (self.origins_mm, self.row_direction, self.column_direction, self.spacing_mm):
+            digest.update(np.ascontiguousarray(part, np.float64))
+        return digest.hexdigest()
 
     def to_world(self, x: np.ndarray, y: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Pixel coordinates (pixel centres from 0) and slices -> (..., 3) mm in LPS.

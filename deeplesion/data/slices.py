@@ -226,7 +226,7 @@ def load_slices(
         raise type(error)(f"{error} (while loading the stack around {file_name})") from None
 
     # cv2.merge interleaves about twice as fast as numpy.stack; of one slice it drops the last axis.
-    stack = cv2.merge([_blend(images[near], images[far], w) for near, far, w in positions])
+    stack = cv2.merge([blend(images[near], images[far], w) for near, far, w in positions])
     return stack.reshape(*images[key_slice].shape, num_slices), stack_mm
 
 
@@ -294,7 +294,8 @@ def _image_chunks(encoded: bytes) -> bytes | None:
     return None
 
 
-def _blend(near: np.ndarray, far: np.ndarray, weight: float) -> np.ndarray:
+def blend(near: np.ndarray, far: np.ndarray, weight: float) -> np.ndarray:
+    """(1 - weight) * near + weight * far of two int16 slices, rounded to int16."""
     if weight == 0:
         return near
     # float32 is exact to better than 0.01 HU over the whole range of int16.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -50,25 +51,52 @@ class TrainedAsHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Raises CheckpointError."""
-        path, testing = runner._load_from, runner._strict
-        meta = checkpoint.get("meta")
-        networks = meta.get(TRAINED_AS) if isinstance(meta, dict) else None
-        if not networks:
-            runner.logger.warning(NO_RECORD.format(path=path))
-            return
-        now = network_of(runner.cfg)
-        # A converted checkpoint may be of several: the files do not tell AlignShift from TSM.
-        found = min((differences(trained, now) for trained in networks), key=len)
-        network = [d for d in found if not of_training(d)]
-        if not testing and not runner._resume:
-            network = _that_weights_need(network, checkpoint["state_dict"], networks[0])
-        if network and not self.accept_differences:
-            text = "\n".join(f"  {difference}" for difference in network)
-            raise CheckpointError(
-                ANOTHER_NETWORK.format(path=path, differences=text, remedy=OWN_CONFIG)
-            )
-        for difference in network if testing else found:
-            runner.logger.warning(f"{path}, {difference}")
+        testing = runner._strict
+        for warning in check_network(
+            runner._load_from,
+            checkpoint,
+            runner.cfg,
+            self.accept_differences,
+            testing,
+            start=not testing and not runner._resume,
+        ):
+            runner.logger.warning(warning)
+
+
+def check_network(
+    path: str,
+    checkpoint: dict,
+    config: Config,
+    accept_differences: bool,
+    testing: bool = True,
+    start: bool = False,
+) -> list[str]:
+    """Compares what a checkpoint was trained as with a config; returns what to warn of.
+
+    Args:
+        path: of the checkpoint, for messages.
+        testing: whether the weights are to be tested, or used, as they are: what only training
+            sees may differ.
+        start: whether a new training starts from them, see `TrainedAsHook`.
+
+    Raises CheckpointError if they were trained as another network, unless `accept_differences`.
+    """
+    meta = checkpoint.get("meta")
+    networks = meta.get(TRAINED_AS) if isinstance(meta, dict) else None
+    if not networks:
+        return [NO_RECORD.format(path=path)]
+    now = network_of(config)
+    # A converted checkpoint may be of several: the files do not tell AlignShift from TSM.
+    found = min((differences(trained, now) for trained in networks), key=len)
+    network = [d for d in found if not of_training(d)]
+    if start:
+        network = _that_weights_need(network, checkpoint["state_dict"], networks[0])
+    if network and not accept_differences:
+        text = "\n".join(f"  {difference}" for difference in network)
+        raise CheckpointError(
+            ANOTHER_NETWORK.format(path=path, differences=text, remedy=OWN_CONFIG)
+        )
+    return [f"{path}, {difference}" for difference in (network if testing else found)]
 
 
 def _that_weights_need(

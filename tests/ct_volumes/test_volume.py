@@ -95,3 +95,17 @@ def test_a_patch_is_the_mask_where_it_is_not_empty():
     patch.paint(painted)
     assert (painted == mask).all()
     assert Patch.of(np.zeros((9, 8))).mask.size == 0
+
+
+def test_the_same_scan_is_known_by_its_hash():
+    scan = volume()
+    assert scan.sha256 == volume().sha256 and len(scan.sha256) == 64
+    other = volume().hu.copy()
+    other[1, 2, 3] += 1
+    changed = [
+        CTVolume(other, scan.origins_mm, (1, 0, 0), (0, 1, 0), scan.spacing_mm, scan.source),
+        CTVolume(scan.hu, scan.origins_mm, (1, 0, 0), (0, 1, 0), (0.8, 0.6), scan.source),
+        volume(steps=(1.0, 2.0, 5.1)),
+        volume(shift=0.1),
+    ]
+    assert len({scan.sha256, *(each.sha256 for each in changed)}) == 5

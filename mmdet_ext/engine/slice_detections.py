@@ -1,0 +1,45 @@
+"""What mmdet predicts on a slice -> SliceDetections: pixel centres, masks without what is empty."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ct_volumes.lesions import Patch, SliceDetections
+from deeplesion.conventions import PIXEL_CENTRE
+
+
+def nothing_on(index: int, with_mask: bool) -> SliceDetections:
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    return SliceDetections(index, *empty, () if with_mask else None)
+
+
+def detections(index: int, found: InstanceData, shape: tuple[int, int]) -> SliceDetections:
+    """mmdet's instances, by pixel edges, on a slice of `shape` with air on the right or below ->
+    pixel centres; what lies in that air is left out."""
+    rows, columns = shape
+    boxes = found.bboxes.float().cpu().numpy()
+    boxes = boxes.reshape(-1, 2, 2).clip(0, np.float32([columns, rows])).reshape(-1, 4)
+    there = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+    masks = None
+    if found.get("masks") is not None:
+        masks = patches(found.masks[torch.from_numpy(there).to(found.masks.device)], shape)
+    scores = found.scores.float().cpu().numpy()[there]
+    return SliceDetections(index, boxes[there] - np.float32(PIXEL_CENTRE), scores, masks)
+
+
+def patches(masks: Tensor, shape: tuple[int, int]) -> tuple[Patch, ...]:
+    """(n, H, W) bool, of which `shape` is the slice -> the parts that are not empty."""
+    masks = masks[:, : shape[0], : shape[1]]
+    sides = [masks.any(dim=axis).cpu().numpy() for axis in (2, 1)]
+    found = []
+    for mask, rows, columns in zip(masks, *sides):
+        y, x = (
+            np.flatnonzero(side)[[0, -1]] if side.any() else (0, -1) for side in (rows, columns)
+        )
+        # A copy: of a view the whole mask would stay in memory.
+        part = mask[y[0] : y[1] + 1, x[0] : x[1] + 1].cpu().numpy().copy()
+        found.append(Patch(int(x[0]), int(y[0]), part))
+    return tuple(found)

@@ -1,0 +1,297 @@
+"""Find lesions in CT scans and measure them:
+python tools/detect.py SCAN --config alignshift_7slice --checkpoint work_dirs/x --out lesions"""
+
+import argparse
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ct_volumes.lesions import Algorithm
+from ct_volumes.linking import link
+from ct_volumes.read import find_scans, list_series, read_volume
+from ct_volumes.results_folder import check_writers, is_finished, names_patient, write_results
+from ct_volumes.volume import CTVolume
+from deeplesion.command_line import REPORT, command, sentence, told_to_repeat
+from deeplesion.errors import UserError
+from deeplesion.evaluation.volume_froc import read_calibration
+from deeplesion.lock import only_writer
+from deeplesion.processes import termination_interrupts
+from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.engine.predict import LesionDetector
+
+MIN_SCORE = 0.05
+MOST_ROWS = 20  # of lesions on the console
+SLICES = "slices.jsonl"  # what was found so far, of a scan that is not finished
+
+
+class Outcome(NamedTuple):
+    """What became of a scan: its folder, and in words what was found or what went wrong."""
+
+    name: str
+    what: str
+    failed: bool = False
+
+
+@command()
+def main() -> int | None:
+    options = parse()
+    scans = find_scans(options.scan)
+    if options.list:
+        for name, path in scans:
+            print_series(name if len(scans) > 1 else "", path)
+        return None
+    if options.series and len(scans) > 1:
+        raise UserError(f"--series chooses within one scan, and {options.scan} holds {len(scans)}")
+    if options.scan.is_dir() and options.out.resolve().is_relative_to(options.scan.resolve()):
+        raise UserError(
+            f"--out {options.out} lies in {options.scan}, where the next call would take the"
+            " results for scans: give a folder elsewhere"
+        )
+    check_numbers(options)
+    check_writers()
+    detector = LesionDetector(
+        options.config, options.checkpoint, options.device, options.accept_differences,
+        options.cfg_options,
+    )  # fmt: skip
+    algorithm = algorithm_of(detector, options)
+    say("detector", f"{detector.name}, {detector.checkpoint}, on {detector.device}")
+    say("threshold", threshold_of(algorithm))
+    outcomes = []
+    with (
+        only_writer(options.out / "detect.lock", "--out"),
+        told_to_repeat(),
+        termination_interrupts(),
+    ):
+        for number, (name, path) in enumerate(scans, 1):
+            if len(scans) == 1:
+                detect_in(path, name, options.out, detector, algorithm, options)
+                return None
+            print(f"\n{number} of {len(scans)}")
+            outcomes.append(attempt(path, name, detector, algorithm, options))
+    print("\n" + summary(outcomes))
+    return 1 if any(outcome.failed for outcome in outcomes) else None
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Find lesions in a CT scan: lesions.json and .csv, a label map (.nii.gz),"
+        " report.html, prompts.json, and of DICOM a SEG and an SR. Of a folder of scans each has a"
+        " folder of its own in OUT; one that cannot be read does not stop the others. The same"
+        " command goes on where it was interrupted. For research, not a medical device."
+    )
+    parser.add_argument(
+        "scan", type=Path, metavar="SCAN",
+        help="DICOM folder or file, zip, DICOMDIR, .nii, .nii.gz, or a folder of scans",
+    )  # fmt: skip
+    parser.add_argument("--config", help="experiment that the checkpoint was trained with")
+    parser.add_argument("--checkpoint", help="a .pth file, or a work directory for its best one")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--list", action="store_true", help="show the series of SCAN and end")
+    parser.add_argument("--series", help="which one to read: its id in --list, number or UID")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="MM",
+        help="look at a slice every so many mm (2.0); less than the scan's own: at every slice",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-score", type=float, metavar="S", help=f"of a lesion's best slice ({MIN_SCORE})"
+    )
+    parser.add_argument(
+        "--fp-per-scan", type=float, metavar="N",
+        help="instead: the score at which --calibration has N false positives a scan",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="calibration of tools/evaluate.py"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU if there is one)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="slices at once (4; GPU 8)")
+    parser.add_argument("--amp", action="store_true", help="half precision, on a GPU")
+    parser.add_argument(
+        "--accept-differences",
+        action="store_true",
+        help="of a checkpoint that was trained as another network than the config's",
+    )
+    parser.add_argument(
+        "--identify", action="store_true",
+        help="say in JSON, page and folder names whose scan it is; else nothing there does",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
+    )
+    options = parser.parse_args()
+    needed = {"--config": options.config, "--checkpoint": options.checkpoint, "--out": options.out}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing and not options.list:
+        parser.error(f"needed to detect lesions: {', '.join(missing)}")
+    return options
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raises UserError for options that cannot be."""
+    if not 0 < options.interval < np.inf:
+        raise UserError(f"--interval must be a positive number of mm, got {options.interval}")
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if (options.fp_per_scan is None) != (options.calibration is None):
+        raise UserError("--fp-per-scan and --calibration belong together: give both or neither")
+    if options.fp_per_scan is not None and options.min_score is not None:
+        raise UserError("give --min-score or --fp-per-scan, not both")
+    if options.min_score is not None and not 0 <= options.min_score <= 1:
+        raise UserError(f"--min-score must be between 0 and 1, got {options.min_score}")
+
+
+def algorithm_of(detector: LesionDetector, options: argparse.Namespace) -> Algorithm:
+    """What is written of the detector; its option `min_score` is the least score of a lesion.
+
+    Raises UserError for a calibration of another detector or other options.
+    """
+    deciding = dict(
+        interval_mm=options.interval, amp=options.amp, network_sha256=detector.network_sha256
+    )
+    if options.calibration is None:
+        score = MIN_SCORE if options.min_score is None else options.min_score
+        return detector.algorithm(dict(min_score=score, **deciding))
+    calibration = read_calibration(options.calibration)
+    measured = calibration.algorithm
+    now = dict(checkpoint_sha256=detector.checkpoint_sha256, **deciding)
+    was = dict(measured.get("options") or {}, checkpoint_sha256=measured.get("checkpoint_sha256"))
+    differ = [f"{k} {was.get(k)}, now {v}" for k, v in now.items() if was.get(k) != v]
+    if differ:
+        raise UserError(
+            f"{options.calibration} was measured otherwise ({'; '.join(differ)}): detect as there,"
+            " or calibrate again"
+        )
+    score = calibration.score_at(options.fp_per_scan)
+    return detector.algorithm(
+        dict(min_score=float(score), fp_per_scan=options.fp_per_scan, **deciding)
+    )
+
+
+def threshold_of(algorithm: Algorithm) -> str:
+    score, rate = algorithm.options["min_score"], algorithm.options.get("fp_per_scan")
+    return f"score {score:.4g}" + ("" if rate is None else f", {rate:g} false positives a scan")
+
+
+def attempt(
+    path: Path,
+    name: str,
+    detector: LesionDetector,
+    algorithm: Algorithm,
+    options: argparse.Namespace,
+) -> Outcome:
+    """One scan of several: whatever is wrong with it, the others follow."""
+    try:
+        return detect_in(path, name, None, detector, algorithm, options)
+    except (UserError, OSError, MemoryError) as error:
+        text = sentence(error)
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}. {REPORT}"
+    say("failed", f"{name}: {text}")
+    return Outcome(name, text, failed=True)
+
+
+def detect_in(
+    path: Path,
+    name: str,
+    out: Path | None,
+    detector: LesionDetector,
+    algorithm: Algorithm,
+    options: argparse.Namespace,
+) -> Outcome:
+    """Detects in one scan and writes its files.
+
+    `out`: the folder for it; None is a folder in OUT of the scan's name, or of a number that is the
+    scan's own where its name would tell the patient's.
+    """
+    began = time.monotonic()
+    volume = read_volume(path, options.series)
+    shown = name
+    if not options.identify and names_patient(name, volume):
+        shown = f"scan_{volume.sha256[:8]}"
+    out = out or options.out / shown
+    say("scan", f"{shown}: {size_of(volume)}")
+    for note in volume.source.notes:
+        say("", note)
+    if is_finished(out, volume, algorithm):
+        say("finished", f"before, {out}")
+        return Outcome(shown, "finished before")
+    store = out / SLICES
+    found = detector.detect_slices(
+        volume, options.interval, options.batch_size, options.amp, store=store
+    )
+    min_score = algorithm.options["min_score"]
+    lesions = link(found, volume, min_score=min_score)
+    written, notes = write_results(out, lesions, volume, algorithm, options.identify)
+    store.unlink(missing_ok=True)
+    seconds = time.monotonic() - began
+    say("looked at", f"{len(found)} slices, {seconds:.0f} s in all")
+    say("lesions", table(lesions, min_score))
+    for note in notes:
+        say("", note)
+    say("files", f"{out}: {', '.join(written)}")
+    return Outcome(shown, f"{len(lesions)} lesions, {seconds:.0f} s")
+
+
+def size_of(volume: CTVolume) -> str:
+    slices, rows, columns = volume.hu.shape
+    row, column = volume.spacing_mm
+    interval = f"every {np.median(volume.interval_mm):.4g} mm, " if slices > 1 else ""
+    return f"{slices} slices of {rows} x {columns}, {interval}pixels of {row:.4g} x {column:.4g} mm"
+
+
+def table(lesions: list, min_score: float) -> str:
+    if not lesions:
+        return f"none with a score of {min_score:.4g} or more"
+    lines = [f"{len(lesions)}", " number  score  slice  long x short mm  volume mm3"]
+    for number, lesion in enumerate(lesions[:MOST_ROWS], 1):
+        long, short = lesion.diameters_mm
+        lines.append(
+            f" {number:>6}  {lesion.score:.3f}  {lesion.recist_index:>5}"
+            f"  {f'{long:.1f} x {short:.1f}':>15}  {lesion.volume_mm3:>10,.0f}"
+        )
+    if len(lesions) > MOST_ROWS:
+        lines.append(f" and {len(lesions) - MOST_ROWS} more, see lesions.csv")
+    return "\n".join(lines)
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    width = max(len(outcome.name) for outcome in outcomes)
+    lines = [f"{o.name:<{width}}  {'FAILED: ' if o.failed else ''}{o.what}" for o in outcomes]
+    failed = sum(outcome.failed for outcome in outcomes)
+    return "\n".join([*lines, f"{len(outcomes)} scans, {failed} failed"])
+
+
+def print_series(name: str, path: Path) -> None:
+    """A line for each series of a scan, those that are not read by themselves with the reason."""
+    if name:
+        print(f"\n{name}")
+    rows = [("id", "slices", "size", "interval", "thickness", "kernel", "description", "")]
+    for each in list_series(path):
+        slices, height, width = each.size
+        rows.append(
+            (
+                each.id, str(slices), f"{height} x {width}", millimetres(each.interval_mm),
+                millimetres(each.slice_thickness_mm), each.kernel, each.description,
+                f"skipped: {each.skipped}" if each.skipped else "",
+            )
+        )  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths)]
+        print("  ".join([*cells, row[-1]]).rstrip())
+
+
+def millimetres(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g} mm"
+
+
+def say(what: str, text: object) -> None:
+    head, *rest = str(text).split("\n")
+    print("\n".join([f"{what:<12}{head}", *(f"{'':<12}{line}" for line in rest)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
