@@ -58,6 +58,10 @@ class KeySliceFPN(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.num_slices = num_slices
+        # Whether the heads take maps of any memory layout at inference. mmcv's own RoIAlign reads
+        # memory in NCHW order whatever the strides say: from channels-last features it would pool
+        # scrambled ones, without an error. A detector whose RoIAlign is another sets this.
+        self.any_layout = False
         self.reductions = nn.ModuleList(
             DepthReduction(c, num_slices) if num_slices > 1 else nn.Flatten(1, 2)
             for c in in_channels
@@ -81,9 +85,7 @@ class KeySliceFPN(BaseModule):
         y = maps.pop()
         for finer in reversed(maps):
             y = finer + F.interpolate(y, scale_factor=2, mode="nearest")
-        # mmcv's RoIAlign reads memory in NCHW order whatever the strides say: from channels-last
-        # features it would pool scrambled ones, without an error.
-        return (y.contiguous(),)
+        return (y if self.any_layout and not torch.is_grad_enabled() else y.contiguous(),)
 
     def squeeze(self, x: Tensor, reduce: nn.Module, lateral: nn.Module, norm: nn.Module) -> Tensor:
         """(B, C_i, D, H_i, W_i) -> (B, out_channels, H_i, W_i)."""
