@@ -123,7 +123,7 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def counts(dataset: Dataset) -> dict[str, Any]:
     """How many images and lesions an mmdet data set has, and its file."""
     lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
-    source = getattr(dataset, "ann_file", type(dataset).__name__)
+    source = " and ".join(files_of(dataset)) or type(dataset).__name__
     return dict(images=len(dataset), lesions=lesions, source=source)
 
 
@@ -138,8 +138,14 @@ def masks_of(dataset: Dataset) -> str:
         return "none"
     if masks := getattr(dataset, "metainfo", {}).get("masks"):
         return str(masks)
-    folder = Path(getattr(dataset, "ann_file", "")).parent.name
-    return f"of {folder}/; the annotation file does not say how they were drawn"
+    folders = dict.fromkeys(f"{Path(file).parent.name}/" for file in files_of(dataset))
+    return f"of {' and '.join(folders)}; the annotation file does not say how they were drawn"
+
+
+def files_of(dataset: Dataset) -> list[str]:
+    """The annotation files of a data set, as far as it has any."""
+    files = getattr(dataset, "ann_file", [])
+    return [files] if isinstance(files, str) else list(files)
 
 
 def batch_norm(model: nn.Module, processes: int) -> str:
