@@ -6,9 +6,7 @@ resize = dict(size=128)
 
 model = dict(
     data_preprocessor=dict(low=-250, high=350),
-    backbone=dict(
-        depth=18, base_channels=24, frozen_stages=-1, norm_eval=False, init_cfg=None
-    ),
+    backbone=dict(depth=18, base_channels=24, frozen_stages=-1, norm_eval=False, init_cfg=None),
     neck=dict(in_channels=[24, 48, 96, 192], out_channels=channels, norm_cfg=dict(type="BN")),
     rpn_head=dict(
         in_channels=channels,

@@ -13,9 +13,7 @@ from mmdet_ext.checkpoint import UnreachableError, download, load_checkpoint_fil
 WITHOUT = "To train without pretrained weights: --cfg-options model.backbone.init_cfg=None"
 
 
-def fetch_weights(
-    source: str, published: str = "densenet121-a639ec97.pth"
-) -> dict[str, Tensor]:
+def fetch_weights(source: str, published: str = "densenet121-a639ec97.pth") -> dict[str, Tensor]:
     """Loads a state dict from a file or URL, as data only (no pickled code runs).
 
     `published` is the name of torchvision's file that is meant, for messages.

@@ -22,7 +22,7 @@ LOCATIONS = ("rpn", "rcnn")
 MODELS.register_module(module=VolumetricAttention)
 
 
-class _SliceGroups:
+class SliceGroups:
     """What both detectors share, before mmdet's class in the order of inheritance."""
 
     def __init__(
@@ -186,14 +186,14 @@ _ARGUMENTS = """
 
 
 @MODELS.register_module()
-class SliceGroupFasterRCNN(_SliceGroups, FasterRCNN):
+class SliceGroupFasterRCNN(SliceGroups, FasterRCNN):
     __doc__ = "Faster R-CNN on the middle image of a CT stack (section 3.3)." + (
         _ARGUMENTS.format(parent="FasterRCNN")
     )
 
 
 @MODELS.register_module()
-class SliceGroupMaskRCNN(_SliceGroups, MaskRCNN):
+class SliceGroupMaskRCNN(SliceGroups, MaskRCNN):
     __doc__ = "Mask R-CNN on the middle image of a CT stack (Fig. 2)." + (
         _ARGUMENTS.format(parent="MaskRCNN")
     )
@@ -278,7 +278,7 @@ def _replaced(path: str, part: dict, expected: str, kind: str, **options) -> dic
     """A part of mmdet's as the one here that takes a bag."""
     if part.get("type") != expected:
         raise ValueError(
-            f"{path}.type={part.get('type')}: with attention_location='rcnn' it must be {expected}, "
-            f"which becomes {kind}"
+            f"{path}.type={part.get('type')}: with attention_location='rcnn' it must be "
+            f"{expected}, which becomes {kind}"
         )
     return {**part, "type": kind, **options}
