@@ -119,7 +119,7 @@ class DeepLesionDataset(CocoDataset):
         with_lesions = [sample["img_id"] for sample in samples if sample["instances"]]
         self.cat_img_map = {self.cat_ids[0]: with_lesions}  # what a filter_cfg looks at
         self._metainfo["table_key_slices"] = None  # of a test set
-        self._metainfo["masks"] = kinds[0] if len(set(kinds)) == 1 else None
+        self._metainfo["masks"] = " and ".join(dict.fromkeys(kinds)) if all(kinds) else None
         self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
         return samples
 

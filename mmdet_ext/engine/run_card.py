@@ -57,7 +57,7 @@ def facts_of(runner: Runner) -> dict[str, Any]:
     init = getattr(backbone, "init_cfg", None) or {}
     return dict(
         data={split: counts(dataset) for split, dataset in data.items()},
-        published_key_slices=PUBLISHED_KEY_SLICES,
+        published_key_slices={split: published(dataset, split) for split, dataset in data.items()},
         total_batch=plan.total_batch,
         processes=runner.world_size,
         accumulative_counts=accumulated,
@@ -125,6 +125,14 @@ def counts(dataset: Dataset) -> dict[str, Any]:
     lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
     source = " and ".join(files_of(dataset)) or type(dataset).__name__
     return dict(images=len(dataset), lesions=lesions, source=source)
+
+
+def published(dataset: Dataset, split: str) -> int:
+    """How many key slices DeepLesion has in the splits that a data set is of, by its files' names,
+    or, where they are others, in `split`."""
+    names = [Path(file).stem for file in files_of(dataset)]
+    known = [PUBLISHED_KEY_SLICES[name] for name in names if name in PUBLISHED_KEY_SLICES]
+    return sum(known) if known and len(known) == len(names) else PUBLISHED_KEY_SLICES[split]
 
 
 def describe(counted: dict[str, Any]) -> str:

@@ -117,7 +117,9 @@ def build(path):
     config.model.test_cfg.rcnn.max_per_img = 3
     config.model.test_cfg.rpn.max_per_img = 100
     if "base_channels" not in backbone and backbone.type == "TorchvisionResNet":
-        backbone.base_channels = 8  # an eighth of the width; depth and parts are the config's
+        # A narrow network; depth and parts are the config's.
+        backbone.base_channels = 8
+        config.model.roi_head.bbox_head.fc_out_channels = 64
         config.model.neck.in_channels = [c // 8 for c in config.model.neck.in_channels]
     return MODELS.build(config.model), config
 
