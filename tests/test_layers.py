@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "mmdet_ext.convert": ["mmdet_ext.ops"],
     "mmdet_ext.random_states": [],
     "mmdet_ext.checkpoint": ["ground"],
+    "mmdet_ext.models.attention": [],
     "mmdet_ext.models": [
         "mmdet_ext.models",
         "mmdet_ext.ops",
@@ -65,6 +66,7 @@ LIBRARIES = {
     "deeplesion.evaluation.intervals": {"numpy"},
     "mmdet_ext.ops": {"torch"},
     "mmdet_ext.convert": {"torch"},
+    "mmdet_ext.models.attention": {"torch"},
     "mmdet_ext.engine.run_check": {"matplotlib"},
 }
 
@@ -155,7 +157,7 @@ ABOVE_TORCH = {"mmengine", "mmcv", "mmdet", "pandas", "cv2", "skimage", "matplot
     [
         ([name for name in MODULES if not name.startswith("mmdet_ext")], FRAMEWORK),
         (["deeplesion.evaluation.froc"], FRAMEWORK | ABOVE_TORCH),
-        (["mmdet_ext.ops", "mmdet_ext.convert"], ABOVE_TORCH),
+        (["mmdet_ext.ops", "mmdet_ext.convert", "mmdet_ext.models.attention"], ABOVE_TORCH),
     ],
     ids=["deeplesion", "froc", "ops"],
 )

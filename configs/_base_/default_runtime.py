@@ -14,6 +14,8 @@ custom_imports = dict(
         "mmdet_ext.models.losses",
         "mmdet_ext.models.neck",
         "mmdet_ext.models.preprocessor",
+        "mmdet_ext.models.resnet",
+        "mmdet_ext.models.slice_groups",
     ],
     allow_failed_imports=False,
 )

@@ -27,6 +27,7 @@ THRESHOLDS = {"test_cfg"}
 TRAINING = {
     "train_cfg", "assigner", "sampler", "batch_augments", "norm_eval", "frozen_stages",
     "reg_decoded_bbox", "drop_rate", "drop_path_rate", "dropout",
+    "detach_context", "initial_gate",
     "stem",  # how pretrained weights become those of the first convolution
 }  # fmt: skip
 AUGMENTATION = {"prob", "shift", "scale", "rotation", "flip_prob", "augment", "box_from"}

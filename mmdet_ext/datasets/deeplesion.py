@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -51,6 +52,8 @@ class DeepLesionDataset(CocoDataset):
     the annotations as the file has them (pixel-centre coordinates), for evaluation.
 
     Args:
+        ann_file: an annotation file, or for training a list of them whose key slices are taken
+            together, such as those of train and val.
         stack: which slices around a key slice are looked at, what `load_slices` takes: `num_slices`
             (D, odd), `policy`, `target_mm`, `interpolation`.
         cache: folder, maybe below `data_root`, that `tools/prepare_data.py --cache` wrote; where it
@@ -60,9 +63,10 @@ class DeepLesionDataset(CocoDataset):
 
     Raises:
         MissingDataError: the annotation file is missing, with how to get or make the data.
-        DataError: it is not as `read_annotations` wants it, or, of training, has no lesions.
+        DataError: it is not as `read_annotations` wants it, or, of training, has no lesions; a key
+            slice is in two files.
         ValueError: a `stack` that is missing or out of its range; an `on_bad_slice` that is
-            neither, or 'skip' in testing.
+            neither, or 'skip' in testing; several annotation files in testing, or none.
     """
 
     METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
@@ -95,6 +99,31 @@ class DeepLesionDataset(CocoDataset):
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        if not isinstance(self.ann_file, (list, tuple)):
+            return self._load_file()
+        files, samples, kinds = self.ann_file, [], []
+        try:
+            for self.ann_file in files:
+                samples += self._load_file()
+                kinds.append(self._metainfo["masks"])
+        finally:
+            self.ann_file = files
+        names = Counter(sample["file_name"] for sample in samples)
+        if twice := [name for name, number in names.items() if number > 1]:
+            raise DataError(
+                f"{' and '.join(files)} share {len(twice)} key slices, such as {twice[0]}: a key "
+                "slice is learnt from once"
+            )
+        for i, sample in enumerate(samples, 1):  # each file counts from 1
+            sample["img_id"] = i
+        with_lesions = [sample["img_id"] for sample in samples if sample["instances"]]
+        self.cat_img_map = {self.cat_ids[0]: with_lesions}  # what a filter_cfg looks at
+        self._metainfo["table_key_slices"] = None  # of a test set
+        self._metainfo["masks"] = " and ".join(dict.fromkeys(kinds)) if all(kinds) else None
+        self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        return samples
+
+    def _load_file(self) -> list[dict]:
         if not Path(self.ann_file).is_file():
             released = Path(self.ann_file).parent.name == ANNOTATIONS["released"]
             options = " --masks released" if released else ""
@@ -134,7 +163,19 @@ class DeepLesionDataset(CocoDataset):
             )
 
     def _join_prefix(self) -> None:
-        super()._join_prefix()
+        files = self.ann_file
+        if isinstance(files, (list, tuple)):
+            if self.test_mode or not files:
+                raise ValueError(
+                    f"ann_file={files}: several files are for training, of which there must be one "
+                    "at least"
+                )
+            joined = [str(Path(self.data_root or "", file)) for file in files]
+            self.ann_file = ""  # mmengine joins one
+            super()._join_prefix()
+            self.ann_file = joined
+        else:
+            super()._join_prefix()
         if self.cache:
             folder = Path(self.data_root or "", self.cache)
             self.cache = str(folder) if folder.is_dir() else None

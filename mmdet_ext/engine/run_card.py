@@ -57,7 +57,7 @@ def facts_of(runner: Runner) -> dict[str, Any]:
     init = getattr(backbone, "init_cfg", None) or {}
     return dict(
         data={split: counts(dataset) for split, dataset in data.items()},
-        published_key_slices=PUBLISHED_KEY_SLICES,
+        published_key_slices={split: published(dataset, split) for split, dataset in data.items()},
         total_batch=plan.total_batch,
         processes=runner.world_size,
         accumulative_counts=accumulated,
@@ -123,8 +123,16 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def counts(dataset: Dataset) -> dict[str, Any]:
     """How many images and lesions an mmdet data set has, and its file."""
     lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
-    source = getattr(dataset, "ann_file", type(dataset).__name__)
+    source = " and ".join(files_of(dataset)) or type(dataset).__name__
     return dict(images=len(dataset), lesions=lesions, source=source)
+
+
+def published(dataset: Dataset, split: str) -> int:
+    """How many key slices DeepLesion has in the splits that a data set is of, by its files' names,
+    or, where they are others, in `split`."""
+    names = [Path(file).stem for file in files_of(dataset)]
+    known = [PUBLISHED_KEY_SLICES[name] for name in names if name in PUBLISHED_KEY_SLICES]
+    return sum(known) if known and len(known) == len(names) else PUBLISHED_KEY_SLICES[split]
 
 
 def describe(counted: dict[str, Any]) -> str:
@@ -138,8 +146,14 @@ def masks_of(dataset: Dataset) -> str:
         return "none"
     if masks := getattr(dataset, "metainfo", {}).get("masks"):
         return str(masks)
-    folder = Path(getattr(dataset, "ann_file", "")).parent.name
-    return f"of {folder}/; the annotation file does not say how they were drawn"
+    folders = dict.fromkeys(f"{Path(file).parent.name}/" for file in files_of(dataset))
+    return f"of {' and '.join(folders)}; the annotation file does not say how they were drawn"
+
+
+def files_of(dataset: Dataset) -> list[str]:
+    """The annotation files of a data set, as far as it has any."""
+    files = getattr(dataset, "ann_file", [])
+    return [files] if isinstance(files, str) else list(files)
 
 
 def batch_norm(model: nn.Module, processes: int) -> str:

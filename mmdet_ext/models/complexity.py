@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
+from mmcv.ops import DeformConv2dPack
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeplesion.errors import UserError
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
+from mmdet_ext.models.slice_groups import BagRoIExtractor, SliceGroups
 from mmdet_ext.ops import P3DConv, SliceConv
 
 aten = torch.ops.aten
@@ -109,6 +112,30 @@ class Count(TorchDispatchMode):
                 del operator.fuse, operator.fuse_
 
 
+@contextlib.contextmanager
+def deformable_as_plain(part: nn.Module) -> Iterator[None]:
+    """Meanwhile deformable convolutions compute their offsets, and are plain convolutions of the
+    same kernel: mmcv's own code needs data. Reading between pixels is not counted, as in
+    RoIAlign."""
+
+    def plain(conv: DeformConv2dPack):
+        def run(x: Tensor) -> Tensor:
+            conv.conv_offset(x)
+            geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+            return F.conv2d(x, conv.weight, None, *geometry)
+
+        return run
+
+    convolutions = [m for m in part.modules() if isinstance(m, DeformConv2dPack)]
+    for convolution in convolutions:
+        convolution.forward = plain(convolution)
+    try:
+        yield
+    finally:
+        for convolution in convolutions:
+            del convolution.forward
+
+
 def count(part: nn.Module, *inputs) -> tuple[Complexity, object]:
     """Runs `part` on `inputs`, which hold no data; its complexity and its outputs."""
     result = Complexity(parameters=sum(p.numel() for p in part.parameters()))
@@ -118,7 +145,12 @@ def count(part: nn.Module, *inputs) -> tuple[Complexity, object]:
             result.paper_flops += 3 * output.numel()
 
     hooks = [m.register_forward_hook(published_p3d) for m in part.modules() if type(m) is P3DConv]
-    with torch.no_grad(), Count(result) as counter, counter.mixing_of(part):
+    with (
+        torch.no_grad(),
+        deformable_as_plain(part),
+        Count(result) as counter,
+        counter.mixing_of(part),
+    ):
         outputs = part(*inputs)
     for hook in hooks:
         hook.remove()
@@ -154,7 +186,8 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         size: height and width in px, a multiple of 32; default: what the config resizes to.
 
     Returns:
-        Those parts that the detector has, by mmdet's names: `backbone`, `neck`; `rpn_head`,
+        Those parts that the detector has, by mmdet's names: `backbone`, `neck` (of all the images
+        that volumetric attention looks at), `attention`; `rpn_head`,
         `shared_head`, `bbox_head` (on test_cfg.rpn.max_per_img proposals) and `mask_head` (on
         test_cfg.rcnn.max_per_img detections; shared_head too if there is one) of a two-stage
         detector, the stages of a cascade together; `bbox_head` of a single-stage one. RoIAlign,
@@ -162,7 +195,7 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
 
     Raises:
         UserError: size is not a positive multiple of 32; a detector with other parts, or with one
-            that does not run on its own or without data (deformable convolutions).
+            that does not run on its own or without data.
     """
     slices, config_size = input_shape(config)
     size = size or config_size
@@ -179,10 +212,19 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
             inputs = (torch.empty(1, 1, slices, size, size), torch.empty(1))
         else:
             inputs = (torch.empty(1, 3, size, size),)
+        grouped = isinstance(model, SliceGroups)
+        if grouped:
+            inputs = (model.regroup(inputs[0]),)
         parts = {}
         parts["backbone"], features = _count_option("backbone", model.backbone, *inputs)
         if model.with_neck:
             parts["neck"], features = _count_option("neck", model.neck, features)
+        if grouped:
+            bags = [level.unflatten(0, (1, model.num_images)) for level in features]
+            if model.attention_location == "rpn":
+                parts["attention"], features = _count_option("attention", model.attention, bags)
+            else:
+                features = model.attend(bags)
         if isinstance(model, TwoStageDetector):
             parts["rpn_head"], _ = _count_option("rpn_head", model.rpn_head, features)
             parts |= _roi_head_parts(model)
@@ -203,7 +245,8 @@ def _build_without_data(options: dict) -> nn.Module:
     with DefaultScope.overwrite_default_scope("mmdet"):
         try:
             with torch.device("meta"):
-                return MODELS.build(copy.deepcopy(options))
+                # Deformable convolutions make theirs on the CPU all the same.
+                return MODELS.build(copy.deepcopy(options)).to("meta")
         except RuntimeError:  # a constructor that looks at its numbers, as Swin's
             return MODELS.build(options).to("meta")
 
@@ -231,9 +274,14 @@ def _roi_head_parts(model: TwoStageDetector) -> dict[str, Complexity]:
         if not isinstance(stages, nn.ModuleList):
             stages, extractors = [stages], [extractors]
         for stage, extractor in zip(stages, extractors, strict=True):
-            regions = torch.empty(
-                number, extractor.out_channels, *extractor.roi_layers[0].output_size
-            )
+            size = extractor.roi_layers[0].output_size
+            if isinstance(extractor, BagRoIExtractor):
+                path = f"roi_head.{name}_roi_extractor.attention"
+                bags = torch.empty(number, *extractor.bag_shape, *size)
+                attention, regions = _count_option(path, extractor.attention, bags)
+                parts["attention"] = parts.get("attention", Complexity()) + attention
+            else:
+                regions = torch.empty(number, extractor.out_channels, *size)
             if head.with_shared_head:
                 shared, regions = _count_option("roi_head.shared_head", head.shared_head, regions)
                 if "shared_head" in parts:

@@ -12,6 +12,13 @@ from torch import Tensor
 from mmdet_ext.models.roi_align import use_matrix_roi_align
 from mmdet_ext.ops import OPERATORS
 
+# A default would be silently wrong for a config that was read without `stack`.
+NO_NUM_SLICES = (
+    "the detector needs num_slices. Read an experiment by mmdet_ext.config.experiment."
+    "read_experiment(path), which writes its stack to all parts; mmengine's Config.fromfile does "
+    "not"
+)
+
 
 @MODELS.register_module()
 class KeySliceMaskRCNN(MaskRCNN):
@@ -32,12 +39,7 @@ class KeySliceMaskRCNN(MaskRCNN):
 
     def __init__(self, backbone: dict, neck: dict, num_slices: int | None = None, **others) -> None:
         if num_slices is None:
-            # A default would be silently wrong for a config that was read without `stack`.
-            raise ValueError(
-                "the detector needs num_slices. Read an experiment by mmdet_ext.config.experiment."
-                "read_experiment(path), which writes its stack to all parts; mmengine's "
-                "Config.fromfile does not"
-            )
+            raise ValueError(NO_NUM_SLICES)
         backbone, neck, depth = dict(backbone), dict(neck), num_slices
         if backbone.get("slices_as_channels"):
             set_once("backbone.in_channels", backbone, "in_channels", num_slices)

@@ -18,12 +18,15 @@ from deeplesion.conventions import HU_SHIFT, HU_WINDOW
 class CTDataPreprocessor(BaseDataPreprocessor):
     """Batches CT volumes on the device: int16 HU in, windowed float32 out.
 
-    HU clipped to [low, high] are mapped linearly to [0, 255], minus `shift`. Volumes are padded
-    with air, right and below, to the batch's largest size rounded up to `pad_size_divisor`.
+    HU clipped to [low, high] are mapped linearly to [0, 255], minus `shift`, over `divisor`.
+    Volumes are padded with air, right and below, to the batch's largest size rounded up to
+    `pad_size_divisor`.
 
     Args:
         low, high: window in HU.
         shift: subtracted after scaling to [0, 255].
+        divisor: what it is divided by then. Networks whose BatchNorm keeps the statistics of
+            ImageNet need its mean and standard deviation, as numbers of one grey value.
         pad_size_divisor: stride of the network's coarsest map, or a multiple.
     """
 
@@ -33,19 +36,23 @@ class CTDataPreprocessor(BaseDataPreprocessor):
         high: float = HU_WINDOW[1],
         shift: float = HU_SHIFT,
         pad_size_divisor: int = 32,
+        divisor: float = 1.0,
         non_blocking: bool = False,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
         if not low < high:
             raise ValueError(f"the window must have low < high, got low={low}, high={high}")
-        self.low, self.high, self.shift = low, high, shift
+        if not divisor > 0:
+            raise ValueError(f"divisor must be > 0, got {divisor}")
+        self.low, self.high, self.shift, self.divisor = low, high, shift, divisor
         self.pad_size_divisor = pad_size_divisor
 
     def window(self, hu: Tensor) -> Tensor:
         scaled = (hu.float().clamp_(self.low, self.high) - self.low) * (
             255 / (self.high - self.low)
         )
-        return scaled.sub_(self.shift)
+        scaled.sub_(self.shift)
+        return scaled if self.divisor == 1 else scaled.div_(self.divisor)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """

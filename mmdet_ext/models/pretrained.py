@@ -13,8 +13,10 @@ from mmdet_ext.checkpoint import UnreachableError, download, load_checkpoint_fil
 WITHOUT = "To train without pretrained weights: --cfg-options model.backbone.init_cfg=None"
 
 
-def fetch_weights(source: str) -> dict[str, Tensor]:
+def fetch_weights(source: str, published: str = "densenet121-a639ec97.pth") -> dict[str, Tensor]:
     """Loads a state dict from a file or URL, as data only (no pickled code runs).
+
+    `published` is the name of torchvision's file that is meant, for messages.
 
     Raises MissingDataError or UnreachableError with what to do instead.
     """
@@ -22,7 +24,7 @@ def fetch_weights(source: str) -> dict[str, Tensor]:
         if not Path(source).is_file():
             raise MissingDataError(
                 f"model.backbone.init_cfg.checkpoint={source}: no such file. Give the path of "
-                f"torchvision's densenet121-a639ec97.pth. {WITHOUT}"
+                f"torchvision's {published}. {WITHOUT}"
             )
         return load_checkpoint_file(source)
     try:

@@ -1,6 +1,7 @@
 """What an experiment states once reaches every part that reads it, and nothing contradicts it."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,17 @@ def test_a_volume_of_another_depth_is_refused_with_the_option_to_change(name):
         model = MODELS.build(config.model)
         with pytest.raises(ValueError, match=r"num_slices=3.*7 slices.*stack.num_slices to 7"):
             model.extract_feat((torch.empty(1, 1, 7, 64, 64), torch.ones(1)))
+
+
+def test_the_page_shows_how_to_train_on_one_split_and_validate_on_the_other(tmp_path):
+    page = (ROOT / "docs/configs.md").read_text()
+    section = page.split("## Training on two splits")[1]
+    (text,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)
+    file = tmp_path / "mine.py"
+    file.write_text(text.replace('"configs/', f'"{ROOT}/configs/'))
+    config = load_config(str(file), {})
+    files = [dataset.ann_file for dataset in datasets(config)]
+    assert files == [f"annotations/{split}.json" for split in ("train", "val", "test")]
+    assert config.val_dataloader.dataset.stack == config.test_dataloader.dataset.stack
+    assert config.val_evaluator.type == "FROCMetric" and config.val_cfg.type == "ValLoop"
+    assert config.default_hooks.checkpoint.rule == "greater"

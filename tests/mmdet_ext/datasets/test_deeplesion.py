@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.prepare import prepare
 from deeplesion.data.slice_cache import fill_cache
-from deeplesion.errors import DataError, message_of
+from deeplesion.errors import DataError, MissingDataError, message_of
 from mmdet_ext.datasets.deeplesion import DeepLesionDataset
 from mmdet_ext.datasets.sampler import EpochSampler, SampleKey
+from mmdet_ext.engine.run_card import counts, masks_of, published
 
 STACK = dict(num_slices=3, policy="keep_thick")
 PIPELINE = [
@@ -69,6 +70,65 @@ def test_masks_lie_inside_their_boxes(phantom):
             rows, columns = np.nonzero(mask)
             assert columns.min() + 0.5 >= box[0] - 0.5 and columns.max() + 0.5 <= box[2] + 0.5
             assert rows.min() + 0.5 >= box[1] - 0.5 and rows.max() + 0.5 <= box[3] + 0.5
+
+
+def several(root, *files, **options):
+    files = [f"annotations/{name}.json" for name in files]
+    return DeepLesionDataset(
+        stack=STACK,
+        data_root=str(root),
+        ann_file=files,
+        data_prefix=dict(img="Images_png"),
+        pipeline=PIPELINE,
+        **options,
+    )
+
+
+def test_several_files_are_one_data_set_one_after_the_other(phantom):
+    both = several(phantom, "train", "val")
+    parts = [dataset(phantom, split) for split in ("train", "val")]
+    assert len(both) == len(parts[0]) + len(parts[1])
+    expected = [part.get_data_info(i) for part in parts for i in range(len(part))]
+    found = [both.get_data_info(i) for i in range(len(both))]
+    for key in ("file_name", "img_path", "lesions", "instances", "slice_range"):
+        assert [sample[key] for sample in found] == [sample[key] for sample in expected]
+    assert len({sample["img_id"] for sample in found}) == len(both)
+    for index in (0, len(parts[0]), len(both) - 1):  # of either file, by a sampler's key as well
+        part, i = (parts[0], index) if index < len(parts[0]) else (parts[1], index - len(parts[0]))
+        assert (both[SampleKey(0, 0, index)]["inputs"] == part[i]["inputs"]).all()
+    assert both.metainfo["masks"] == parts[0].metainfo["masks"]
+    kept = several(phantom, "train", "val", filter_cfg=dict(filter_empty_gt=True))
+    assert len(kept) == sum(bool(sample["instances"]) for sample in found)
+    facts = counts(both)
+    assert facts["lesions"] == sum(len(sample["lesions"]) for sample in expected)
+    assert published(both, "train") == 22_478 + 4_791
+    assert published(parts[0], "train") == 22_478
+    assert facts["source"] == f"{phantom}/annotations/train.json and {phantom}/annotations/val.json"
+
+
+def test_several_files_are_for_training_and_share_no_key_slice(phantom):
+    with pytest.raises(DataError, match=r"train.json and .*train.json share \d+ key slices, such"):
+        several(phantom, "train", "train")
+    with pytest.raises(ValueError, match="several files are for training"):
+        several(phantom, "train", "val", test_mode=True)
+    with pytest.raises(ValueError, match="there must be one at least"):
+        several(phantom)
+    with pytest.raises(MissingDataError, match=r"none.json does not exist"):
+        several(phantom, "train", "none")
+
+
+def test_masks_of_two_kinds_are_told(phantom, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for split, kind in (("train", "grabcut"), ("val", "ellipse")):
+        content = json.loads((phantom / f"annotations/{split}.json").read_text())
+        content["info"]["masks"] = kind
+        (tmp_path / f"annotations/{split}.json").write_text(json.dumps(content))
+    (tmp_path / "Images_png").symlink_to(phantom / "Images_png")
+    assert masks_of(several(tmp_path, "train", "val")) == "grabcut and ellipse"
+    content["info"].pop("masks")
+    (tmp_path / "annotations/val.json").write_text(json.dumps(content))
+    both = several(tmp_path, "train", "val")
+    assert masks_of(both).startswith("of annotations/; the annotation file does not say")
 
 
 def test_sampler_keys_name_seed_epoch_and_sample(phantom):

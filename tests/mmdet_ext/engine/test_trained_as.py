@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
-from mmdet_ext.config.network import TRAINED_AS, differences, network_of
+from mmdet_ext.config.network import TRAINED_AS, differences, network_of, of_training
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.run import test as run_test
 from mmdet_ext.engine.trained_as import TrainedAsHook
@@ -174,14 +174,30 @@ def test_a_checkpoint_without_the_record_is_warned_of(trained, load):
 # The record
 
 
-def test_every_two_experiments_differ_and_each_equals_itself(repository):
-    files = sorted((repository / "configs").rglob("*_3slice.py"))
+@pytest.mark.parametrize("which", ["**/*_3slice.py", "volumetric_attention/*.py"])
+def test_every_two_experiments_differ_and_each_equals_itself(repository, which):
+    files = sorted((repository / "configs").glob(which))
     networks = {str(file): network_of(load_config(str(file))) for file in files}
     for one, network in networks.items():
         assert json.loads(json.dumps(network)) == network, "plain data"
         assert differences(network, network_of(load_config(one))) == []
     for one, other in itertools.combinations(networks, 2):
         assert differences(networks[one], networks[other]), (one, other)
+
+
+def test_where_and_how_attention_is_paid_is_of_the_network_its_gradients_are_not(repository):
+    path = str(repository / "configs/volumetric_attention/faster_rcnn_r50_va.py")
+    network = network_of(load_config(path))
+
+    def found(**options):
+        overrides = {f"model.{name.replace('__', '.')}": value for name, value in options.items()}
+        return differences(network, network_of(load_config(path, overrides)))
+
+    assert found(attention__scale="sqrt", attention__reduction=16) == [], "their defaults"
+    assert found(attention__scale="none") == [("model.attention.scale", "sqrt", "none")]
+    assert found(attention_location="rcnn") == [("model.attention_location", "rpn", "rcnn")]
+    assert found(data_preprocessor__divisor=1.0) == [("model.data_preprocessor.divisor", 57.6, 1.0)]
+    assert all(map(of_training, found(attention__detach_context=True, attention__initial_gate=0.9)))
 
 
 def test_an_option_that_the_record_does_not_know_is_taken_for_its_default(repository):

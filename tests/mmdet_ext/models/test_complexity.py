@@ -13,6 +13,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmdet_ext.config.experiment import read_experiment
+from mmdet_ext.engine.run import load_config
 from mmdet_ext.models.complexity import (
     Complexity,
     count,
@@ -200,13 +201,65 @@ def test_every_parameter_is_in_one_part(path, names):
     [
         ("detr/detr_r50_8xb2-150e_coco.py", "DETR is neither"),
         ("grid_rcnn/grid-rcnn_r50_fpn_gn-head_1x_coco.py", "parameters outside its backbone"),
-        ("dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py", "model.backbone: ResNet cannot"),
         ("double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py", "model.roi_head.bbox_head: Double"),
     ],
 )
 def test_a_detector_that_cannot_be_counted_is_named(path, message):
     with pytest.raises(ValueError, match=message):
         detector_complexity(Config.fromfile(MMDETECTION / path), 64)
+
+
+def attention_complexity(repository, name, size=96, **overrides):
+    path = str(repository / f"configs/volumetric_attention/{name}.py")
+    return detector_complexity(load_config(path, overrides), size)
+
+
+def test_a_deformable_convolution_is_a_plain_one_and_that_of_its_offsets(repository):
+    plain = attention_complexity(repository, "faster_rcnn_r50")
+    deformable = attention_complexity(repository, "deformable_faster_rcnn_r50")
+    macs = parameters = 0
+    for blocks, width, side in ((4, 128, 12), (6, 256, 6), (3, 512, 3)):
+        parameters += blocks * (width * 9 + 1) * 18
+        macs += blocks * width * 9 * 18 * side**2
+    difference = deformable["backbone"].multiply_adds - plain["backbone"].multiply_adds
+    assert difference == macs
+    assert deformable["backbone"].parameters - plain["backbone"].parameters == parameters
+    assert {k: v for k, v in deformable.items() if k != "backbone"} == {
+        k: v for k, v in plain.items() if k != "backbone"
+    }
+
+
+def attention_by_hand(sides, bags=1, images=3, channels=256):
+    """Multiply-adds of both attentions on maps of these sides: embeddings, the products with the
+    target's, the weighted sums, last convolutions and gates."""
+    hidden, total = channels // 16, 0
+    for side in sides:
+        places = side**2
+        embeddings = (images + 1) * 2 * channels * hidden
+        channel = embeddings + 2 * images * channels + channels**2 + channels * places
+        spatial = (images + 1) * 2 * 49 * places + 2 * images * places + places + channels * places
+        total += bags * (channel + spatial)
+    return total
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_r50_va", "mask_rcnn_r50_va"])
+def test_volumetric_attention_is_counted_by_its_images(repository, name):
+    plain = attention_complexity(repository, "faster_rcnn_r50")
+    before = attention_complexity(repository, name)
+    after = attention_complexity(repository, name, **{"model.attention_location": "rcnn"})
+    for part in ("backbone", "neck"):
+        assert before[part] == after[part]
+        assert before[part].multiply_adds == 3 * plain[part].multiply_adds
+        assert before[part].parameters == plain[part].parameters
+    assert before["rpn_head"] == after["rpn_head"] == plain["rpn_head"]
+    assert before["bbox_head"] == after["bbox_head"] == plain["bbox_head"]
+    assert before["attention"].multiply_adds == attention_by_hand((24, 12, 6, 3, 2))
+    assert before["attention"].parameters == 371_785
+    regions, heads = attention_by_hand([7], 1000), 1
+    if "mask" in name:
+        regions, heads = regions + attention_by_hand([14], 100), 2
+    assert after["attention"].multiply_adds == regions
+    assert after["attention"].parameters == heads * 371_785 // 5
 
 
 def test_the_command_prints_a_2d_detector(repository):

@@ -22,7 +22,10 @@ from mmdet_ext.ops import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/*.py"))
-CONFIGS += sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/demo/*.py"))
+ATTENTION = sorted(
+    p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/volumetric_attention/*.py")
+)
+DEMOS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/demo/*.py"))
 
 
 def sample(height=64, width=64, slices=3, thickness=2.0, lesions=1, seed=0):
@@ -74,6 +77,18 @@ def test_sizes_are_padded_with_air_to_a_common_multiple_of_32():
         assert data.gt_instances.masks.masks[0, 20:40, 16:40].all()
 
 
+def test_a_divisor_divides_what_the_window_gives():
+    volume, data = sample()
+    own = dict(low=-1024, high=3071, shift=114.5)
+    images = CTDataPreprocessor(**own)(collate((volume, data)))["inputs"][0]
+    divided = CTDataPreprocessor(**own, divisor=57.6)(collate((volume, data)))["inputs"][0]
+    expected = (volume.double().clamp(-1024, 3071) + 1024) / 4095 * 255 - 114.5
+    torch.testing.assert_close(images, expected.float()[None], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(divided, images / 57.6)
+    with pytest.raises(ValueError, match="divisor must be > 0, got 0"):
+        CTDataPreprocessor(divisor=0)
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
 def test_bad_thickness_is_named(bad):
     with pytest.raises(ValueError, match=r"a/001.png.*thickness_mm"):
@@ -95,27 +110,38 @@ def build(path):
     import_modules_from_strings(**config.custom_imports)
     if DefaultScope.get_current_instance() is None:
         init_default_scope("mmdet")
-    config.model.backbone.init_cfg = None
+    backbone = config.model.backbone
+    backbone.init_cfg = None
     # Fewer RoIs than the recipe: its mask head alone would take most of the test's time.
     config.model.train_cfg.rcnn.sampler.num = 8
     config.model.test_cfg.rcnn.max_per_img = 3
+    config.model.test_cfg.rpn.max_per_img = 100
+    if "base_channels" not in backbone and backbone.type == "TorchvisionResNet":
+        # A narrow network; depth and parts are the config's.
+        backbone.base_channels = 8
+        config.model.roi_head.bbox_head.fc_out_channels = 64
+        config.model.neck.in_channels = [c // 8 for c in config.model.neck.in_channels]
     return MODELS.build(config.model), config
 
 
-@pytest.mark.parametrize("path", CONFIGS)
+@pytest.mark.parametrize("path", CONFIGS + DEMOS + ATTENTION)
 def test_every_config_runs_forward_and_backward(path):
     torch.manual_seed(0)
     model, config = build(path)
-    slices = config.model.num_slices
+    slices, masks = config.model.num_slices, "mask_head" in config.model.roi_head
+    # A deformable convolution's map must not be smaller than its kernel, nor have mmdet's RPN a
+    # level of one anchor.
+    size = 96 if config.model.backbone.get("dcn") or path in DEMOS else 64
     batch = collate(
-        sample(slices=slices, thickness=1.0),
-        sample(slices=slices, thickness=float("inf"), lesions=0),
+        sample(size, size, slices, thickness=1.0),
+        sample(size, size, slices, thickness=float("inf"), lesions=0),
     )
+    model.train()
     data = model.data_preprocessor(batch, training=True)
     losses = model(**data, mode="loss")
     total, values = model.parse_losses(losses)
     assert all(torch.isfinite(v).all() for v in values.values())
-    assert values["loss_mask"] > 0
+    assert values["loss_mask"] > 0 if masks else "loss_mask" not in values
     total.backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, f"no gradient reaches {without}"
@@ -127,10 +153,10 @@ def test_every_config_runs_forward_and_backward(path):
     for result in results:
         found = result.pred_instances
         assert len(found) <= 3
-        assert found.masks.shape[1:] == (64, 64)
+        assert not masks or found.masks.shape[1:] == (size, size)
 
 
-@pytest.mark.parametrize("path", [c for c in CONFIGS if "demo" not in c])
+@pytest.mark.parametrize("path", CONFIGS)
 def test_configs_hold_the_recipe_of_the_papers(path):
     config = read_experiment(ROOT / path)
     slices = int(path.split("_")[-1][0])
@@ -154,9 +180,45 @@ def test_configs_hold_the_recipe_of_the_papers(path):
     assert config.param_scheduler[1].milestones == milestones
 
 
+@pytest.mark.parametrize("path", ATTENTION)
+def test_configs_hold_the_recipe_of_volumetric_attention(path):
+    config = read_experiment(ROOT / path)
+    attention = config.model.get("attention")
+    slices = 9 if attention else 3
+    name = path.split("/")[-1].removesuffix(".py")
+    assert bool(attention) == name.endswith(("_va", "_vca", "_vsa"))
+    if attention:
+        kept = attention.get("channel", True), attention.get("spatial", True)
+        assert kept == (not name.endswith("_vsa"), not name.endswith("_vca"))
+    for split in ("train", "test"):
+        dataset = config[f"{split}_dataloader"].dataset
+        assert dataset.stack == dict(
+            num_slices=slices, policy="normalize", target_mm=2.0, interpolation="exact"
+        )
+        assert dataset.pipeline[-2].size == 512
+    assert config.train_dataloader.dataset.pipeline[2].prob == 0
+    files = config.train_dataloader.dataset.ann_file
+    assert files == ["annotations/train.json", "annotations/val.json"]
+    assert config.test_dataloader.dataset.ann_file == "annotations/test.json"
+    assert config.val_dataloader is None and config.val_evaluator is None
+    backbone = config.model.backbone
+    assert f"_r{backbone.depth}" in name and f"resnet{backbone.depth}-" in str(backbone.init_cfg)
+    assert ("deformable" in name) == (backbone.get("stage_with_dcn") == (False, True, True, True))
+    assert config.model.rpn_head.anchor_generator.scales == [4]
+    sampled = [config.model.train_cfg[part].sampler.num for part in ("rpn", "rcnn")]
+    assert sampled == [256, 512] and config.model.test_cfg.rcnn.score_thr == 0.05
+    optimizer, clip = config.optim_wrapper.optimizer, config.optim_wrapper.clip_grad
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.9, 1e-4)
+    assert clip.max_norm == 35
+    assert config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 16
+    assert config.train_cfg.max_epochs == 12
+    warm_up, drops = config.param_scheduler
+    assert (warm_up.start_factor, warm_up.end) == (1 / 3, 500) and drops.milestones == [8, 11]
+
+
 def test_there_is_an_experiment_for_every_operator_and_depth():
     operators = defaultdict(set)
-    for path in (c for c in CONFIGS if "demo" not in c):
+    for path in CONFIGS:
         config = read_experiment(ROOT / path)
         operators[config.stack.num_slices].add(config.model.backbone.fusion.type)
     assert operators == {3: set(OPERATORS), 7: set(OPERATORS)}
