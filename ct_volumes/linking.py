@@ -29,6 +29,7 @@ def link(
     iou: float = 0.3,
     overlap: float = 0.5,
     bridge_mm: float = BRIDGE_MM,
+    lesion_score: float = 0.0,
 ) -> list[Lesion]:
     """Lesions in 3D from what a detector found on single slices.
 
@@ -57,6 +58,8 @@ def link(
         iou: of boxes on two slices that belong together.
         overlap: the same, of the intersection over the area of the smaller box.
         bridge_mm: how far apart the detected slices of a lesion may lie.
+        lesion_score: lesions whose best slice scores less are left out. Unlike a higher
+            `min_score` it takes nothing from those that stay, whose outer slices score less.
 
     Returns:
         the lesions by falling score, which is that of their best slice.
@@ -71,6 +74,7 @@ def link(
         ("iou", iou, 0, 1),
         ("overlap", overlap, 0, 1),
         ("bridge_mm", bridge_mm, 0, np.inf),
+        ("lesion_score", lesion_score, 0, 1),
     ):
         if not low <= value <= high:
             raise ValueError(f"{name} must be between {low} and {high}, got {value}")
@@ -79,7 +83,8 @@ def link(
     if not looked_at:
         return []
     found = _Found.of(looked_at, volume, min_score, nms_iou)
-    return [_lesion(found, chain) for chain in _chains(found, iou, overlap, bridge_mm)]
+    chains = _chains(found, iou, overlap, bridge_mm)
+    return [_lesion(found, c) for c in chains if found.scores[c].max() >= lesion_score]
 
 
 @dataclass(frozen=True, eq=False)

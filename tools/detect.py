@@ -20,9 +20,8 @@ from deeplesion.evaluation.volume_froc import read_calibration
 from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.config.overrides import Overrides
-from mmdet_ext.engine.predict import LesionDetector
+from mmdet_ext.engine.predict import MIN_SCORE, LesionDetector
 
-MIN_SCORE = 0.05
 MOST_ROWS = 20  # of lesions on the console
 SLICES = "slices.jsonl"  # what was found so far, of a scan that is not finished
 
@@ -223,7 +222,7 @@ def detect_in(
         volume, options.interval, options.batch_size, options.amp, store=store
     )
     min_score = algorithm.options["min_score"]
-    lesions = link(found, volume, min_score=min_score)
+    lesions = link(found, volume, lesion_score=min_score)
     written, notes = write_results(out, lesions, volume, algorithm, options.identify)
     store.unlink(missing_ok=True)
     seconds = time.monotonic() - began

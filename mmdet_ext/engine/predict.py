@@ -33,6 +33,9 @@ from mmdet_ext.engine.slice_detections import detections, nothing_on
 from mmdet_ext.engine.slice_results import SliceResults
 from mmdet_ext.engine.trained_as import check_network
 
+# Of a lesion's best slice. No operating point is published for whole scans; this is where a
+# detector calls it more likely than not.
+MIN_SCORE = 0.5
 AIR_HU = -1000
 SAME_ASPECT = 0.01  # pixels whose sides differ by less are square
 # The steps of a pipeline that are done here, or that there is nothing to do for.
@@ -95,7 +98,7 @@ class LesionDetector:
         self,
         volume: CTVolume,
         interval_mm: float | None = 2.0,
-        min_score: float = 0.05,
+        min_score: float = MIN_SCORE,
         *,
         batch_size: int | None = None,
         amp: bool = False,
@@ -105,10 +108,11 @@ class LesionDetector:
     ) -> list[Lesion]:
         """The lesions of a volume, by falling score.
 
-        `detect_slices`, then `ct_volumes.linking.link` with `min_score` and `linking`.
+        `detect_slices`, then `ct_volumes.linking.link` with `linking`; `min_score` is of a lesion's
+        best slice (`lesion_score` there).
         """
         found = self.detect_slices(volume, interval_mm, batch_size, amp, progress, store)
-        return link(found, volume, min_score=min_score, **linking)
+        return link(found, volume, lesion_score=min_score, **linking)
 
     def detect_slices(
         self,

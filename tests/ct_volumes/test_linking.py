@@ -271,6 +271,10 @@ def test_a_chain_by_hand():
     np.testing.assert_array_equal(lesions[0].box, [10, 10, 0, 31, 29, 1])
     assert len(link(detections, volume, min_score=0.35)) == 2
     assert len(link(detections, volume, nms_iou=0.99)) == 4
+    # Of a lesion's best slice: what stays keeps its weaker slices.
+    (best, second) = link(detections, volume, lesion_score=0.7)
+    assert [s.score for s in best.slices] == [0.9, 0.6]
+    assert [s.score for s in second.slices] == [0.7, 0.4]
 
 
 def test_detections_need_not_be_where_the_volume_starts_or_ends():
@@ -543,7 +547,14 @@ def test_what_does_not_fit_is_refused(detections, message):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(iou=-0.1), dict(overlap=2), dict(bridge_mm=np.nan), dict(min_score=np.nan)]
+    "options",
+    [
+        dict(iou=-0.1),
+        dict(overlap=2),
+        dict(bridge_mm=np.nan),
+        dict(min_score=np.nan),
+        dict(lesion_score=-1),
+    ],
 )
 def test_thresholds_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
