@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ct_volumes import scan_out
+from ct_volumes.read import read_volume
 from ct_volumes.scan_out import write_dicom_series, write_nifti_labels, write_nifti_scan
 from ct_volumes.volume import CTVolume, Source
 from deeplesion.errors import UserError
@@ -63,6 +64,37 @@ def test_pydicom_reads_the_same_voxels_at_the_same_millimetres(name, tmp_path):
                 + direction[1] * between_rows * y
             )
             np.testing.assert_allclose(world, volume.to_world(x, y, k), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["even", "uneven", "tilted", "turned"])
+def test_the_projects_reader_gives_the_volume_back(name, tmp_path):
+    volume = volume_of_tissue(SCANS[name])
+    paths = [tmp_path / "series"]
+    write_dicom_series(volume, paths[0], kernel="B30f")
+    if name in ("even", "turned"):
+        paths.append(tmp_path / "scan.nii.gz")
+        write_nifti_scan(volume, paths[1])
+    for path in paths:
+        again = read_volume(path)
+        assert (again.hu == volume.hu).all()
+        np.testing.assert_allclose(again.origins_mm, volume.origins_mm, atol=1e-4)
+        np.testing.assert_allclose(again.row_direction, volume.row_direction, atol=1e-6)
+        np.testing.assert_allclose(again.column_direction, volume.column_direction, atol=1e-6)
+        np.testing.assert_allclose(again.spacing_mm, volume.spacing_mm, rtol=1e-6)
+    assert read_volume(paths[0]).source.kernel == "B30f"
+
+
+def volume_of_tissue(volume):
+    """The same geometry, with HU as a patient has them and enough voxels to be one."""
+    hu = np.random.default_rng(1).integers(-1000, 500, (len(volume.hu), 40, 50)).astype(np.int16)
+    return CTVolume(
+        hu,
+        volume.origins_mm,
+        volume.row_direction,
+        volume.column_direction,
+        volume.spacing_mm,
+        volume.source,
+    )
 
 
 def test_thickness_is_the_sources_or_the_interval_and_uneven_slices_have_no_spacing(tmp_path):
