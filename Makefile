@@ -11,7 +11,8 @@ RUN = $(ENV)/bin/python
 
 help:
 	@echo "make setup   install everything into ENV (10-15 minutes the first time: mmcv's operators are compiled)"
-	@echo "make demo    make a phantom DeepLesion, train and test AlignShift Mask R-CNN on it (6 minutes on 2 cores)"
+	@echo "make demo    make a phantom DeepLesion, train and test AlignShift Mask R-CNN on it, and find"
+	@echo "             the lesions of a whole phantom CT (8 minutes on 2 cores)"
 	@echo "make test    run the tests"
 	@echo "make lint    check the style with ruff"
 	@echo
@@ -31,6 +32,9 @@ demo: setup
 	    --work-dir "$(DEMO)/training" --resume
 	DEEPLESION_ROOT="$(DEMO)/phantom" $(RUN) tools/test.py configs/demo/alignshift_3slice.py \
 	    "$(DEMO)/training" --work-dir "$(DEMO)/test" --show-dir "$(DEMO)/pictures"
+	$(RUN) tools/make_phantom.py --scans "$(DEMO)/scans" --patients 1 --size 128
+	$(RUN) tools/detect.py "$(DEMO)/scans/dicom/phantom_001" --config configs/demo/alignshift_3slice.py \
+	    --checkpoint "$(DEMO)/training" --out "$(DEMO)/lesions"
 
 test: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
