@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import backbone, froc, gpu_recipe, inference, loader, ops, prepare, train_step
+from benchmarks import (
+    backbone,
+    froc,
+    gpu_recipe,
+    inference,
+    loader,
+    ops,
+    prepare,
+    roi_align,
+    train_step,
+)
 from benchmarks.measure import Case, environment, format_results, measure, peak_memory
 
 
@@ -99,8 +109,9 @@ def test_peak_memory_is_what_tensors_take_at_once():
         lambda: ops.cases(3, 8, 32, names=("A3DConv", "SoftACSConv")),
         lambda: train_step.cases(size=32),
         lambda: inference.cases(size=64, experiments=("alignshift_3slice",)),
+        lambda: roi_align.cases(size=64, channels=8),
     ],
-    ids=["backbone", "ops", "train_step", "inference"],
+    ids=["backbone", "ops", "train_step", "inference", "roi_align"],
 )
 def test_network_benchmarks_agree_with_their_baselines(cases):
     for case in cases():

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "backbone": "backbone and neck at inference against the papers' way",
     "train-step": "forward and backward against the papers' way; checkpointing against none",
     "inference": "an image through the detector, with the shares of its parts",
+    "roi-align": "RoIAlign on a CPU at inference against mmcv's",
     "loader": "a training sample from disk to tensor against one step after another",
     "prepare": "GrabCut on a lesion's surroundings against GrabCut on the whole slice",
     "froc": "deeplesion.evaluation.froc against a plain loop over detections and lesions",

@@ -9,7 +9,7 @@ from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from mmdet_ext.models.roi_align import use_matrix_roi_align
+from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.ops import OPERATORS
 
 # A default would be silently wrong for a config that was read without `stack`.
@@ -49,8 +49,7 @@ class KeySliceMaskRCNN(MaskRCNN):
             backbone["fusion"] = fusion
         set_once("neck.num_slices", neck, "num_slices", depth)
         super().__init__(backbone=backbone, neck=neck, **others)
-        use_matrix_roi_align(self)
-        self.neck.any_layout = True
+        self.neck.any_layout = use_inference_roi_align(self)
         self.num_slices = num_slices
 
     def extract_feat(self, batch_inputs: tuple[Tensor, Tensor]) -> tuple[Tensor]:

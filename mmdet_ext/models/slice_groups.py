@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmdet_ext.models.attention import VolumetricAttention, entropy
 from mmdet_ext.models.detectors import NO_NUM_SLICES, set_once
+from mmdet_ext.models.roi_align import use_inference_roi_align
 
 SLICES_OF_AN_IMAGE = 3  # the colours of an ImageNet network
 LOCATIONS = ("rpn", "rcnn")
@@ -73,6 +74,7 @@ class SliceGroups:
         super().__init__(
             backbone=backbone, neck=neck, rpn_head=rpn_head, roi_head=roi_head, **others
         )
+        use_inference_roi_align(self)
         self.num_slices, self.num_images = num_slices, images
         self.attention_location = where
         if where == "rpn":

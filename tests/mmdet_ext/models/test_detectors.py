@@ -1,11 +1,13 @@
 """The preprocessor, and every experiment of the repository built and run."""
 
+import copy
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -252,3 +254,30 @@ def test_a_part_with_another_number_of_slices_is_refused():
         value = dict(num_slices=7) if override.endswith("stack") else 7
         with pytest.raises(ConfigError, match=r"is 7, but .* set (stack|resize)\."):
             load_config(path, {override: value})
+
+
+def test_roi_align_of_the_detector_changes_no_result_and_no_config():
+    """The detector hands its channels-last map on; RoIAlign must read it as what it is."""
+    config = read_experiment(ROOT / "configs/demo/alignshift_3slice.py")
+    import_modules_from_strings(**config.custom_imports)
+    heads = config.model.roi_head
+    before = copy.deepcopy([heads.bbox_roi_extractor, heads.mask_roi_extractor])
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(config.model).eval()
+    assert [heads.bbox_roi_extractor, heads.mask_roi_extractor] == before
+    rois = torch.tensor([[0, 8.0, 16.0, 24.0, 40.0], [0, 0.0, 0.0, 64.0, 64.0]])
+    inputs = model.data_preprocessor(collate(sample()))["inputs"]
+    with torch.no_grad():
+        (x,) = model.extract_feat(inputs)
+    assert not x.is_contiguous()
+    (recorded,) = model.extract_feat(inputs)
+    assert recorded.is_contiguous()
+    heads = model.roi_head
+    for part, size in ((heads.bbox_roi_extractor, 7), (heads.mask_roi_extractor, 14)):
+        ratio = part.roi_layers[0].sampling_ratio
+        expected = RoIAlign(size, 0.25, ratio)(recorded, rois)
+        with torch.no_grad():
+            found = part([x], rois)
+        atol = 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(found, expected, rtol=0, atol=atol)

@@ -1,182 +1,187 @@
-"""RoIAlign by matrix products against mmcv's and against a loop from its definition."""
+"""RoIAlign at CPU inference against mmcv's, and against a loop over samples."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from mmcv.ops import RoIAlign
+from mmcv.ops import RoIAlign, RoIPool
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from torch import nn
 
 from mmdet_ext.models import roi_align as module
-from mmdet_ext.models.roi_align import MatrixRoIAlign, roi_align, use_matrix_roi_align
+from mmdet_ext.models.roi_align import InferenceRoIAlign, roi_align, use_inference_roi_align
 
-SIZE = 48  # of the maps' image; at a scale of 1/4 the maps are 12 pixels wide
-
-
-def regions(count=40, images=2, seed=0):
-    """Of all sizes and places, some of them outside of the image."""
-    rng = np.random.default_rng(seed)
-    sides = np.exp(rng.normal(2.5, 1, (count, 2)))
-    middle = rng.uniform(-0.2 * SIZE, 1.2 * SIZE, (count, 2))
-    image = rng.integers(0, images, (count, 1))
-    return torch.tensor(np.hstack([image, middle - sides / 2, middle + sides / 2])).float()
-
-
-def maps(images=2, channels=5, rows=12, columns=14, seed=0):
-    return torch.randn((images, channels, rows, columns), generator=torch.manual_seed(seed))
-
-
-def bilinear(plane, y, x):
-    rows, columns = plane.shape
-    if not (-1 <= y <= rows and -1 <= x <= columns):
-        return 0.0
-    y, x = min(max(y, 0), rows - 1), min(max(x, 0), columns - 1)
-    top, left = min(int(y), max(rows - 2, 0)), min(int(x), max(columns - 2, 0))
-    value = 0.0
-    for row in {top, min(top + 1, rows - 1)}:
-        for column in {left, min(left + 1, columns - 1)}:
-            value += max(0, 1 - abs(y - row)) * max(0, 1 - abs(x - column)) * plane[row, column]
-    return value
+REGIONS = torch.tensor(
+    [
+        [0, 8.0, 16.0, 24.0, 40.0],
+        [1, 0.0, 0.0, 80.0, 48.0],  # the whole map
+        [0, 10.3, 10.3, 10.3, 30.0],  # no width
+        [1, 5.0, 5.0, 5.0, 5.0],
+        [0, 20.0, 20.0, 20.5, 20.25],
+        [1, -30.0, -20.0, 20.0, 30.0],  # partly out of the map
+        [0, 60.0, 30.0, 200.0, 90.0],
+        [1, 300.0, 300.0, 340.0, 340.0],  # out of it
+        [0, -3000.0, -2000.0, 4000.0, 3000.0],
+        [0, -4.0, -4.0, 4.0, 4.0],  # samples on and beyond the last that count
+    ]
+)
 
 
-def plain(x, rois, output_size, scale, ratio, aligned):
-    """Each bin the mean over a grid of samples, as the paper defines it."""
-    height, width = output_size
-    out = np.zeros((len(rois), x.shape[1], height, width))
-    for r, (image, *corners) in enumerate(rois.tolist()):
-        x1, y1, x2, y2 = (c * scale - 0.5 * aligned for c in corners)
-        w, h = x2 - x1, y2 - y1
-        if not aligned:
-            w, h = max(w, 1), max(h, 1)
-        ny, nx = ratio or math.ceil(h / height), ratio or math.ceil(w / width)
-        for c in range(x.shape[1]):
-            for i in range(height):
-                for j in range(width):
-                    samples = [
-                        bilinear(
-                            x[int(image), c],
-                            y1 + h / height * (i + (a + 0.5) / ny),
-                            x1 + w / width * (j + (b + 0.5) / nx),
-                        )
-                        for a in range(ny)
-                        for b in range(nx)
-                    ]
-                    out[r, c, i, j] = sum(samples) / max(len(samples), 1)
+def features(batch=2, channels=5, height=12, width=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, height, width, generator=generator)
+
+
+def by_loop(x, rois, bins, scale, ratio, aligned):
+    """Bins as the mean of bilinear samples, one number at a time."""
+    _, channels, height, width = x.shape
+    out = torch.zeros(len(rois), channels, *bins)
+    for n, (image, *box) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = (edge * scale - (0.5 if aligned else 0) for edge in box)
+        size = [x2 - x1, y2 - y1] if aligned else [max(x2 - x1, 1), max(y2 - y1, 1)]
+        step = size[0] / bins[1], size[1] / bins[0]
+        grid = [ratio or math.ceil(s) for s in step]
+        for i in range(bins[0]):
+            for j in range(bins[1]):
+                for row in range(grid[1]):
+                    y = y1 + (i + (row + 0.5) / grid[1]) * step[1]
+                    for column in range(grid[0]):
+                        px = x1 + (j + (column + 0.5) / grid[0]) * step[0]
+                        value = bilinear(x[int(image)], px, y, height, width)
+                        out[n, :, i, j] += value / (grid[0] * grid[1])
     return out
 
 
+def bilinear(x, px, py, height, width):
+    if not (-1 <= px <= width and -1 <= py <= height):
+        return torch.zeros(len(x))
+    px, py = min(max(px, 0), width - 1), min(max(py, 0), height - 1)
+    value = torch.zeros(len(x))
+    for row in {int(py), min(int(py) + 1, height - 1)}:
+        for column in {int(px), min(int(px) + 1, width - 1)}:
+            value += x[:, row, column] * (1 - abs(px - column)) * (1 - abs(py - row))
+    return value
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 1, 2, 5])
+@pytest.mark.parametrize("bins", [(7, 7), (14, 14), (3, 5), (1, 1)])
+def test_equal_to_mmcv(bins, ratio, aligned, monkeypatch):
+    options = dict(spatial_scale=0.25, sampling_ratio=ratio, aligned=aligned)
+    generator = torch.Generator().manual_seed(1)
+    boxes = 120 * torch.rand(40, 4, generator=generator) - 20
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:].abs()], 1)
+    images = torch.arange(40).view(-1, 1) % 2
+    rois = torch.cat([REGIONS, torch.cat([images, corners], 1)])
+    x = features()
+    expected = RoIAlign(bins, **options)(x, rois)
+    layer = InferenceRoIAlign(bins, **options)
+    assert layer.is_faster(x, rois)
+    torch.testing.assert_close(layer(x, rois), expected, rtol=0, atol=1e-5)
+    # In passes as small as they get.
+    monkeypatch.setattr(module, "TAPS", 1)
+    torch.testing.assert_close(layer(x, rois), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_it_is_the_mean_of_bilinear_samples(ratio, aligned):
-    x, rois = maps(channels=2).double(), regions(12).double()
-    found = roi_align(x, rois, (3, 2), 0.25, ratio, aligned)
-    expected = plain(x.numpy(), rois, (3, 2), 0.25, ratio, aligned)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+def test_equal_to_a_loop(ratio, aligned):
+    rois = REGIONS[:8]
+    expected = by_loop(features(), rois, (2, 3), 0.25, ratio, aligned)
+    found = roi_align(features(), rois, (2, 3), 0.25, ratio, aligned)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("ratio", [0, 1, 2])
-@pytest.mark.parametrize("size", [7, 14, (3, 5)])
-@pytest.mark.parametrize("scale", [0.25, 1.0])
-def test_it_equals_mmcv(size, ratio, aligned, scale):
-    x, rois = maps(), regions(60)
-    options = (size, scale, ratio, "avg", aligned)
-    with torch.no_grad():
-        expected = RoIAlign(*options)(x, rois)
-        found = MatrixRoIAlign(*options)(x, rois)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 20), (12, 1), (1, 1)])
+def test_maps_of_one_row_and_one_channel(shape):
+    x = features(channels=1, height=shape[0], width=shape[1])
+    expected = RoIAlign(7, 0.25, 2)(x, REGIONS)
+    torch.testing.assert_close(InferenceRoIAlign(7, 0.25, 2)(x, REGIONS), expected)
 
 
+@pytest.mark.parametrize("record", [True, False])
+def test_any_memory_format_in_and_nchw_out(record):
+    """In training too, where mmcv's own would scramble the first two."""
+    x, layer = features(), InferenceRoIAlign(7, 0.25, 2)
+    expected = RoIAlign(7, 0.25, 2)(x, REGIONS)
+    padded = torch.cat([x, x], 3)[..., : x.shape[3]]
+    with torch.set_grad_enabled(record):
+        for other in (
+            x.contiguous(memory_format=torch.channels_last),
+            padded,
+            x.mT.contiguous().mT,
+        ):
+            assert not other.is_contiguous()
+            found = layer(other, REGIONS)
+            assert found.is_contiguous()
+            torch.testing.assert_close(found, expected)
+        assert layer(x, REGIONS[:0]).shape == (0, 5, 7, 7)
+
+
+def test_where_autograd_records_the_gradient_is_that_of_mmcv():
+    ours, theirs = features().requires_grad_(), features().requires_grad_()
+    InferenceRoIAlign(7, 0.25, 2)(ours, REGIONS).square().sum().backward()
+    RoIAlign(7, 0.25, 2)(theirs, REGIONS).square().sum().backward()
+    assert torch.equal(ours.grad, theirs.grad) and ours.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_other_types_and_maximum_pooling_are_mmcvs():
+    x = features().double()
+    found = InferenceRoIAlign(7, 0.25, 2)(x, REGIONS.double())
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, RoIAlign(7, 0.25, 2)(x, REGIONS.double()))
+    maximum = InferenceRoIAlign(7, 0.25, 2, pool_mode="max")
+    expected = RoIAlign(7, 0.25, 2, pool_mode="max")(features(), REGIONS)
+    assert torch.equal(maximum(features(), REGIONS), expected)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
-    "rois",
+    "roi, said",
     [
-        torch.zeros(0, 5),
-        torch.tensor([[0.0, 5, 5, 5, 5]]),  # no area
-        torch.tensor([[1.0, 5, 5, 30, 5]]),
-        torch.tensor([[0.0, 100, 100, 130, 130]]),  # wholly outside
-        torch.tensor([[0.0, -500, -500, 500, 500]]),  # far larger than the image
-        torch.tensor([[1.0, 3.1, 3.1, 3.2, 3.3]]),  # far smaller than a pixel of the map
-        torch.tensor([[0.0, 0, 0, SIZE, SIZE], [1.0, 47, 47, 48, 48], [0.0, -4, 2, -3, 9]]),
+        ([0, 5, 5, 4, 6], "end where they begin"),
+        ([0, 5, float("nan"), 6, 6], "finite"),
+        ([2, 5, 5, 6, 6], "batch of 2"),
+        ([-1, 5, 5, 6, 6], "batch of 2"),
     ],
-    ids=["none", "point", "line", "outside", "huge", "tiny", "corners"],
 )
-@pytest.mark.parametrize("ratio", [0, 2])
-@pytest.mark.parametrize("aligned", [True, False])
-def test_odd_regions_equal_mmcv(rois, ratio, aligned):
-    options = (7, 0.25, ratio, "avg", aligned)
-    x = maps(channels=1)
-    with torch.no_grad():
-        expected = RoIAlign(*options)(x, rois)
-        torch.testing.assert_close(MatrixRoIAlign(*options)(x, rois), expected)
+def test_bad_regions_are_refused(roi, said):
+    with pytest.raises(ValueError, match=said):
+        roi_align(features(), torch.tensor([roi], dtype=torch.float32), (7, 7), 0.25)
 
 
-@pytest.mark.parametrize("shape", [(1, 14), (12, 1), (1, 1)])
-def test_maps_of_one_row_or_column(shape):
-    x, rois = maps(1, 3, *shape), regions(20, images=1)
-    with torch.no_grad():
-        expected = RoIAlign(4, 0.25, 2)(x, rois)
-        torch.testing.assert_close(MatrixRoIAlign(4, 0.25, 2)(x, rois), expected)
-
-
-def test_any_memory_layout_is_the_same():
-    x, rois, layer = maps(), regions(), MatrixRoIAlign(7, 0.25, 2)
-    with torch.no_grad():
-        expected = layer(x, rois)
-        last = x.contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(layer(last, rois), expected)
-        wide = torch.cat([x, x], 1)[:, 1:6]  # strides of a larger tensor
-        torch.testing.assert_close(layer(wide, rois), layer(wide.contiguous(), rois))
-    # mmcv's own code, too, which would read channels-last memory wrongly.
-    last.requires_grad_()
-    torch.testing.assert_close(layer(last, rois), expected)
-
-
-def test_groups_of_any_size_are_the_same(monkeypatch):
-    x, rois, layer = maps(), regions(), MatrixRoIAlign(7, 0.25, 0)
-    with torch.no_grad():
-        expected = layer(x, rois)
-        for most in (1, 5 * 30, 5 * 10_000):
-            monkeypatch.setattr(module, "GROUP_NUMBERS", most)
-            torch.testing.assert_close(layer(x, rois), expected)
-
-
-def test_training_is_mmcv_s():
-    x, rois = maps(), regions()
-    leaves = [x.clone().requires_grad_() for _ in range(2)]
-    for layer, leaf in zip((RoIAlign(7, 0.25, 2), MatrixRoIAlign(7, 0.25, 2)), leaves):
-        layer(leaf, rois).square().sum().backward()
-    assert torch.equal(leaves[0].grad, leaves[1].grad)
-
-
-def test_pooling_of_largest_values_is_mmcv_s():
-    x, rois = maps(), regions()
-    with torch.no_grad():
-        expected = RoIAlign(7, 0.25, 2, "max")(x, rois)
-        assert torch.equal(MatrixRoIAlign(7, 0.25, 2, "max")(x, rois), expected)
-
-
-def test_a_detector_s_layers_are_replaced_and_keep_options_and_weights():
-    extractor = SingleRoIExtractor(
-        roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=2),
+def extractor(**layer):
+    return SingleRoIExtractor(
+        roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=2) | layer,
         out_channels=5,
         featmap_strides=[4, 8],
+        finest_scale=16,
     )
-    names = list(extractor.state_dict())
-    x, rois = [maps(), maps(rows=6, columns=7)], regions()
-    with torch.no_grad():
-        expected = extractor(x, rois)
-        use_matrix_roi_align(extractor)
-        assert all(type(layer) is MatrixRoIAlign for layer in extractor.roi_layers)
-        assert [layer.spatial_scale for layer in extractor.roi_layers] == [1 / 4, 1 / 8]
-        torch.testing.assert_close(extractor(x, rois), expected, atol=2e-5, rtol=1e-5)
-    assert list(extractor.state_dict()) == names
 
 
-@pytest.mark.parametrize(
-    "roi, message",
-    [([2.0, 1, 1, 5, 5], "there are 2"), ([0.0, 5, 1, 1, 5], "before it begins")],
-)
-def test_wrong_regions_are_refused(roi, message):
-    with pytest.raises(ValueError, match=message):
-        roi_align(maps(), torch.tensor([roi]), (7, 7))
+@torch.no_grad()
+def test_a_detector_gets_it_and_several_levels_pool_the_same():
+    model = nn.ModuleList([extractor(), extractor(output_size=14, aligned=False)])
+    maps = [features(), features(height=6, width=10, seed=1)]
+    expected = [part(maps, REGIONS[:8]) for part in model]
+    keys = model.state_dict().keys()
+    assert use_inference_roi_align(model) and model.state_dict().keys() == keys
+    assert all(type(layer) is InferenceRoIAlign for part in model for layer in part.roi_layers)
+    last = [x.contiguous(memory_format=torch.channels_last) for x in maps]
+    for part, pooled in zip(model, expected):
+        torch.testing.assert_close(part(last, REGIONS[:8]), pooled, rtol=0, atol=1e-5)
+
+
+def test_layers_of_other_kinds_stay():
+    class Own(RoIAlign):
+        pass
+
+    model = nn.ModuleList([extractor(), extractor()])
+    model[0].roi_layers[0] = Own(7)
+    model[1].roi_layers[1] = RoIPool(7)
+    assert not use_inference_roi_align(model)
+    assert type(model[0].roi_layers[0]) is Own and type(model[1].roi_layers[1]) is RoIPool

@@ -1,0 +1,49 @@
+"""RoIAlign on a CPU where autograd does not record: ours on the channels-last map that the neck
+makes there, against mmcv's on the same map in NCHW memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from mmcv.ops import RoIAlign
+from torch import Tensor
+
+from benchmarks import plain
+from benchmarks.measure import Case
+from mmdet_ext.models.roi_align import InferenceRoIAlign
+
+# Of the detector of the papers: proposals to the box head, detections to the mask head.
+SIZES = ((300, 7, 2), (50, 14, 2), (10, 14, 2), (300, 7, 0))
+
+
+def cases(size: int = 512, channels: int = 512) -> list[Case]:
+    return [_case(*sizes, size, channels) for sizes in SIZES]
+
+
+def _case(number: int, bins: int, ratio: int, size: int, channels: int) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, channels, size // 4, size // 4, generator=generator)
+    last = x.contiguous(memory_format=torch.channels_last)
+    rois = regions(number, size, generator)
+    options = dict(output_size=bins, spatial_scale=0.25, sampling_ratio=ratio)
+    ours, mmcvs = InferenceRoIAlign(**options), RoIAlign(**options)
+    return Case(
+        f"{number} RoIs, {bins} x {bins}, sampling_ratio={ratio}",
+        plain.at_inference(lambda: ours(last, rois)),
+        plain.at_inference(lambda: mmcvs(x, rois)),
+        close,
+    )
+
+
+def regions(number: int, size: int, generator: torch.Generator) -> Tensor:
+    """(N, 5): sides from 16 to 192 px, as the anchors have, as many in each octave."""
+    sides = 16 * torch.exp(math.log(12) * torch.rand(number, 2, generator=generator))
+    centres = size * torch.rand(number, 2, generator=generator)
+    boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=1).clamp(0, size)
+    return torch.cat([torch.zeros(number, 1), boxes], dim=1)
+
+
+def close(ours: Tensor, baseline: Tensor) -> None:
+    """Equal to 1e-5 of the largest value."""
+    torch.testing.assert_close(ours, baseline, rtol=0, atol=1e-5 * baseline.abs().max().item())
