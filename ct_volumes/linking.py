@@ -16,6 +16,10 @@ from deeplesion.data.recist import recist_from_mask
 from deeplesion.evaluation.froc import box_iou
 
 BRIDGE_MM = 5.0  # one missed slice of those 2 or 2.5 mm apart
+# Beyond a lesion's ends a detector goes on to find something, faintly, and chains grow far too long.
+# Chosen on phantom scans, see docs/detecting.md.
+MIN_SCORE = 0.1
+SCORE_SHARE = 0.5
 ROUNDING_MM = 1e-3  # positions in headers have so many decimals
 WHOLE = 0.99  # more than this share of a slice is the whole slice
 SAME_LENGTH_MM = 1e-6  # long axes that differ by no more are equally long
@@ -24,12 +28,13 @@ SAME_LENGTH_MM = 1e-6  # long axes that differ by no more are equally long
 def link(
     slice_detections: Sequence[SliceDetections],
     volume: CTVolume,
-    min_score: float = 0.05,
+    min_score: float = MIN_SCORE,
     nms_iou: float = 0.5,
     iou: float = 0.3,
     overlap: float = 0.5,
     bridge_mm: float = BRIDGE_MM,
     lesion_score: float = 0.0,
+    score_share: float = SCORE_SHARE,
 ) -> list[Lesion]:
     """Lesions in 3D from what a detector found on single slices.
 
@@ -41,6 +46,9 @@ def link(
     detection. The next slice looked at is within reach however far it lies. A large and a small
     section of one lesion overlap little in IoU, but the small one lies within the large one: hence
     `overlap`.
+
+    In the end its outer slices are cut off up to the first one that scores at least `score_share` of
+    its best; they belong to no other lesion either.
 
     Slices between those detected get a box, linear in position, and a mask by shape-based
     interpolation (`interpolate`). Where not every slice was looked at, the lesion ends half-way
@@ -60,6 +68,7 @@ def link(
         bridge_mm: how far apart the detected slices of a lesion may lie.
         lesion_score: lesions whose best slice scores less are left out. Unlike a higher
             `min_score` it takes nothing from those that stay, whose outer slices score less.
+        score_share: of the best score, what a lesion's first and last detected slice must reach.
 
     Returns:
         the lesions by falling score, which is that of their best slice.
@@ -75,6 +84,7 @@ def link(
         ("overlap", overlap, 0, 1),
         ("bridge_mm", bridge_mm, 0, np.inf),
         ("lesion_score", lesion_score, 0, 1),
+        ("score_share", score_share, 0, 1),
     ):
         if not low <= value <= high:
             raise ValueError(f"{name} must be between {low} and {high}, got {value}")
@@ -83,7 +93,7 @@ def link(
     if not looked_at:
         return []
     found = _Found.of(looked_at, volume, min_score, nms_iou)
-    chains = _chains(found, iou, overlap, bridge_mm)
+    chains = _chains(found, iou, overlap, bridge_mm, score_share)
     return [_lesion(found, c) for c in chains if found.scores[c].max() >= lesion_score]
 
 
@@ -155,7 +165,9 @@ def _suppress(boxes: np.ndarray, scores: np.ndarray, nms_iou: float) -> np.ndarr
     return order[kept]
 
 
-def _chains(found: _Found, iou: float, overlap: float, bridge_mm: float) -> list[list[int]]:
+def _chains(
+    found: _Found, iou: float, overlap: float, bridge_mm: float, score_share: float
+) -> list[list[int]]:
     """The detections of each lesion from head to feet, lesions by falling score."""
     order = _by_score(found.boxes, found.scores)
     upper, lower, ious = _pairs(found, iou, overlap, bridge_mm)
@@ -173,7 +185,9 @@ def _chains(found: _Found, iou: float, overlap: float, bridge_mm: float) -> list
             while (end := next((p for p in partners[end] if not taken[p]), None)) is not None:
                 taken[end] = True
                 chain.append(end)
-        chains.append(sorted(chain, key=found.place.__getitem__))
+        chain.sort(key=found.place.__getitem__)
+        strong = np.flatnonzero(found.scores[chain] >= score_share * found.scores[start])
+        chains.append(chain[strong[0] : strong[-1] + 1])
     return chains
 
 

@@ -277,6 +277,18 @@ def test_a_chain_by_hand():
     assert [s.score for s in second.slices] == [0.7, 0.4]
 
 
+def test_faint_detections_beyond_a_lesion_do_not_lengthen_it():
+    """A weak one between strong ones stays; what is cut off starts no lesion of its own."""
+    volume = scan([1.0] * 8)
+    scores = [0.2, 0.3, 0.6, 0.2, 0.9, 0.5, 0.4, 0.2]
+    box = np.array([[10.0, 10, 20, 20]])
+    found = [SliceDetections(i, box, np.array([s])) for i, s in enumerate(scores)]
+    (lesion,) = link(found, volume)
+    assert (lesion.first, lesion.last) == (2, 5)
+    (lesion,) = link(found, volume, score_share=0)
+    assert (lesion.first, lesion.last) == (0, 7)
+
+
 def test_detections_need_not_be_where_the_volume_starts_or_ends():
     volume = scan([1.0] * 5)
     box = np.array([[10.0, 10, 20, 20]])
@@ -298,7 +310,7 @@ def plain_iou(a, b):
     return common / (sum(areas) - common), common / min(areas)
 
 
-def plain_chains(detections, positions, nms_iou, iou, overlap, bridge_mm):
+def plain_chains(detections, positions, nms_iou, iou, overlap, bridge_mm, share):
     """{slice: box} of each lesion, found one by one."""
     left = []  # score, slice, box
     for each in detections:
@@ -313,7 +325,7 @@ def plain_chains(detections, positions, nms_iou, iou, overlap, bridge_mm):
     while left:
         start = max(left)
         left.remove(start)
-        chain = {start[1]: start[2]}
+        chain = {start[1]: start}
         for way in (-1, 1):
             _, index, box = start
             while True:
@@ -335,8 +347,13 @@ def plain_chains(detections, positions, nms_iou, iou, overlap, bridge_mm):
                     break
                 left.remove(best)
                 _, index, box = best
-                chain[index] = box
-        chains.append(chain)
+                chain[index] = best
+        for ends in (sorted(chain), sorted(chain, reverse=True)):
+            for index in ends:
+                if chain[index][0] >= share * start[0]:
+                    break
+                del chain[index]
+        chains.append({index: box for index, (_, _, box) in chain.items()})
     return chains
 
 
@@ -363,11 +380,13 @@ def random_scan(draw):
     iou=st.sampled_from([0.3, 0.5]),
     overlap=st.sampled_from([0.5, 0.8]),
     bridge_mm=st.sampled_from([0.0, 2.0, 5.0, 100.0]),
+    share=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_equals_the_plain_loop(found, nms_iou, iou, overlap, bridge_mm):
+def test_equals_the_plain_loop(found, nms_iou, iou, overlap, bridge_mm, share):
     volume, detections = found
-    lesions = link(detections, volume, 0.0, nms_iou, iou, overlap, bridge_mm)
-    expected = plain_chains(detections, volume.positions_mm, nms_iou, iou, overlap, bridge_mm)
+    rule = (nms_iou, iou, overlap, bridge_mm)
+    lesions = link(detections, volume, 0.0, *rule, score_share=share)
+    expected = plain_chains(detections, volume.positions_mm, *rule, share)
     chains = [
         {s.index: s.bbox.tolist() for s in each.slices if s.score is not None} for each in lesions
     ]
