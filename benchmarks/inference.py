@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 from torch import Tensor, nn
@@ -53,7 +54,11 @@ def _case(name: str, size: int) -> Case:
 
 def detector(name: str) -> nn.Module:
     """An experiment's detector from random weights, ready to test."""
-    config = read_experiment(ROOT / "configs" / f"{name}.py")
+    return build(read_experiment(ROOT / "configs" / f"{name}.py"))
+
+
+def build(config: Config) -> nn.Module:
+    """The detector of a config, likewise."""
     import_modules_from_strings(**config.custom_imports)
     config.model.backbone.init_cfg = None
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks import (
     backbone,
+    detect,
     froc,
     gpu_recipe,
     inference,
@@ -122,6 +124,33 @@ def test_network_benchmarks_agree_with_their_baselines(cases):
             assert len(parts) == 3 and min(parts.values()) > 0
     names = [case.name for case in cases()]
     assert len(set(names)) == len(names)
+
+
+SMALL_NETWORK = {
+    "model.backbone.block_config": (1, 1, 1),
+    "model.neck.in_channels": (96, 80, 72),
+}
+
+
+def test_detect_agrees_with_the_plain_path_and_times_all_stages(monkeypatch):
+    network, *roi_aligns = detect.cases(64, slices=6, masks=(3,), overrides=SMALL_NETWORK)
+    calls = []
+    forward = detect.RoIAlign.forward
+    monkeypatch.setattr(
+        detect.RoIAlign, "forward", lambda *args: calls.append(args) or forward(*args)
+    )
+    ours = network.ours()
+    assert not calls and [len(found.masks) for found in ours] == [3, 3, 3]
+    baseline = network.baseline()
+    assert len(calls) == 2 * 3  # boxes and masks, one stack after the other
+    network.check(ours, baseline)
+    baseline[1] = replace(baseline[1], scores=baseline[1].scores + 0.02)
+    with pytest.raises(AssertionError):
+        network.check(ours, baseline)
+    parts = network.parts()
+    assert len(parts) == 2 * 6 and min(parts.values()) > 0
+    for case in roi_aligns:
+        case.check(case.ours(), case.baseline())
 
 
 def test_backbone_check_notices_a_slice(monkeypatch):
