@@ -242,6 +242,8 @@ class LesionDetector:
     def _inputs(self, slices: Tensor, stacks: Tensor, thickness: Tensor) -> tuple[Tensor, ...]:
         """What the detector's `extract_feat` takes, of (S, 1, H, W) windowed slices, (N, D) indices
         of those of each stack, and its (N,) thickness in mm."""
+        if hasattr(self.model, "inputs_of"):
+            return self.model.inputs_of(slices, stacks, thickness)
         return slices[stacks].transpose(1, 2), thickness
 
     def _places(self, plans: list[list]) -> tuple[list[tuple[int, int, float]], Tensor]:

@@ -202,7 +202,10 @@ class TruncatedDenseNet3D(BaseModule):
             raise ValueError(f"expected a volume of shape ({expected}), got {tuple(images.shape)}")
         if self.slices_as_channels:
             images = images.transpose(1, 2)
-        x = in_pieces(self, self.root, images, dim=2, length=1)
+        yield from self.stages(in_pieces(self, self.root, images, dim=2, length=1), thickness)
+
+    def stages(self, x: Tensor, thickness: Tensor | None = None) -> Iterator[Tensor]:
+        """What `maps` makes of the output of `root`."""
         for i in range(1, len(self.out_channels) + 1):
             if i > 1:
                 x = getattr(self, f"transition{i - 1}")(x)

@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from mmdet_ext.models.roi_align import use_inference_roi_align
+from mmdet_ext.models.shared_slices import SharedSlices, shared_maps, shares_slices
 from mmdet_ext.ops import OPERATORS
 
 # A default would be silently wrong for a config that was read without `stack`.
@@ -52,15 +53,35 @@ class KeySliceMaskRCNN(MaskRCNN):
         self.neck.any_layout = use_inference_roi_align(self)
         self.num_slices = num_slices
 
-    def extract_feat(self, batch_inputs: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        """((B, 1, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),)."""
-        images, thickness = batch_inputs
-        if images.shape[2] != self.num_slices:
+    @property
+    def shares_slices(self) -> bool:
+        """Whether `extract_feat` takes `SharedSlices`; what derives from this class may not."""
+        return type(self) is KeySliceMaskRCNN and shares_slices(self.backbone)
+
+    def inputs_of(self, slices: Tensor, stacks: Tensor, thickness: Tensor) -> tuple[Tensor, ...]:
+        """What `extract_feat` takes, and so `predict`, of stacks that have slices in common; the
+        arguments are `SharedSlices`'."""
+        batch = SharedSlices(slices, stacks, thickness)
+        return batch if self.shares_slices else batch.volumes()
+
+    def extract_feat(self, batch_inputs: tuple[Tensor, Tensor] | SharedSlices) -> tuple[Tensor]:
+        """((B, 1, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),).
+
+        At inference also of `SharedSlices`, where `shares_slices`: the same, faster.
+        """
+        shared = isinstance(batch_inputs, SharedSlices)
+        if shared and (torch.is_grad_enabled() or not self.shares_slices):
+            return self.extract_feat(batch_inputs.volumes())
+        depth = batch_inputs.stacks.shape[1] if shared else batch_inputs[0].shape[2]
+        if depth != self.num_slices:
             raise ValueError(
                 f"the detector was built for num_slices={self.num_slices}, the volume has "
-                f"{images.shape[2]} slices: load stacks of {self.num_slices}, or set the "
-                f"experiment's stack.num_slices to {images.shape[2]}"
+                f"{depth} slices: load stacks of {self.num_slices}, or set the "
+                f"experiment's stack.num_slices to {depth}"
             )
+        if shared:
+            return self.neck(shared_maps(self.backbone, batch_inputs))
+        images, thickness = batch_inputs
         if torch.is_grad_enabled() or images.is_cuda:
             return self.neck(self.backbone(images, thickness))
         # Saves memory: the neck is done with each map before the backbone makes the next.

@@ -12,6 +12,7 @@ from mmdet.registry import DATASETS
 from pycocotools import mask as coco_mask
 
 from ct_volumes.lesions import Patch
+from ct_volumes.stacks import plan_volume_stack
 from deeplesion.data.coco import encode_mask
 from deeplesion.errors import MissingDataError, UserError
 from deeplesion.evaluation.results import read_results
@@ -130,6 +131,23 @@ def test_the_batch_does_not_matter(detector):
     for batch_size in (2, 3, 11, 100):
         found = detector.detect_slices(volume, 1.0, batch_size=batch_size, progress=False)
         assert same(found, alone, 1e-3)
+
+
+def test_a_batch_sees_each_slice_once(detector):
+    """Through the stem, of four stacks of three."""
+    seen = []
+    hook = detector.model.backbone.conv0.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape[0] * inputs[0].shape[2])
+    )
+    volume = volume_of(body_of(4), 2.0, (3.0, 3.0))
+    detector.detect_slices(volume, None, batch_size=4, progress=False)
+    hook.remove()
+    places = {
+        place
+        for key in range(4)
+        for place in plan_volume_stack(volume.positions_mm, key, **detector.stack)[0]
+    }
+    assert sum(seen) == len(places) < 12
 
 
 def test_a_pipeline_of_the_users_sees_one_stack_at_a_time(detector, checkpoint):

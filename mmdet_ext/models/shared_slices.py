@@ -1,0 +1,71 @@
+"""Stacks that have slices in common: what a network computes of a slice whatever lies beside it is
+computed once a slice, not once a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mmdet_ext.models.densenet import TruncatedDenseNet3D
+from mmdet_ext.models.inference import in_pieces, looks_at_the_batch
+from mmdet_ext.ops import OPERATORS, SliceConv, fold, unfold
+
+
+class SharedSlices(NamedTuple):
+    """A batch of stacks by their slices; what `KeySliceMaskRCNN.extract_feat` also takes.
+
+    Attributes:
+        slices: (S, 1, H, W) windowed HU, each slice once.
+        stacks: (N, D) numbers of the slices of each stack.
+        thickness: (N,) mm.
+    """
+
+    slices: Tensor
+    stacks: Tensor
+    thickness: Tensor
+
+    def volumes(self) -> tuple[Tensor, Tensor]:
+        """((N, 1, D, H, W), (N,)): the batch with each stack written out."""
+        return self.slices[self.stacks].transpose(1, 2), self.thickness
+
+
+def shares_slices(backbone: object) -> bool:
+    """Whether `shared_maps` gives what this backbone gives of stacks that are written out: the
+    slices are not channels (2.5D), and no norm looks at the whole batch."""
+    return (
+        type(backbone) is TruncatedDenseNet3D
+        and not backbone.slices_as_channels
+        and not looks_at_the_batch(backbone)
+    )
+
+
+def shared_maps(backbone: TruncatedDenseNet3D, batch: SharedSlices) -> Iterator[Tensor]:
+    """`backbone.maps` of a batch, (N, C_i, D, H_i, W_i) one after the other, at inference.
+
+    The stem sees one slice at a time, so it runs once for each. Without fusion all of the backbone
+    does.
+    """
+    # The slices are the depth of one volume: what does not look along it keeps them apart.
+    x = in_pieces(backbone, backbone.root, batch.slices.transpose(0, 1)[None], 2, 1)
+    if not fuses(backbone, batch.thickness):
+        for maps in backbone.stages(x, batch.thickness[:1]):
+            yield written_out(maps, batch.stacks)
+        return
+    x = written_out(x, batch.stacks)
+    yield from backbone.stages(x, batch.thickness)
+
+
+def fuses(backbone: TruncatedDenseNet3D, thickness: Tensor) -> bool:
+    """Whether a slice of the maps depends on others: not with `SliceConv`, nor with
+    `AlignShiftConv` on infinitely thick slices."""
+    apart = {SliceConv}
+    if thickness.isposinf().all():
+        apart.add(OPERATORS["AlignShiftConv"])
+    return any(type(m) not in apart for m in backbone.modules() if isinstance(m, SliceConv))
+
+
+def written_out(x: Tensor, stacks: Tensor) -> Tensor:
+    """(1, C, S, H, W) maps of slices -> (N, C, D, H, W) of stacks."""
+    return unfold(fold(x).index_select(0, stacks.flatten()), len(stacks))
