@@ -62,7 +62,7 @@ def make_scans(
             f"scans are written with {' and '.join(missing)}: pip install 'deeplesion-mmdet[ct]'"
         )
     root = Path(root)
-    arguments = {"scans_version": 1, "patients": patients, "size": size, "seed": seed}
+    arguments = {"scans_version": 2, "patients": patients, "size": size, "seed": seed}
     claim(root, root / "arguments.json", arguments)
     truth, unfinished = root / "truth.json", root / "unfinished"
     if not truth.exists():
@@ -92,8 +92,9 @@ def write_scan(root: Path, plan: ScanPlan) -> dict:
         write_dicom_series(
             volume,
             folder,
-            patient_name=f"Phantom^{plan.number:03d}",
-            patient_id=plan.name,
+            # Not as the folder is called, which detect.py would then hide.
+            patient_name="Synthetic^Patient",
+            patient_id=f"S{plan.seed}N{plan.number}",
             description=f"Synthetic CT {plan.thickness:g} mm",
             seed=plan.seed,
         )

@@ -107,7 +107,7 @@ def test_without_lesions_it_says_so_and_still_writes(detect, tmp_path):
         out = tmp_path / f"out_{name}"
         status, text = detect(tmp_path / name, "--out", out)
         assert status is None, text
-        assert "none with a score of 0.05 or more" in text
+        assert "none with a score of 0.5 or more" in text
         assert names(out) == [file for file in expected if file != "lesions.seg.dcm"]
         assert json.loads((out / "lesions.json").read_text())["lesions"] == []
 

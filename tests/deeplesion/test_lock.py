@@ -153,4 +153,4 @@ def test_never_two_at_once(repository, tmp_path):
     ]
     entered = sum(len(process.communicate(timeout=60)[0]) for process in racers)
     assert all(process.returncode == 0 for process in racers)
-    assert int((tmp_path / "lock.count").read_text()) == entered > 50
+    assert int((tmp_path / "lock.count").read_text()) == entered >= 10
