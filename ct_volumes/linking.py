@@ -16,8 +16,8 @@ from deeplesion.data.recist import recist_from_mask
 from deeplesion.evaluation.froc import box_iou
 
 BRIDGE_MM = 5.0  # one missed slice of those 2 or 2.5 mm apart
-# Beyond a lesion's ends a detector goes on to find something, faintly, and chains grow far too long.
-# Chosen on phantom scans, see docs/detecting.md.
+# Beyond a lesion's ends a detector goes on to find something, faintly, and chains grow far too
+# long. Chosen on phantom scans, see docs/detecting.md.
 MIN_SCORE = 0.1
 SCORE_SHARE = 0.5
 ROUNDING_MM = 1e-3  # positions in headers have so many decimals
@@ -47,8 +47,8 @@ def link(
     section of one lesion overlap little in IoU, but the small one lies within the large one: hence
     `overlap`.
 
-    In the end its outer slices are cut off up to the first one that scores at least `score_share` of
-    its best; they belong to no other lesion either.
+    In the end its outer slices are cut off up to the first one that scores at least `score_share`
+    of its best; they belong to no other lesion either.
 
     Slices between those detected get a box, linear in position, and a mask by shape-based
     interpolation (`interpolate`). Where not every slice was looked at, the lesion ends half-way

@@ -71,8 +71,8 @@ def read_volume_detections(
     if len(missing) == len(names):
         raise MissingDataError(
             f"{folder} holds none of the {len(names):,} scans: expected is {LESIONS} in folders"
-            f" called as they are, such as {names[0]}. (tools/detect.py calls scans whose names hold"
-            " the patient's scan_..., but with --identify.)"
+            f" called as they are, such as {names[0]}. (Scans that are called after their patient"
+            " are scan_... there, unless tools/detect.py was given --identify.)"
         )
     if missing and not count_missing:
         raise MissingDataError(
