@@ -109,11 +109,11 @@ def detect(
     as the challenge's code can.
     """
     both = (found > 0) & (there > 0)
-    pairs = np.unique(np.stack([found[both], there[both]]), axis=1).astype(int)
+    codes = np.unique((found[both].astype(np.int64) - 1) * (there_count + 1) + there[both] - 1)
     # Nodes: predictions first, then lesions.
-    rows, columns = pairs[0] - 1, pairs[1] - 1 + found_count
+    rows, columns = codes // (there_count + 1), codes % (there_count + 1) + found_count
     nodes = found_count + there_count
-    graph = coo_matrix((np.ones(pairs.shape[1]), (rows, columns)), (nodes, nodes))
+    graph = coo_matrix((np.ones(len(codes)), (rows, columns)), (nodes, nodes))
     groups, group_of = connected_components(graph, directed=False)
     sizes = np.concatenate(
         [
