@@ -18,7 +18,7 @@ from ct_volumes.volume import CTVolume, Source
 from deeplesion.errors import DataError, MissingDataError
 
 CASES = 131  # of the challenge's two training batches, numbered from 0
-STEP_MM = 1.5  # between slices, Volumetric Attention (section 4.2)
+STEP_MM = 1.5  # between slices, as Volumetric Attention resamples LiTS (pre-processing)
 VALIDATION_CASES = 26  # a fifth
 BACKGROUND, LIVER, LESION = 0, 1, 2
 NAME = re.compile(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORECASE)

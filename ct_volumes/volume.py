@@ -36,7 +36,7 @@ class Source:
 
     Attributes:
         path: what was read: a folder, a zip or a file.
-        format: 'dicom' or 'nifti'.
+        format: 'dicom' or 'nifti'; 'resampled' of a volume that was not read but made of one.
         shape: of the source's array: (slices, rows, columns) of DICOM, whose slices are in the
             volume's order; (i, j, k) of NIfTI.
         axes: the axis of the source's array on which the volume's slices, rows and columns lie.
