@@ -33,7 +33,7 @@ def study(
         resamples, seed: of the bootstrap over patients.
 
     Returns:
-        `methods`: name -> group -> measure -> `estimate`, `seeds` (every value), `sd`; `differences`
+        `methods`: name -> group -> measure -> `estimate`, `seeds` (each value), `sd`; `differences`
         likewise, with `p` and `p_holm`, of the methods but the reference. Groups are all, thin,
         thick and their gap; measures the operating points and 'average', in %. See `estimate`.
         Holm's correction is over the methods, for each group and measure by itself.

@@ -18,7 +18,9 @@ AVERAGE = "Avg.[0.5,1,2,4]"
 OWN_IMAGES = "sensitivity (%) at false positives per image, each group of its own images"
 ALL_IMAGES = "sensitivity (%) at false positives per image, those of all images"
 INTERVALS = "; 95 % intervals by bootstrap over "
-TWO_MODELS = "p is of these two trained models, not of their methods, which a study of several seeds compares"
+TWO_MODELS = (
+    "p is of these two trained models, not of methods: a study of several seeds compares those"
+)
 NO_LESIONS = "no lesions, hence no sensitivity: false positives per image of at least a score"
 
 
