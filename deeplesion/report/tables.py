@@ -18,6 +18,9 @@ AVERAGE = "Avg.[0.5,1,2,4]"
 OWN_IMAGES = "sensitivity (%) at false positives per image, each group of its own images"
 ALL_IMAGES = "sensitivity (%) at false positives per image, those of all images"
 INTERVALS = "; 95 % intervals by bootstrap over "
+TWO_MODELS = (
+    "p is of these two trained models, not of methods: a study of several seeds compares those"
+)
 NO_LESIONS = "no lesions, hence no sensitivity: false positives per image of at least a score"
 
 
@@ -170,6 +173,7 @@ def comparison_table(comparison: dict) -> Table:
     name = f"{comparison['second']} minus {comparison['first']}"
     title = (
         f"{name}: paired difference in points of %{INTERVALS}{comparison['resampled']}, two-sided p"
+        f"; {TWO_MODELS}"
     )
     return Table(name, title, ("slices",), (*POINTS, AVERAGE), rows)
 

@@ -1,0 +1,150 @@
+"""Statistics of methods: several training seeds each, all tested on the same images.
+
+Patients and seeds are two crossed random factors; an interval over patients alone is of one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from deeplesion.errors import UserError
+from deeplesion.evaluation.breakdowns import by_thickness
+from deeplesion.evaluation.evaluate import AVERAGED, POINTS, in_order_of
+from deeplesion.evaluation.froc import TABLE_FPS
+from deeplesion.evaluation.intervals import MIN_PATIENTS, check_resamples
+from deeplesion.evaluation.results import Result
+
+MEASURES = (*POINTS, "average")
+GAP = "thin - thick"
+
+
+def study(
+    methods: Mapping[str, Sequence[Result]], reference: str, resamples: int = 1000, seed: int = 0
+) -> dict:
+    """Means of methods and their paired differences from a reference, with 95 % intervals.
+
+    Args:
+        methods: name -> results, one a training seed, all of the same images.
+        reference: the method that the others are compared with.
+        resamples, seed: of the bootstrap over patients.
+
+    Returns:
+        `methods`: name -> group -> measure -> `estimate`, `seeds` (each value), `sd`; `differences`
+        likewise, with `p` and `p_holm`, of the methods but the reference. Groups are all, thin,
+        thick and their gap; measures the operating points and 'average', in %. See `estimate`.
+        Holm's correction is over the methods, for each group and measure by itself.
+
+    Raises:
+        ValueError: unknown reference, a method without results, too few resamples, or results that
+            are not of the same images with the same lesions.
+    """
+    check_resamples(resamples)
+    if reference not in methods:
+        raise UserError(f"the reference {reference} is none of the methods {', '.join(methods)}")
+    if empty := [name for name, results in methods.items() if not results]:
+        raise UserError(f"{', '.join(empty)}: no results; give at least one a method")
+    first = methods[reference][0]
+    values: dict = {}
+    for name, results in methods.items():
+        ordered = [replace(r, records=in_order_of(first, r)) for r in results]
+        values[name] = [_values(r, resamples, seed) for r in ordered]
+    patients = {
+        group: len(np.unique(first.patients[c.lesion_images[c.counted[c.lesion_images]]]))
+        for group, c in by_thickness(first).items()
+        if c.num_lesions
+    }
+    if {"thin", "thick"} <= set(patients):
+        patients[GAP] = min(patients["thin"], patients["thick"])
+    means: dict = {name: {} for name in methods}
+    differences: dict = {name: {} for name in methods if name != reference}
+    for group, number in patients.items():
+        for k, measure in enumerate(MEASURES):
+            of = {
+                name: (
+                    np.array([v[group][0][k] for v in seeds]),
+                    np.array([v[group][1][:, k] for v in seeds]),
+                )
+                for name, seeds in values.items()
+            }
+            for name, (points, drawn) in of.items():
+                row = estimate([(1, points, drawn)], number)
+                row.update(seeds=points.tolist())
+                row.update(sd=float(points.std(ddof=1)) if len(points) > 1 else None)
+                means[name].setdefault(group, {})[measure] = row
+            rows = {n: estimate([(1, *of[n]), (-1, *of[reference])], number) for n in differences}
+            for (name, row), p in zip(rows.items(), holm([r["p"] for r in rows.values()])):
+                differences[name].setdefault(group, {})[measure] = {**row, "p_holm": p}
+    return dict(reference=reference, methods=means, differences=differences)
+
+
+def estimate(terms: Sequence[tuple[int, np.ndarray, np.ndarray]], patients: int) -> dict:
+    """A mean over seeds, or a difference of two, with a 95 % interval over patients and seeds.
+
+    The variance of the estimate is v = v_patients + v_seeds - v_both: the bootstrap variance of the
+    means over seeds, s^2 / n of each method's seeds, and their interaction, which both hold (Owen,
+    The pigeonhole bootstrap, Annals of Applied Statistics 2007), never less than either. Degrees of
+    freedom are Satterthwaite's (Biometrics Bulletin 1946). The interval is t-like, because a
+    bootstrap over 3 to 5 seeds is too narrow.
+
+    Args:
+        terms: of each method its sign, (seeds,) values and (seeds, draws) values in the same
+            resamples of patients for all; NaN where a resample holds no lesion.
+        patients: how many.
+
+    Returns:
+        `value`, `low`, `high` and `p` (two-sided, of no difference from 0); the last three are None
+        and `note` says why where a method has one seed, there is one patient, or nothing varies.
+    """
+    value = float(sum(sign * points.mean() for sign, points, _ in terms))
+    row = dict(value=value, low=None, high=None, p=None, note="")
+    if any(len(points) < 2 for _, points, _ in terms):
+        return {**row, "note": "one seed: no interval for the method"}
+    if patients < MIN_PATIENTS:
+        return {**row, "note": "lesions of one patient: no interval"}
+    of_patients = np.nanvar(sum(sign * drawn.mean(axis=0) for sign, _, drawn in terms), ddof=1)
+    of_seeds = [points.var(ddof=1) / len(points) for _, points, _ in terms]
+    both = sum(
+        np.nanvar(drawn - drawn.mean(axis=0), axis=1, ddof=1).sum() / (len(drawn) - 1) / len(drawn)
+        for _, _, drawn in terms
+    )
+    variance = max(of_patients + sum(of_seeds) - both, of_patients, sum(of_seeds))
+    if variance < 1e-18:
+        return {**row, "note": "nothing varies: no interval"}
+    parts = [(of_patients, patients - 1)]
+    parts += [(v, len(points) - 1) for v, (_, points, _) in zip(of_seeds, terms)]
+    freedom = variance**2 / sum(v**2 / n for v, n in parts)
+    half = stdtrit(freedom, 0.975) * np.sqrt(variance)
+    p = 2 * stdtr(freedom, -abs(value) / np.sqrt(variance))
+    return {**row, "low": value - float(half), "high": value + float(half), "p": float(p)}
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979)."""
+    known = sorted((x, i) for i, x in enumerate(p) if x is not None)
+    corrected, last = list(p), 0.0
+    for rank, (x, i) in enumerate(known):
+        corrected[i] = last = max(last, min(1.0, (len(known) - rank) * x))
+    return corrected
+
+
+def _values(result: Result, resamples: int, seed: int) -> dict:
+    """Of each group the (measures,) values and (draws, measures) in resamples, in %."""
+
+    def measures(s: np.ndarray) -> np.ndarray:
+        return 100 * np.concatenate([s, s[..., AVERAGED].mean(axis=-1, keepdims=True)], axis=-1)
+
+    found = {
+        group: (
+            measures(c.sensitivity_at(TABLE_FPS)),
+            measures(c.bootstrap(result.patients, TABLE_FPS, resamples, seed)),
+        )
+        for group, c in by_thickness(result).items()
+        if c.num_lesions
+    }
+    if {"thin", "thick"} <= set(found):
+        found[GAP] = tuple(a - b for a, b in zip(found["thin"], found["thick"]))
+    return found

@@ -1,0 +1,81 @@
+"""Statistics of methods against simulated runs of known truth."""
+
+import numpy as np
+import pytest
+
+from deeplesion.evaluation.results import Result
+from deeplesion.evaluation.study import estimate, holm, study
+from deeplesion.report.tables import comparison_table
+
+
+def simulated(rng, draws, patient, seeds, sd_seed, sd_both):
+    """Values of one method of true mean 0, and in the resamples."""
+    cells = (
+        patient + rng.normal(0, sd_seed, (seeds, 1)) + rng.normal(0, sd_both, (seeds, patient.size))
+    )
+    return cells.mean(axis=1), cells @ draws.T / patient.size
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("sd_seed", [0.0, 0.1, 0.5])
+def test_intervals_cover_and_false_positives_are_nominal(seeds, sd_seed):
+    rng, runs, n = np.random.default_rng(0), 400, 60
+    covered = wrong = 0
+    for _ in range(runs):
+        draws = rng.multinomial(n, np.full(n, 1 / n), size=200)
+        patient = rng.normal(0, 1, n)
+        a, b = (simulated(rng, draws, patient, seeds, sd_seed, 0.5) for _ in range(2))
+        mean = estimate([(1, *a)], n)
+        covered += mean["low"] <= 0 <= mean["high"]
+        wrong += estimate([(1, *a), (-1, *b)], n)["p"] < 0.05
+    assert 0.91 <= covered / runs <= 0.99
+    assert wrong / runs <= 0.08
+
+
+def test_holm_is_the_plain_loop():
+    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
+
+
+def test_one_seed_has_no_interval():
+    row = estimate([(1, np.ones(1), np.ones((1, 100)))], 10)
+    assert row["low"] is None and "one seed" in row["note"]
+
+
+def test_resampling_patients_alone_would_find_too_much():
+    rng, n, wrong = np.random.default_rng(0), 60, 0
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=200)
+    for _ in range(200):
+        (_, da), (_, db) = (simulated(rng, draws, np.zeros(n), 3, 0.5, 0.5) for _ in range(2))
+        low, high = np.quantile(da.mean(axis=0) - db.mean(axis=0), (0.025, 0.975))
+        wrong += not low <= 0 <= high
+    assert wrong > 60
+
+
+def test_results_from_end_to_end():
+    def result(rng, chance):
+        lesion = dict(bbox=[10, 10, 30, 30])
+        records = []
+        for i in range(40):
+            box = [10, 10, 30, 30] if rng.random() < chance else [50, 50, 70, 70]
+            thickness = 1.0 if i % 2 else 5.0
+            records.append(
+                dict(file_name=f"{i}", patient=str(i // 4), thickness_mm=thickness,
+                     lesions=[lesion], boxes=[box], scores=[float(rng.random())])
+            )  # fmt: skip
+        return Result("", records)
+
+    rng = np.random.default_rng(0)
+    methods = {name: [result(rng, c) for _ in range(3)] for name, c in (("a", 0.4), ("b", 0.9))}
+    found = study(methods, "a", resamples=100)
+    row = found["differences"]["b"]["all"]["average"]
+    plain = [np.mean([r.score for r in map(lambda x: x.curve, methods[m])]) for m in "ab"]
+    assert row["value"] == pytest.approx(100 * (plain[1] - plain[0]))
+    assert row["low"] > 0 and row["p_holm"] == row["p"] < 0.05
+    assert set(found["methods"]["a"]) == {"all", "thin", "thick", "thin - thick"}
+    with pytest.raises(ValueError, match="none of the methods"):
+        study(methods, "c")
+
+
+def test_the_table_of_two_models_says_so():
+    table = comparison_table(dict(first="a", second="b", rows=[], resampled="patients"))
+    assert "not of methods" in table.title and "study" in table.title
