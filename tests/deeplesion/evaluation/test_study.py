@@ -32,8 +32,36 @@ def test_intervals_cover_and_false_positives_are_nominal(seeds, sd_seed):
     assert wrong / runs <= 0.08
 
 
-def test_holm_is_the_plain_loop():
+def plain_holm(p):
+    """The least level at which each hypothesis falls, tried out: the smallest p-value is held
+    against level / m, the next against level / (m - 1) and so on, until one does not fall."""
+    order = sorted(range(len(p)), key=p.__getitem__)
+    levels = np.linspace(0, 1, 1001)
+    least = [1.0] * len(p)
+    for level in levels[::-1]:
+        for rank, i in enumerate(order):
+            if p[i] > level / (len(p) - rank) + 1e-12:
+                break
+            least[i] = float(level)
+    return least
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_is_the_plain_loop(seed):
+    p = np.random.default_rng(seed).integers(0, 300, 6) / 1000
+    assert holm(p.tolist()) == pytest.approx(plain_holm(p.tolist()), abs=1e-9)
+
+
+def test_holm_leaves_out_what_has_no_p_value():
     assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
+
+
+def test_nothing_that_varies_and_one_patient_have_no_interval():
+    same = np.full(3, 50.0), np.full((3, 100), 50.0)
+    row = estimate([(1, *same)], 10)
+    assert (row["value"], row["low"], row["p"]) == (50.0, None, None)
+    assert "nothing varies" in row["note"]
+    assert "one patient" in estimate([(1, *same)], 1)["note"]
 
 
 def test_one_seed_has_no_interval():
