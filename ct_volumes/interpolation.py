@@ -36,7 +36,7 @@ def interpolate(
 
     Returns:
         a patch for each fraction, within the slice and never empty: where two shapes have nothing
-        in common, the mask of the nearer slice.
+        in common, the mask of the nearer slice; half-way between them, the larger one.
     """
     patches = (first, last)
     centres = [centroid(patch) for patch in patches]
@@ -61,8 +61,17 @@ def interpolate(
         )
         corner = whole + low + 2  # `_moved` takes two pixels off each side
         patch = _in_slice(distance >= -ON_OUTLINE_MM, corner, shape)
-        between.append(patch if patch.mask.size else patches[round(fraction)])
+        between.append(patch if patch.mask.size else _nearer(patches, fraction))
     return between
+
+
+def _nearer(patches: tuple[Patch, Patch], fraction: float) -> Patch:
+    def order(i: int) -> tuple:
+        patch, away = patches[i], round(abs(i - fraction), 6)
+        # The last ones decide between equals, so that a volume upside down gives the same.
+        return away, -np.count_nonzero(patch.mask), patch.y, patch.x, patch.mask.tobytes()
+
+    return patches[min((0, 1), key=order)]
 
 
 def signed_distance(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:

@@ -430,6 +430,18 @@ def test_a_volume_upside_down_gives_the_same_lesions(found):
             np.testing.assert_array_equal(a.patch.mask, b.patch.mask)
 
 
+def test_half_way_between_shapes_without_a_common_part_is_the_larger_one():
+    one, two = Patch(4, 8, np.ones((1, 1), bool)), Patch(2, 7, np.ones((1, 2), bool))
+    for first, last in ((one, two), (two, one)):
+        (found,) = interpolate(first, last, [0.5], (1.0, 1.0), SIZE)
+        (near,) = interpolate(first, last, [0.0], (1.0, 1.0), SIZE)
+        assert found.mask.tolist() == two.mask.tolist()
+        assert near.mask.tolist() == first.mask.tolist()
+    down = [p.mask.tolist() for p in interpolate(one, two, [0.25, 0.5], (1.0, 1.0), SIZE)]
+    up = [p.mask.tolist() for p in interpolate(two, one, [0.5, 0.75], (1.0, 1.0), SIZE)]
+    assert down == up[::-1]
+
+
 # Masks
 
 
