@@ -13,12 +13,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from mmcv.ops import RoIAlign
 from torch import Tensor
 
-from benchmarks import inference, plain
+from benchmarks import inference, plain, roi_align
 from benchmarks.measure import Case
-from benchmarks.roi_align import close
 from ct_volumes.lesions import SliceDetections
 from ct_volumes.volume import CTVolume, Source
 from deeplesion.phantom.body import BODY_LENGTH, Body
@@ -146,21 +144,7 @@ def stages(detector: LesionDetector, run: Callable[[], list]) -> dict[str, float
 def _roi_align(bins: int, size: int, number: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 512, size // 4, size // 4, generator=generator)
-    last = x.contiguous(memory_format=torch.channels_last)
-    rois = regions(number, size, generator)
-    options = dict(output_size=bins, spatial_scale=0.25, sampling_ratio=2)
-    ours, mmcvs = InferenceRoIAlign(**options), RoIAlign(**options)
-    return Case(
-        f"{number} RoIs about 25 px, {bins} x {bins}",
-        plain.at_inference(lambda: ours(last, rois)),
-        plain.at_inference(lambda: mmcvs(x, rois)),
-        close,
-    )
-
-
-def regions(number: int, size: int, generator: torch.Generator) -> Tensor:
-    """(N, 5): sides with a median of 25 px, two thirds of them within a factor of 1.65."""
+    # A median of 25 px, two thirds within a factor of 1.65.
     sides = 25 * torch.exp(0.5 * torch.randn(number, 2, generator=generator))
-    centres = size * torch.rand(number, 2, generator=generator)
-    boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=1).clamp(0, size)
-    return torch.cat([torch.zeros(number, 1), boxes], dim=1)
+    rois = roi_align.of_sides(sides, size, generator)
+    return roi_align.case(f"{number} RoIs about 25 px, {bins} x {bins}", x, rois, bins, 2)

@@ -18,30 +18,38 @@ SIZES = ((300, 7, 2), (50, 14, 2), (10, 14, 2), (300, 7, 0))
 
 
 def cases(size: int = 512, channels: int = 512) -> list[Case]:
-    return [_case(*sizes, size, channels) for sizes in SIZES]
+    found = []
+    for number, bins, ratio in SIZES:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, channels, size // 4, size // 4, generator=generator)
+        rois = of_sides(anchor_sides(number, generator), size, generator)
+        name = f"{number} RoIs, {bins} x {bins}, sampling_ratio={ratio}"
+        found.append(case(name, x, rois, bins, ratio))
+    return found
 
 
-def _case(number: int, bins: int, ratio: int, size: int, channels: int) -> Case:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, channels, size // 4, size // 4, generator=generator)
+def case(name: str, x: Tensor, rois: Tensor, bins: int, ratio: int) -> Case:
     last = x.contiguous(memory_format=torch.channels_last)
-    rois = regions(number, size, generator)
     options = dict(output_size=bins, spatial_scale=0.25, sampling_ratio=ratio)
     ours, mmcvs = InferenceRoIAlign(**options), RoIAlign(**options)
     return Case(
-        f"{number} RoIs, {bins} x {bins}, sampling_ratio={ratio}",
+        name,
         plain.at_inference(lambda: ours(last, rois)),
         plain.at_inference(lambda: mmcvs(x, rois)),
         close,
     )
 
 
-def regions(number: int, size: int, generator: torch.Generator) -> Tensor:
-    """(N, 5): sides from 16 to 192 px, as the anchors have, as many in each octave."""
-    sides = 16 * torch.exp(math.log(12) * torch.rand(number, 2, generator=generator))
-    centres = size * torch.rand(number, 2, generator=generator)
+def anchor_sides(number: int, generator: torch.Generator) -> Tensor:
+    """(N, 2) from 16 to 192 px, as the anchors have, as many in each octave."""
+    return 16 * torch.exp(math.log(12) * torch.rand(number, 2, generator=generator))
+
+
+def of_sides(sides: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """(N, 5) regions of (N, 2) sides, anywhere in an image."""
+    centres = size * torch.rand(len(sides), 2, generator=generator)
     boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=1).clamp(0, size)
-    return torch.cat([torch.zeros(number, 1), boxes], dim=1)
+    return torch.cat([torch.zeros(len(sides), 1), boxes], dim=1)
 
 
 def close(ours: Tensor, baseline: Tensor) -> None:

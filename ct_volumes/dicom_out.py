@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import highdicom
 import numpy as np
 import pydicom
 from pydicom.charset import python_encoding
@@ -39,6 +40,22 @@ _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
     "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
+
+
+def new_object(series: int, algorithm: Algorithm) -> dict:
+    """What highdicom's constructors are told of a new object, in a series of its own, and of what
+    made it."""
+    return dict(
+        series_instance_uid=highdicom.UID(),
+        series_number=series,
+        series_description=DESCRIPTION,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=short_text(algorithm.name),
+        software_versions=short_text(algorithm.version),
+        device_serial_number=short_text(algorithm.checkpoint_sha256),
+    )
 
 
 def source_headers(

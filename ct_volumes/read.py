@@ -3,13 +3,13 @@ folder has."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from ct_volumes import optional
 from ct_volumes.volume import CTVolume
-from deeplesion.errors import DataError, MissingDataError, UserError
+from deeplesion.errors import DataError, MissingDataError
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 
@@ -201,12 +201,4 @@ def _joined(path: Path, root: Path) -> str:
 
 
 def _module(name: str) -> ModuleType:
-    """One of the readers, whose libraries not everyone has."""
-    try:
-        return importlib.import_module(f"ct_volumes.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("ct_volumes"):
-            raise
-        raise UserError(
-            f"reading CT scans needs {error.name}: pip install 'deeplesion-mmdet[ct]'"
-        ) from None
+    return optional.module(name, "reading CT scans")

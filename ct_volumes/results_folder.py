@@ -3,7 +3,6 @@ is finished; and a name for the folder that tells nobody's."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
+from ct_volumes import optional
 from ct_volumes.lesions import Algorithm, Lesion
 from ct_volumes.volume import CTVolume
-from deeplesion.errors import DataError, UserError
+from deeplesion.errors import DataError
 
 LAST = "lesions.json"
 SEG = "lesions.seg.dcm"
@@ -113,12 +113,4 @@ def names_patient(text: str, volume: CTVolume) -> bool:
 
 
 def _module(name: str) -> ModuleType:
-    """One of the writers, whose libraries not everyone has."""
-    try:
-        return importlib.import_module(f"ct_volumes.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("ct_volumes"):
-            raise
-        raise UserError(
-            f"writing lesions needs {error.name}: pip install 'deeplesion-mmdet[ct]'"
-        ) from None
+    return optional.module(name, "writing lesions")

@@ -20,6 +20,7 @@ from ct_volumes.dicom_out import (
     SEG_SERIES,
     algorithm_parameters,
     is_multiframe,
+    new_object,
     plane_in_source,
     refusals_explained,
     save,
@@ -82,17 +83,9 @@ def write_seg(
             pixel_array=marks.reshape(planes, rows, columns),
             segmentation_type="BINARY",
             segment_descriptions=segments,
-            series_instance_uid=highdicom.UID(),
-            series_number=SEG_SERIES,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=short_text(algorithm.name),
-            software_versions=short_text(algorithm.version),
-            device_serial_number=short_text(algorithm.checkpoint_sha256),
+            **new_object(SEG_SERIES, algorithm),
             content_label="LESIONS",
             content_description=DESCRIPTION,
-            series_description=DESCRIPTION,
         )
     # highdicom takes the source's, and the distance of the slices that hold lesions.
     seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _pixel_measures(volume)

@@ -17,12 +17,12 @@ from pydicom.sr.coding import Code
 
 from ct_volumes.dicom_out import (
     ABNORMAL,
-    DESCRIPTION,
     LESION,
     MANUFACTURER,
     SR_SERIES,
     algorithm_parameters,
     image_points,
+    new_object,
     refusals_explained,
     save,
     short_text,
@@ -99,15 +99,7 @@ def write_sr(
         document = sr.ComprehensiveSR(
             evidence=[*headers, *([segmentation] if segmentation is not None else [])],
             content=report,
-            series_instance_uid=highdicom.UID(),
-            series_number=SR_SERIES,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=short_text(algorithm.name),
-            software_versions=short_text(algorithm.version),
-            device_serial_number=short_text(algorithm.checkpoint_sha256),
-            series_description=DESCRIPTION,
+            **new_object(SR_SERIES, algorithm),
             coding_schemes=[
                 CodingSchemeIdentificationItem(
                     designator=SCORE.scheme_designator, name=f"Codes of {MANUFACTURER}"

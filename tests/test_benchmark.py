@@ -135,9 +135,9 @@ SMALL_NETWORK = {
 def test_detect_agrees_with_the_plain_path_and_times_all_stages(monkeypatch):
     network, *roi_aligns = detect.cases(64, slices=6, masks=(3,), overrides=SMALL_NETWORK)
     calls = []
-    forward = detect.RoIAlign.forward
+    forward = roi_align.RoIAlign.forward
     monkeypatch.setattr(
-        detect.RoIAlign, "forward", lambda *args: calls.append(args) or forward(*args)
+        roi_align.RoIAlign, "forward", lambda *args: calls.append(args) or forward(*args)
     )
     ours = network.ours()
     assert not calls and [len(found.masks) for found in ours] == [3, 3, 3]

@@ -171,3 +171,17 @@ def nifti(path: Path, hu=None, where=None, axes=(0, 1, 2), flips=(1, 1, 1), dtyp
     moved = moved.as_reoriented(np.stack([axes, flips], axis=1))
     nib.save(moved, path)
     return path
+
+
+def assert_same(volume, hu=None, where=None):
+    """The anatomy, or these values, at its millimetres."""
+    hu = anatomy() if hu is None else hu
+    np.testing.assert_array_equal(volume.hu, hu)
+    where = origins(len(hu)) if where is None else where
+    index, y, x = np.indices(hu.shape)
+    expected = where[index] + np.stack([x * SPACING[1], y * SPACING[0], 0 * x], axis=-1)
+    np.testing.assert_allclose(volume.to_world(x, y, index), expected, atol=1e-4)
+
+
+def notes(volume):
+    return " ".join(volume.source.notes)

@@ -23,10 +23,11 @@ from deeplesion.errors import DataError
 from .scan_files import (
     NAME,
     PATIENT,
-    SPACING,
     anatomy,
+    assert_same,
     enhanced,
     image,
+    notes,
     origins,
     series,
     turned,
@@ -39,19 +40,6 @@ HU = anatomy()
 
 def read(tmp_path, images, **options):
     return read_volume(write(tmp_path / "scan", images), **options)
-
-
-def assert_same(volume, hu=HU, where=None):
-    """The anatomy at its millimetres."""
-    np.testing.assert_array_equal(volume.hu, hu)
-    where = origins(len(hu)) if where is None else where
-    index, y, x = np.indices(hu.shape)
-    expected = where[index] + np.stack([x * SPACING[1], y * SPACING[0], 0 * x], axis=-1)
-    np.testing.assert_allclose(volume.to_world(x, y, index), expected, atol=1e-4)
-
-
-def notes(volume):
-    return " ".join(volume.source.notes)
 
 
 @pytest.mark.parametrize(

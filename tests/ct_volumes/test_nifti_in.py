@@ -13,22 +13,10 @@ from ct_volumes import nifti_in
 from ct_volumes.read import list_series, read_volume
 from deeplesion.errors import DataError, MissingDataError
 
-from .scan_files import SPACING, affine_of, anatomy, nifti, origins
+from .scan_files import affine_of, anatomy, assert_same, nifti, notes, origins
 
 HU = anatomy()
 SIGNS = list(itertools.product((1, -1), repeat=3))
-
-
-def assert_same(volume, hu=HU, where=None):
-    np.testing.assert_array_equal(volume.hu, hu)
-    where = origins(len(hu)) if where is None else where
-    index, y, x = np.indices(hu.shape)
-    expected = where[index] + np.stack([x * SPACING[1], y * SPACING[0], 0 * x], axis=-1)
-    np.testing.assert_allclose(volume.to_world(x, y, index), expected, atol=1e-4)
-
-
-def notes(volume):
-    return " ".join(volume.source.notes)
 
 
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
