@@ -7,14 +7,15 @@ DEMO ?= work_dirs/demo
 RUN = $(ENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test test-slow lint
 
 help:
-	@echo "make setup   install everything into ENV (10-15 minutes the first time: mmcv's operators are compiled)"
-	@echo "make demo    make a phantom DeepLesion, train and test AlignShift Mask R-CNN on it, and find"
-	@echo "             the lesions of a whole phantom CT (8 minutes on 2 cores)"
-	@echo "make test    run the tests"
-	@echo "make lint    check the style with ruff"
+	@echo "make setup      install everything into ENV (10-15 minutes the first time: mmcv's operators are compiled)"
+	@echo "make demo       make a phantom DeepLesion, train and test AlignShift Mask R-CNN on it, and find"
+	@echo "                the lesions of a whole phantom CT (8 minutes on 2 cores)"
+	@echo "make test       run the tests"
+	@echo "make test-slow  run the tests that take minutes each, which make test leaves out"
+	@echo "make lint       check the style with ruff"
 	@echo
 	@echo "ENV=$(ENV)          environment to use: the repository's own, or yours (ENV=\$$CONDA_PREFIX)"
 	@echo "PYTHON=$(PYTHON)     Python that makes the environment"
@@ -38,6 +39,9 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow
 
 lint: setup
 	$(RUN) -m ruff check .

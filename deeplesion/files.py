@@ -1,11 +1,14 @@
-"""Files are there as a whole or not at all, and a write that fails says why and what to do."""
+"""Files are there as a whole or not at all, a write that fails says why and what to do, and what
+is read from JSON can be written again."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import io
+import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -146,3 +149,15 @@ def size_text(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count:,} bytes"
+
+
+def parse_json(content: bytes) -> object:
+    """What JSON of any of Unicode's encodings says. Raises ValueError or RecursionError.
+
+    `json.loads` lets halves of surrogate pairs through, which no file and no file name can hold.
+    """
+    text = content.decode(json.detect_encoding(content))
+    found = json.loads(text)
+    if re.search(r"\\u[dD]", text):  # without such an escape all is whole
+        json.dumps(found, ensure_ascii=False).encode()
+    return found

@@ -3,7 +3,6 @@ the CT fields beside it, and their reading, which names all that is wrong in a f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pycocotools import mask as coco_mask
 from deeplesion.data.annotation_check import annotation_problems, image_problems
 from deeplesion.data.plausible import is_whole, short
 from deeplesion.errors import DataError, MissingDataError
+from deeplesion.files import parse_json
 
 MOST_LISTED = 20
 
@@ -93,8 +93,12 @@ def image_folders(
     recorded = _info(annotations).get("images")
     recorded = recorded if isinstance(recorded, list) else []
     folders = [Path(root, "Images_png") if first is None else Path(first)]
-    folders += [Path(root, folder) for folder in recorded if isinstance(folder, str)]
+    folders += [Path(root, folder) for folder in recorded if _is_path(folder)]
     return list({folder.resolve(): folder for folder in folders}.values())
+
+
+def _is_path(folder: object) -> bool:
+    return isinstance(folder, str) and folder.isprintable()
 
 
 def table_key_slices(annotations: dict) -> int | None:
@@ -117,7 +121,7 @@ def _info(annotations: dict) -> dict:
 def read_json(path: Path, expected: str) -> object:
     """What a JSON file holds. Raises DataError, naming the file, if it is not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MissingDataError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ import numpy as np
 from deeplesion.errors import DataError
 from deeplesion.evaluation.froc import FROC, froc
 from deeplesion.evaluation.result_check import check_result_records
-from deeplesion.files import write_whole
+from deeplesion.files import parse_json, write_whole
 
 RESULT_FORMAT = "deeplesion-results-1"
 
@@ -107,7 +107,7 @@ def read_results(
     try:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
-        content = json.loads(data)
+        content = parse_json(data)
     except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
         raise DataError(f"{path} is not a result file of tools/test.py: {error}") from None
     if not isinstance(content, dict) or content.get("format") != RESULT_FORMAT:

@@ -4,13 +4,13 @@ DeepLesion, of which no code is run."""
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 
 from deeplesion.errors import DataError, MissingDataError
+from deeplesion.files import parse_json
 
 EXPECTED = (
     "expected is a split, such as 'test', with a name for each volume, and for each name the boxes"
@@ -37,7 +37,7 @@ def read_volume_boxes(path: Path) -> dict[str, dict[str, np.ndarray]]:
         ) from None
     if content.lstrip()[:1] == b"{":
         try:
-            splits = json.loads(content)
+            splits = parse_json(content)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not JSON: {error}") from None
     else:

@@ -12,7 +12,7 @@ import numpy as np
 
 from deeplesion.errors import DataError, MissingDataError, UserError
 from deeplesion.evaluation.froc import FROC
-from deeplesion.files import write_whole
+from deeplesion.files import parse_json, write_whole
 
 VOLUME_FPS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 OVERLAPS = ("iobb", "iou")
@@ -230,7 +230,7 @@ def read_calibration(path: Path) -> Calibration:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MissingDataError(
             f"{path} is not there: tools/evaluate.py --volumes writes a calibration.json"

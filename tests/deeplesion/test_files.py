@@ -1,6 +1,7 @@
 """Whole files or none: two writers, crashes, file systems that cannot sync, full disks."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 
 from deeplesion import files
 from deeplesion.errors import WriteError
-from deeplesion.files import write_whole
+from deeplesion.files import parse_json, write_whole
 from mmdet_ext.checkpoint import load_checkpoint_file, save_checkpoint_file
 
 
@@ -143,3 +144,18 @@ def test_two_processes_write_one_path_and_every_file_seen_is_whole(tmp_path):
             seen += 1
     assert [writer.wait() for writer in writers] == [0, 0] and seen
     assert names(tmp_path) == ["a.pth"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_of_any_encoding(encoding):
+    said = {"name": "Müller \U0001f9e0", "numbers": [1, 2.5, None]}
+    for ascii in (True, False):
+        assert parse_json(json.dumps(said, ensure_ascii=ascii).encode(encoding)) == said
+
+
+@pytest.mark.parametrize(
+    "content", [b'"\\ud800"', b'{"\\uDFFFx": 1}', b'"\xed\xa0\x80"', b"{", b""]
+)
+def test_json_that_could_not_be_written_again_is_refused(content):
+    with pytest.raises(ValueError):
+        parse_json(content)

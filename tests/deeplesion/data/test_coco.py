@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from deeplesion.data.coco import encode_mask, lesion_of, read_annotations
+from deeplesion.data.coco import encode_mask, image_folders, lesion_of, read_annotations
 from deeplesion.data.run_lengths import mask_areas
 from deeplesion.errors import DataError, MissingDataError
 
@@ -53,6 +53,19 @@ def test_what_is_no_annotation_file(tmp_path, text):
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(DataError, match=r"train\.json"):
         read_annotations(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize("folder", ["\ud800/Images_png", "\0", "a\nb"])
+def test_folders_that_cannot_be_are_refused_or_left_out(tmp_path, content, folder):
+    content["info"] = dict(content.get("info", {}), images=[folder, "Images_png_01"])
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    if folder.isascii():
+        folders = image_folders(read_annotations(path), tmp_path)
+        assert folders == [tmp_path / "Images_png", tmp_path / "Images_png_01"]
+    else:
+        with pytest.raises(DataError, match="surrogates not allowed"):
+            read_annotations(path)
 
 
 def test_files_without_images_or_lessons(tmp_path, content):
