@@ -58,11 +58,11 @@ def shared_maps(backbone: TruncatedDenseNet3D, batch: SharedSlices) -> Iterator[
 
 
 def fuses(backbone: TruncatedDenseNet3D, thickness: Tensor) -> bool:
-    """Whether a slice of the maps depends on others: not with `SliceConv`, nor with
-    `AlignShiftConv` on infinitely thick slices."""
+    """Whether a slice of the maps depends on others: not with `SliceConv`, nor, on infinitely
+    thick slices, with `AlignShiftConv` and `AlignACSConv` (`AlignA3DConv` takes no more than D)."""
     apart = {SliceConv}
     if thickness.isposinf().all():
-        apart.add(OPERATORS["AlignShiftConv"])
+        apart |= {OPERATORS["AlignShiftConv"], OPERATORS["AlignACSConv"]}
     return any(type(m) not in apart for m in backbone.modules() if isinstance(m, SliceConv))
 
 

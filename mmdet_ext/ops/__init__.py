@@ -8,7 +8,8 @@ import pkgutil
 
 from .check import check_operator
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import Affine, SliceConv, check_thickness, conv_depth, fold, shift_depth, unfold
+from .slice_conv import Affine, SliceConv, conv_depth, fold, shift_depth, unfold
+from .thickness import align_factor, check_thickness
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -18,6 +19,7 @@ __all__ = [
     "OPERATORS",
     "Affine",
     "SliceConv",
+    "align_factor",
     "build_conv3d",
     "check_operator",
     "check_thickness",

@@ -8,6 +8,8 @@ A 1 x K x K convolution over D slices is a 2D convolution over B*D images. In
 
 from __future__ import annotations
 
+from inspect import signature
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,7 @@ def conv_depth(
     sides: tuple[int, int, int, int] = (0, 0, 0, 0),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
+    spacing: Tensor | None = None,
 ) -> Tensor:
     """3D convolution that keeps the depth, on 2D kernels.
 
@@ -57,14 +60,18 @@ def conv_depth(
         x: (B, C, D, H, W).
         weight: (C', C / groups, K, kh, kw).
         sides: in-plane zero padding left, right, top, bottom; a negative number crops.
+        spacing: (B,), how far apart the depth taps lie, 0 to 1 slices; None is 1. Between slices
+            (the zeros beyond the ends included) x is interpolated linearly.
 
     Returns:
         (B, C', D, H', W').
     """
     depth, taps = x.shape[2], weight.shape[2]
     centre = (taps - 1) // 2
-    # A tap that reaches no slice at all is left out: with D = 1 only the centre is computed.
-    first, last = max(0, centre - depth + 1), min(taps, centre + depth)
+    first, last = 0, taps
+    if spacing is None:
+        # A tap that reaches no slice at all is left out: with D = 1 only the centre is computed.
+        first, last = max(0, centre - depth + 1), min(taps, centre + depth)
     taps, centre = last - first, centre - first
     # Output channels in the order (group, tap, channel), so that groups stay together.
     weight = weight[:, :, first:last].unflatten(0, (groups, -1)).movedim(3, 1).flatten(0, 2)
@@ -82,14 +89,33 @@ def conv_depth(
     terms = y.unflatten(1, (groups, taps, -1)).unbind(2)
     total = terms[centre].clone()
     for j, term in enumerate(terms):
-        step = j - centre
-        if step < 0:
-            total[:, :, :, -step:] += term[:, :, :, :step]
-        elif step > 0:
-            total[:, :, :, :-step] += term[:, :, :, step:]
+        if (offset := j - centre) == 0:
+            continue
+        if spacing is None:
+            add_moved_(total, term, offset)
+            continue
+        # Convolution is linear: the terms are interpolated, which have fewer channels than x.
+        towards = 1 if offset > 0 else -1
+        for step in range(0, offset + towards, towards):
+            share = (1 - (spacing * offset - step).abs()).clamp(min=0)
+            add_moved_(total, term, step, share.to(term.dtype).view(-1, *[1] * (term.ndim - 1)))
     # A copy of a single volume's channels has a batch stride that hides its memory format from
     # what comes next, torch.cat for one; going to images and back gives it the usual one.
     return unfold(fold(total.flatten(1, 2)), len(x))
+
+
+def add_moved_(total: Tensor, term: Tensor, step: int, share: Tensor | None = None) -> None:
+    """total[..., d, :, :] += share * term[..., d + step, :, :] for all d where that slice exists;
+    without `share` it is 1."""
+    depth = total.shape[-3]
+    if abs(step) >= depth:
+        return
+    into = total.narrow(-3, max(0, -step), depth - abs(step))
+    of = term.narrow(-3, max(0, step), depth - abs(step))
+    if share is None:
+        into.add_(of)
+    else:
+        into.addcmul_(of, share)
 
 
 def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor]:
@@ -97,33 +123,6 @@ def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Te
     scale, shift = affine
     weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
     return weight, shift if bias is None else torch.addcmul(shift, scale, bias)
-
-
-def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tensor:
-    """Returns a valid (B,) thickness in mm, which may be infinite.
-
-    Raises ValueError if it is missing, of another length, NaN or <= 0. On a GPU the values are
-    asserted on the device (RuntimeError), since looking at them would wait for it at every layer;
-    compiled code cannot raise for a value, so there an invalid thickness makes the output NaN.
-    """
-    if thickness is None:
-        raise ValueError(f"{operator} needs the slice thickness in mm, one number a volume")
-    if thickness.shape != (batch,):
-        raise ValueError(
-            f"{operator}: thickness must have shape ({batch},), one number a volume of the batch, "
-            f"got {tuple(thickness.shape)}"
-        )
-    if torch.compiler.is_compiling():
-        return torch.where(thickness > 0, thickness, torch.nan)
-    valid = (thickness > 0).all()  # NaN compares false
-    if thickness.is_cuda or thickness.is_meta:
-        torch._assert_async(valid, f"{operator}: slice thickness must be > 0 mm and not NaN")
-    elif not valid:
-        raise ValueError(
-            f"{operator}: slice thickness must be > 0 mm (infinity: no fusion), "
-            f"got {thickness.tolist()}"
-        )
-    return thickness
 
 
 class SliceConv(nn.Module):
@@ -195,6 +194,7 @@ class SliceConv(nn.Module):
         self.reset_parameters()
 
     pixelwise = linear = True
+    convolve_takes_thickness = False
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
@@ -216,6 +216,7 @@ class SliceConv(nn.Module):
             cls.pixelwise = False
         if place("linear") > place("convolve"):
             cls.linear = False
+        cls.convolve_takes_thickness = "thickness" in signature(cls.convolve).parameters
 
     def _sides(self) -> tuple[int, int, int, int]:
         """Zero padding left, right, top, bottom."""
@@ -259,19 +260,23 @@ class SliceConv(nn.Module):
         """The convolution, (B, C, D, H, W) -> (B, C', D, H', W').
 
         `weight`, shaped as the attribute, and `bias` (C',) or None are the operator's own, or what
-        became of them with a norm folded in: use these, not the attributes.
+        became of them with a norm folded in: use these, not the attributes. One that has a fourth
+        argument `thickness` gets that as well, as `forward` was given it.
         """
         return conv_depth(
             x, weight.unsqueeze(2), bias, self.stride, self.sides, self.dilation, self.groups
         )
 
-    def convolve_affine(self, x: Tensor, affine: Affine | None = None) -> Tensor:
+    def convolve_affine(
+        self, x: Tensor, thickness: Tensor | None = None, affine: Affine | None = None
+    ) -> Tensor:
         """`convolve`, then `affine`: the half of `forward` that follows `fuse`."""
+        own = (thickness,) if self.convolve_takes_thickness else ()
         if affine is None:
-            return self.convolve(x, self.weight, self.bias)
+            return self.convolve(x, self.weight, self.bias, *own)
         if self.linear:
-            return self.convolve(x, *fold_affine(self.weight, self.bias, affine))
-        y = self.convolve(x, self.weight, self.bias)
+            return self.convolve(x, *fold_affine(self.weight, self.bias, affine), *own)
+        y = self.convolve(x, self.weight, self.bias, *own)
         scale, shift = (a.to(y.dtype).view(-1, 1, 1, 1) for a in affine)
         return torch.addcmul(shift, y, scale)
 
@@ -299,7 +304,7 @@ class SliceConv(nn.Module):
             (B, C', D, H', W').
         """
         fuse = self.fuse_ if inplace and not torch.is_grad_enabled() else self.fuse
-        return self.convolve_affine(fuse(x, thickness), affine)
+        return self.convolve_affine(fuse(x, thickness), thickness, affine)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"

@@ -87,7 +87,7 @@ def test_backbone_neck_and_heads_by_hand(repository):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_by_formula(name):
     """Overheads over no fusion of A3D, Table 1, and of ACS, Table III."""
-    own = dict(num_slices=3) if name == "A3DConv" else {}
+    own = dict(num_slices=3) if "A3D" in name else {}
     conv = build_conv3d(dict(type=name, **own), 16, 24, 3, padding=1, bias=False)
     result, out = count(conv.to("meta"), *meta(2, 16, 3, 8, 8), torch.ones(2, device="meta"))
     assert out.shape == (2, 24, 3, 8, 8)
@@ -96,6 +96,7 @@ def test_operators_by_formula(name):
         "I3DConv": 3 * weights,
         "P3DConv": weights + 24 * 24 * 3,
         "A3DConv": weights + 9 * 16,
+        "AlignA3DConv": weights + 9 * 16,
         "SoftACSConv": weights + 24 * 3,
     }
     flops = {
@@ -107,8 +108,15 @@ def test_operators_by_formula(name):
     }
     assert result.parameters == parameters.get(name, weights)
     assert result.paper_flops == flops.get(name, weights * pixels)
-    # AlignShift: 2 + 2 of 16 channels, and the align factor of both volumes.
-    mixing = {"A3DConv": 9 * 16 * 2 * 64, "AlignShiftConv": 4 * pixels + 2}
+    mixing = {
+        "A3DConv": 9 * 16 * 2 * 64,
+        # 2 + 2 of 16 channels, and the align factor of both volumes
+        "AlignShiftConv": 4 * pixels + 2,
+        # as A3D, with a matrix blended for each volume
+        "AlignA3DConv": 9 * 16 * 2 * 64 + 9 * 16 * 2 + 2,
+        # 8 + 8 of 24 channels: two taps' shares of the slice itself, and of 2 of 3 neighbours
+        "AlignACSConv": 2 * 8 * 2 * (pixels + pixels * 2 // 3) + 2 * 4 * 2 + 2,
+    }
     if "Mean" not in name and "Soft" not in name:  # these also scale their kernels
         assert result.multiply_adds == flops.get(name, weights * pixels) + mixing.get(name, 0)
 
