@@ -41,9 +41,9 @@ class AlignA3DConv(A3DConv):
         small matrix is blended instead of a map."""
         weight = self.fusion_weight
         alpha = align_factor(thickness, self.ref_thickness, batch, type(self).__name__)
-        identity = torch.eye(self.num_slices).to(weight).unsqueeze(2)
+        identity = torch.eye(self.num_slices, dtype=weight.dtype, device=weight.device)
         # Exact at 0 and 1.
-        return torch.lerp(identity, weight, alpha.to(weight.dtype).view(-1, 1, 1, 1))
+        return torch.lerp(identity.unsqueeze(2), weight, alpha.to(weight.dtype).view(-1, 1, 1, 1))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ref_thickness={self.ref_thickness}"
