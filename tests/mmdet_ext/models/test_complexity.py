@@ -35,18 +35,55 @@ TABLE_1 = {
 }
 
 
+@pytest.fixture(scope="module")
+def operators_page(repository):
+    return (repository / "docs/operators.md").read_text()
+
+
+def rows(page):
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:]]
+
+
+@pytest.fixture(scope="module")
+def backbones(operators_page, repository):
+    """GFLOPs and million parameters of every operator of the page, as printed."""
+    printed = {}
+    for row in rows(operators_page):
+        for slices in (3, 7):
+            name = row[1].strip("`")
+            config = read_experiment(repository / f"configs/{name}_{slices}slice.py")
+            text = format_complexity({"backbone": detector_complexity(config)["backbone"]})
+            printed[name, slices] = re.match(PRINTED, text).groups()
+    return printed
+
+
+PRINTED = r"backbone +(\S+) GFLOPs \(paper\).*? (\S+) M parameters\n"
+
+
 @pytest.mark.parametrize("slices", [3, 7])
-def test_table_1_of_the_a3d_paper(slices, repository):
-    paths = [f"configs/{name}_{slices}slice.py" for name in TABLE_1]
+def test_table_1_of_the_a3d_paper(slices, backbones):
+    counted = {name: backbones[name, slices][0] for name in TABLE_1}
+    assert counted == {name: row[slices] for name, row in TABLE_1.items()}
+
+
+def test_the_operators_page_has_what_is_counted(operators_page, backbones):
+    for row in rows(operators_page):
+        three, seven = (backbones[row[1].strip("`"), slices] for slices in (3, 7))
+        assert row[5:7] == [three[0], seven[0]]
+        assert set(re.findall(r"\d+\.\d\d", row[4])) == {three[1], seven[1]}, row[0]
+
+
+def test_the_command_prints_what_the_operators_page_shows(operators_page, repository):
+    paths = ["configs/alignshift_3slice.py", "configs/p3d_3slice.py"]
     run = subprocess.run(
         [sys.executable, "tools/complexity.py", *paths],
         cwd=repository, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    backbones = re.findall(r"^backbone +(\S+) GFLOPs \(paper\)", run.stdout, re.M)
-    assert dict(zip(TABLE_1, backbones)) == {name: row[slices] for name, row in TABLE_1.items()}
-    for part in ("neck", "rpn_head", "bbox_head", "mask_head", "total"):
-        assert len(re.findall(rf"^{part} ", run.stdout, re.M)) == len(paths)
+    shown = re.search(r"^\$ python tools/complexity.py .*?\n(.*?)^```", operators_page, re.M | re.S)
+    assert run.stdout.startswith(shown[1])
     assert run.stdout.count("one more BatchNorm and ReLU") == 1, "P3D's figure is explained"
+    assert run.stdout.index("one more") > run.stdout.index("p3d_3slice")
 
 
 def densenet_by_hand(slices, size, growth=32, blocks=(6, 12, 24)):
