@@ -82,7 +82,7 @@ def acs(conv, x, thickness):
     return in_thirds(conv, x, seen)
 
 
-@twin("AlignACSConv", {}, dict(ref_thickness=1.0))
+@twin("AlignACSConv")
 def align_acs(conv, x, thickness):
     size = conv.kernel_size[0]
 
@@ -145,7 +145,7 @@ def a3d(conv, x, thickness):
     return conv3d(conv, mixed, conv.weight.unsqueeze(2))
 
 
-@twin("AlignA3DConv", {}, dict(ref_thickness=1.0))
+@twin("AlignA3DConv")
 def align_a3d(conv, x, thickness):
     alpha = (conv.ref_thickness / thickness).clamp(0, 1).view(-1, 1, 1, 1, 1)
     mixed = torch.einsum("bcdhw,dkc->bckhw", x, conv.fusion_weight)

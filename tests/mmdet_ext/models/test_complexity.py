@@ -2,6 +2,7 @@
 
 import functools
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -307,13 +308,22 @@ def test_volumetric_attention_is_counted_by_its_images(repository, name):
     assert after["attention"].parameters == heads * 371_785 // 5
 
 
-def test_the_command_prints_a_2d_detector(repository):
-    path = MMDETECTION / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
-    run = subprocess.run(
-        [sys.executable, "tools/complexity.py", path, "--size", "64"],
-        cwd=repository, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "FasterRCNN, 3 x 64 x 64" in run.stdout and "mask_head" not in run.stdout
+@pytest.fixture
+def command(repository, monkeypatch):
+    """Runs tools/complexity.py in this process."""
+
+    def run(*arguments):
+        monkeypatch.chdir(repository)
+        monkeypatch.setattr(sys, "argv", ["tools/complexity.py", *map(str, arguments)])
+        runpy.run_path("tools/complexity.py")["main"]()
+
+    return run
+
+
+def test_the_command_prints_a_2d_detector(command, capsys):
+    command(MMDETECTION / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "--size", 64)
+    printed = capsys.readouterr().out
+    assert "FasterRCNN, 3 x 64 x 64" in printed and "mask_head" not in printed
 
 
 def test_the_number_of_slices_is_read_from_the_stack():
@@ -352,11 +362,14 @@ def test_total_adds_the_parts():
     assert line == "total 11.00 GFLOPs (paper) 2.25 G multiply-adds 1.50 M parameters"
 
 
-@pytest.mark.parametrize("arguments", [["--size", "100"], ["--size", "-32"], ["configs/none.py"]])
-def test_bad_arguments_are_named(arguments, repository):
-    run = subprocess.run(
-        [sys.executable, "tools/complexity.py", "configs/acs_3slice.py", *arguments],
-        cwd=repository, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode != 0 and "Traceback" not in run.stderr
-    assert "multiple of 32" in run.stderr or "configs/none.py" in run.stderr
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--size", "100"], "multiple of 32 px, got 100"),
+        (["--size", "-32"], "multiple of 32 px, got -32"),
+        (["configs/none.py", "--size", "32"], "configs/none.py"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, command):
+    with pytest.raises(SystemExit, match=f"^complexity: .*{message}"):
+        command("configs/acs_3slice.py", *arguments)

@@ -293,6 +293,14 @@ def test_aligned_a3d_is_alpha_parts_of_a3d():
         assert_same(conv(x, mm(thickness)), mixed)
 
 
+@pytest.mark.parametrize("name", ["AlignA3DConv", "AlignACSConv"])
+def test_the_reference_thickness_is_what_thicknesses_are_measured_by(name):
+    x, at_two = volume(3, 5, 3, 6, 5), make(name, 5, 4, 3, padding=1)
+    at_one = build_conv3d({**config(name, 3), "ref_thickness": 1.0}, 5, 4, 3, padding=1).double()
+    at_one.load_state_dict(at_two.state_dict())
+    assert torch.equal(at_one(x, mm(0.5, 1.5, 4.0)), at_two(x, mm(1.0, 3.0, 8.0)))
+
+
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_infinitely_thick_aligned_acs_sums_its_kernels_along_depth(kernel_size):
     """The coronal kernel (depth, width) is left with a row, the sagittal (depth, height) with a
