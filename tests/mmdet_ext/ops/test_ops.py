@@ -270,7 +270,11 @@ def test_thin_aligned_operators_are_the_plain_ones_to_the_bit(
         conv = make(name, 5, 4, kernel_size, depth=depth, seed=seed, padding=kernel_size // 2)
         expected = plain_one(5, 4, kernel_size, padding=kernel_size // 2, **own).double()
         expected.load_state_dict(conv.state_dict())
-        assert torch.equal(conv(x, mm(thin).expand(batch)), expected(x))
+        got = conv(x, mm(thin).expand(batch))
+        if depth > kernel_size // 2:
+            assert torch.equal(got, expected(x))
+        else:  # ACS leaves taps out that reach no slice: a convolution of another shape
+            assert_same(got, expected(x), 1e-12)
 
 
 @settings(deadline=None, max_examples=20)
