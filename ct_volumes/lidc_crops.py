@@ -3,7 +3,7 @@ cubes of evenly spaced voxels about a nodule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ct_volumes.dicom_files import Clamped, Place, files_in, looks_like_dicom, p
 from ct_volumes.hounsfield import AIR_HU
 from ct_volumes.lidc import Contour, Reading
 from ct_volumes.lidc_nodules import Nodule
+from ct_volumes.read import read_volume
 from ct_volumes.volume import CTVolume
 from deeplesion.errors import DataError, MissingDataError
 
@@ -76,6 +77,34 @@ def find_series(folder: str | Path, wanted: Iterable[str] | None = None) -> dict
     return found
 
 
+def cut_nodules(
+    nodules: Iterable[Nodule],
+    series: dict[str, Path],
+    of: str = "reading",
+    size: int = SIZE,
+    progress: bool = True,
+) -> Iterator[tuple[Nodule, Crop]]:
+    """The crop of every nodule whose series is at hand, by scan; each scan is read once.
+
+    Args:
+        series: what `find_series` found. Nodules of others are passed over.
+        of: 'reading' or 'consensus', see `nodule_mask`.
+        size: voxels of 1 mm a side.
+
+    Raises DataError for a scan that cannot be read, contours that do not fit it, and a mask without
+    any voxel.
+    """
+    by_scan: dict[str, list[Nodule]] = {}
+    for nodule in nodules:
+        if nodule.scan.series_uid in series:
+            by_scan.setdefault(nodule.scan.series_uid, []).append(nodule)
+    for uid, own in tqdm(by_scan.items(), "scans", disable=not progress):
+        volume = read_volume(series[uid], uid)
+        for nodule in own:
+            mask = nodule_mask(nodule, volume, of)
+            yield nodule, crop(volume, mask, centre_mm(nodule, volume), size)
+
+
 def reading_mask(reading: Reading, volume: CTVolume) -> np.ndarray:
     """(S, H, W) bool, the voxels that one reading counts to the nodule.
 
@@ -108,6 +137,12 @@ def nodule_mask(nodule: Nodule, volume: CTVolume, of: str = "reading") -> np.nda
     and does not say which), or of at least half of them ('consensus')."""
     if of not in ("reading", "consensus"):
         raise ValueError(f"of must be 'reading' or 'consensus', got {of!r}")
+    uid = volume.source.series_uid
+    if uid and uid != nodule.scan.series_uid:
+        raise DataError(
+            f"{volume.source.path} is the series {uid}; the readings of {nodule.name} are of"
+            f" {nodule.scan.series_uid}"
+        )
     if of == "reading":
         return reading_mask(nodule.readings[0], volume)
     return consensus_mask(nodule, volume)
@@ -235,6 +270,8 @@ def _slice_of(contour: Contour, volume: CTVolume) -> int:
 def _in_volume(contour: Contour, volume: CTVolume) -> np.ndarray:
     """(n, 2) x and y in the volume of a contour's points, which are the file's columns and rows."""
     source = volume.source
+    if source.format != "dicom":
+        raise DataError(f"{source.path} is no DICOM series, whose pixels LIDC-IDRI's contours mean")
     in_file = np.column_stack([np.zeros(len(contour.points), int), contour.points[:, ::-1]])
     points = in_file[:, source.axes]
     last = np.array(volume.hu.shape) - 1
