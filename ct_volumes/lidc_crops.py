@@ -102,6 +102,11 @@ def cut_nodules(
         volume = read_volume(series[uid], uid)
         for nodule in own:
             mask = nodule_mask(nodule, volume, of)
+            if not mask.any():
+                raise DataError(
+                    f"the mask of {nodule.name} has no voxel ({of}). Leave the nodule out, or take"
+                    " the other kind of mask"
+                )
             yield nodule, crop(volume, mask, centre_mm(nodule, volume), size)
 
 

@@ -340,6 +340,9 @@ def test_series_that_are_not_at_hand_are_passed_over(phantom):
     found = list(cut_nodules([nodules[0], nodules[-1]], series, size=58))
     assert [n for n, _ in found] == [nodules[-1]]
     assert found[0][1].hu.shape == (58, 58, 58)
+    point = Reading(1, 4, (Contour(float(last.positions_mm[3]), True, np.array([[5, 5]])),))
+    with pytest.raises(DataError, match="has no voxel"):
+        list(cut_nodules([Nodule(last, (point,))], series))
 
 
 def test_the_phantom_continues_and_is_the_same_again(phantom, tmp_path, monkeypatch, capsys):
