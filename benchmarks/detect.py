@@ -1,5 +1,6 @@
 """Slices of a whole scan through LesionDetector, against one stack after the other with mmcv's
-RoIAlign; what the stages of both take; and RoIAlign on regions of lesions' sizes."""
+RoIAlign; what the stages of both take; attention between images of which stacks have some in
+common; and RoIAlign on regions of lesions' sizes."""
 
 from __future__ import annotations
 
@@ -33,14 +34,22 @@ BODY_MM = 400.0  # of the phantom from side to side of a slice
 MASKS = (10, 100)
 ALL_BOXES = {"model.test_cfg.rcnn.score_thr": 0.0, "model.test_cfg.rcnn.nms.iou_threshold": 1.0}
 REGIONS = 1000
+# Of detectors with attention between images: how many, slices looked at, pixels of a side.
+BAGS = (3, 9)
+ATTENTION_SLICES, ATTENTION_SIZE = 30, 128
 
 
 def cases(
-    size: int = 512, slices: int = 8, masks: tuple[int, ...] = MASKS, overrides: dict | None = None
+    size: int = 512,
+    slices: int = 8,
+    masks: tuple[int, ...] = MASKS,
+    overrides: dict | None = None,
+    bags: tuple[int, ...] = BAGS,
 ) -> list[Case]:
     """Times are of `slices` / 2 slices looked at, one batch by default; those of stages, of one."""
     volume = scan(slices, size)
     network = [_network(volume, number, size, overrides or {}) for number in masks]
+    network += [_attention(images) for images in bags]
     return network + [_roi_align(bins, size, REGIONS if size == 512 else 20) for bins in (7, 14)]
 
 
@@ -67,6 +76,35 @@ def _network(volume: CTVolume, masks: int, size: int, overrides: dict) -> Case:
     return Case(name, ours, baseline, same_scores, parts=parts)
 
 
+def _attention(images: int) -> Case:
+    """Attention between images, each through the backbone once, or once in every stack."""
+    volume = scan(2 * ATTENTION_SLICES, ATTENTION_SIZE)
+    options = {"stack.num_slices": 3 * images, "model.test_cfg.rcnn.score_thr": 0.0}
+    detector = random_detector(volume, options, "demo/volumetric_attention")
+
+    def ours() -> list[SliceDetections]:
+        return detector.detect_slices(volume, INTERVAL_MM, progress=False)
+
+    def baseline() -> list[SliceDetections]:
+        with mock.patch.object(detector, "_shared_images", lambda *_: None):
+            return detector.detect_slices(volume, INTERVAL_MM, progress=False)
+
+    through = [_images(detector, run) for run in (ours, baseline)]
+    name = f"bag of {images}, {ATTENTION_SLICES} slices: {through[0]} and {through[1]} images"
+    return Case(name, ours, baseline, same_scores)
+
+
+def _images(detector: LesionDetector, run: Callable[[], list]) -> int:
+    """How many images go through the backbone."""
+    seen = []
+    hook = detector.model.backbone.register_forward_pre_hook(
+        lambda _, inputs: seen.append(len(inputs[0]))
+    )
+    run()
+    hook.remove()
+    return sum(seen)
+
+
 @contextmanager
 def plain_path(detector: LesionDetector) -> Iterator[None]:
     """Stacks written out, maps in NCHW memory and mmcv's RoIAlign."""
@@ -82,9 +120,11 @@ def plain_path(detector: LesionDetector) -> Iterator[None]:
         yield
 
 
-def random_detector(volume: CTVolume, overrides: dict) -> LesionDetector:
+def random_detector(
+    volume: CTVolume, overrides: dict, experiment: str = EXPERIMENT
+) -> LesionDetector:
     """From random weights, with norms that fit the first slices of a scan."""
-    config = load_config(EXPERIMENT, {"model.backbone.init_cfg": None, **overrides})
+    config = load_config(experiment, {"model.backbone.init_cfg": None, **overrides})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.pth"
         model = inference.build(config)
@@ -113,7 +153,8 @@ def same_scores(ours: list[SliceDetections], baseline: list[SliceDetections]) ->
     """As many detections on every slice, and their scores to 0.01: see `inference.close`."""
     for one, other in zip(ours, baseline, strict=True):
         assert one.index == other.index
-        assert len(one.scores) == len(other.scores) == len(one.masks) > 0
+        assert len(one.scores) == len(other.scores) > 0
+        assert one.masks is None or len(one.masks) == len(one.scores)
         np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=0.01)
 
 

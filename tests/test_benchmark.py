@@ -133,7 +133,7 @@ SMALL_NETWORK = {
 
 
 def test_detect_agrees_with_the_plain_path_and_times_all_stages(monkeypatch):
-    network, *roi_aligns = detect.cases(64, slices=6, masks=(3,), overrides=SMALL_NETWORK)
+    network, *roi_aligns = detect.cases(64, 6, masks=(3,), overrides=SMALL_NETWORK, bags=())
     calls = []
     forward = roi_align.RoIAlign.forward
     monkeypatch.setattr(
@@ -151,6 +151,14 @@ def test_detect_agrees_with_the_plain_path_and_times_all_stages(monkeypatch):
     assert len(parts) == 2 * 6 and min(parts.values()) > 0
     for case in roi_aligns:
         case.check(case.ours(), case.baseline())
+
+
+def test_detect_counts_images_and_agrees_on_attention_between_them(monkeypatch):
+    monkeypatch.setattr(detect, "ATTENTION_SLICES", 6)
+    (case,) = detect.cases(64, masks=(), bags=(3,))[:1]
+    # Around every 2 mm from 0 to 12, and of the first and of the last slice alone.
+    assert case.name == "bag of 3, 6 slices: 9 and 18 images"
+    case.check(case.ours(), case.baseline())
 
 
 def test_backbone_check_notices_a_slice(monkeypatch):

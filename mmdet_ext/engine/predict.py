@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
 from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.engine.run import find_checkpoint, load_config
+from mmdet_ext.engine.shared_images import SharedImages
 from mmdet_ext.engine.slice_detections import detections, nothing_on
 from mmdet_ext.engine.slice_results import SliceResults
 from mmdet_ext.engine.trained_as import check_network
@@ -155,6 +157,7 @@ class LesionDetector:
         self.field(volume)  # refuses what the network cannot take, before the work
         keys = key_slices(volume, interval_mm)
         results = SliceResults(store, self.key(volume, interval_mm, amp) if store else {})
+        images = self._shared_images(volume)
         waiting: list[int] = []
         bar = tqdm(
             total=len(keys), initial=len(results.found), unit="slice", desc="detecting",
@@ -169,7 +172,7 @@ class LesionDetector:
                     else:
                         new = [nothing_on(key, bool(self.model.with_mask))]
                 if waiting and (len(waiting) == batch_size or number == len(keys)):
-                    new += self._detect_batch(volume, waiting)
+                    new += self._detect_batch(volume, waiting, images)
                     waiting = []
                 results.add(new)
                 bar.update(len(new))
@@ -217,18 +220,23 @@ class LesionDetector:
         width_mm = height_mm / aspect
         return max(rows, round(height_mm / row_mm)), max(columns, round(width_mm / column_mm))
 
-    def _detect_batch(self, volume: CTVolume, keys: Sequence[int]) -> list[SliceDetections]:
+    def _detect_batch(
+        self, volume: CTVolume, keys: Sequence[int], images: SharedImages | None = None
+    ) -> list[SliceDetections]:
         plans = [plan_volume_stack(volume.positions_mm, key, **self.stack) for key in keys]
-        places, stacks = self._places([plan for plan, _ in plans])
+        stacks = [plan for plan, _ in plans]
+        thickness_mm = [mm for _, mm in plans]
         try:
-            slices, sample = self._slices(volume, places)
-            samples = []
-            for _, thickness_mm in plans:
-                samples.append(DetDataSample(metainfo=sample.metainfo))
-                samples[-1].set_metainfo(dict(thickness_mm=thickness_mm))
-            thickness = torch.tensor([mm for _, mm in plans], device=slices.device)
-            inputs = self._inputs(slices, stacks.to(slices.device), thickness)
-            predicted = self.model.predict(inputs, samples, rescale=True)
+            if images is None:
+                inputs, sample = self._inputs_of(volume, stacks, thickness_mm)
+                predict = self.model.predict
+            else:
+                inputs, sample = images.features(stacks)
+                predict = self.model.predict_features
+            samples = [DetDataSample(metainfo=sample.metainfo) for _ in keys]
+            for each, mm in zip(samples, thickness_mm):
+                each.set_metainfo(dict(thickness_mm=mm))
+            predicted = predict(inputs, samples, rescale=True)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -238,6 +246,22 @@ class LesionDetector:
         found = [each.pred_instances for each in predicted]
         shape = volume.hu.shape[1:]
         return [detections(key, each, shape) for key, each in zip(keys, found, strict=True)]
+
+    def _shared_images(self, volume: CTVolume) -> SharedImages | None:
+        """For a model that takes images of several slices which stacks have in common, if each
+        slice is made ready without a look at its stack."""
+        if not (self.slice_by_slice and getattr(self.model, "shares_images", False)):
+            return None
+        return SharedImages(self.model, partial(self._slices, volume))
+
+    def _inputs_of(
+        self, volume: CTVolume, plans: list[list], thickness_mm: list[float]
+    ) -> tuple[tuple[Tensor, ...], DetDataSample]:
+        """What the detector's `extract_feat` takes of stacks, and the sample of their slices."""
+        places, stacks = self._places(plans)
+        slices, sample = self._slices(volume, places)
+        thickness = torch.tensor(thickness_mm, device=slices.device)
+        return self._inputs(slices, stacks.to(slices.device), thickness), sample
 
     def _inputs(self, slices: Tensor, stacks: Tensor, thickness: Tensor) -> tuple[Tensor, ...]:
         """What the detector's `extract_feat` takes, of (S, 1, H, W) windowed slices, (N, D) indices

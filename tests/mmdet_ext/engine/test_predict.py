@@ -173,7 +173,7 @@ def test_slices_without_a_body_are_not_looked_at(detector, monkeypatch):
     monkeypatch.setattr(
         LesionDetector,
         "_detect_batch",
-        lambda s, v, keys: looked_at.extend(keys) or batch(s, v, keys),
+        lambda s, v, keys, *rest: looked_at.extend(keys) or batch(s, v, keys, *rest),
     )
     found = detector.detect_slices(volume_of(hu, 1.0, (3.0, 3.0)), None, progress=False)
     assert looked_at == [1, 2, 4, 5]

@@ -108,11 +108,11 @@ def test_interrupted_at_any_batch_it_goes_on(detector, tmp_path, monkeypatch):
     for interrupted_at in range(3):
         calls = []
 
-        def interrupted(self, volume, keys, calls=calls, at=interrupted_at):
+        def interrupted(self, volume, keys, images, calls=calls, at=interrupted_at):
             calls.append(keys)
             if len(calls) == at + 1:
                 raise KeyboardInterrupt
-            return batch(self, volume, keys)
+            return batch(self, volume, keys, images)
 
         store = tmp_path / f"{interrupted_at}.jsonl"
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
