@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from mmdet_ext.models.roi_align import use_inference_roi_align
+from mmdet_ext.models.rpn import faster_rpn
 from mmdet_ext.models.shared_slices import SharedSlices, shared_maps, shares_slices
 from mmdet_ext.ops import OPERATORS
 
@@ -31,14 +32,16 @@ class KeySliceMaskRCNN(MaskRCNN):
     Args:
         num_slices: D, which the backbone gets (an operator that takes it, the channels of 2.5D) and
             the neck.
-        backbone, neck, others: of mmdet's `MaskRCNN`.
+        backbone, neck, rpn_head, others: of mmdet's `MaskRCNN`.
 
     Raises:
         ValueError: no `num_slices`; a part, or in `extract_feat` a volume, has another number of
             slices.
     """
 
-    def __init__(self, backbone: dict, neck: dict, num_slices: int | None = None, **others) -> None:
+    def __init__(
+        self, backbone: dict, neck: dict, rpn_head: dict, num_slices: int | None = None, **others
+    ) -> None:
         if num_slices is None:
             raise ValueError(NO_NUM_SLICES)
         backbone, neck, depth = dict(backbone), dict(neck), num_slices
@@ -49,7 +52,7 @@ class KeySliceMaskRCNN(MaskRCNN):
             set_once("backbone.fusion.num_slices", fusion, "num_slices", num_slices)
             backbone["fusion"] = fusion
         set_once("neck.num_slices", neck, "num_slices", depth)
-        super().__init__(backbone=backbone, neck=neck, **others)
+        super().__init__(backbone=backbone, neck=neck, rpn_head=faster_rpn(rpn_head), **others)
         self.neck.any_layout = use_inference_roi_align(self)
         self.num_slices = num_slices
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain
 
 import torch
-from mmdet.models.dense_heads import RPNHead
 from mmdet.models.detectors import FasterRCNN, MaskRCNN, TwoStageDetector
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
@@ -18,6 +17,7 @@ from mmdet_ext.models.attention import VolumetricAttention, entropy
 from mmdet_ext.models.detectors import NO_NUM_SLICES, set_once
 from mmdet_ext.models.inference import looks_at_the_batch
 from mmdet_ext.models.roi_align import use_inference_roi_align
+from mmdet_ext.models.rpn import InferenceRPNHead, faster_rpn
 
 SLICES_OF_AN_IMAGE = 3  # the colours of an ImageNet network
 LOCATIONS = ("rpn", "rcnn")
@@ -73,6 +73,7 @@ class SliceGroups:
                         "BagRoIExtractor",
                         **bag,
                     )
+        rpn_head = faster_rpn(rpn_head)
         super().__init__(
             backbone=backbone, neck=neck, rpn_head=rpn_head, roi_head=roi_head, **others
         )
@@ -260,7 +261,7 @@ class PyramidAttention(nn.Module):
 
 
 @MODELS.register_module()
-class TargetRPNHead(RPNHead):
+class TargetRPNHead(InferenceRPNHead):
     """mmdet's RPN on the middle one of several images whose maps come one after the other.
 
     Takes (B, N C, H, W), C being `in_channels`.

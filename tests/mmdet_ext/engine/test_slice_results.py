@@ -144,6 +144,7 @@ def test_another_scan_network_or_interval_is_other_work(detector, tmp_path):
         detector.key(volume, 3.0, False),
         detector.key(volume, None, False),
         detector.key(volume, 2.0, True),
+        detector.key(volume, 2.0, False, 0.1),
         LesionDetector(config, detector.checkpoint, "cpu").key(volume, 2.0, False),
         LesionDetector(
             config_of(), write_checkpoint(config_of(), tmp_path / "epoch_2.pth", 5), "cpu"
