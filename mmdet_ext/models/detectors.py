@@ -9,6 +9,7 @@ from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from mmdet_ext.models.inference import looks_at_the_batch
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import faster_rpn
 from mmdet_ext.models.shared_slices import SharedSlices, shared_maps, shares_slices
@@ -82,13 +83,21 @@ class KeySliceMaskRCNN(MaskRCNN):
                 f"{depth} slices: load stacks of {self.num_slices}, or set the "
                 f"experiment's stack.num_slices to {depth}"
             )
+        on_cpu = batch_inputs[0].device.type == "cpu"
+        if torch.is_grad_enabled() or not (shared or on_cpu):
+            return self.neck(self.backbone(*batch_inputs))
+        # On a CPU stack by stack: the maps of one come into memory that those of the one before
+        # have left, while for those of several the system must make room again at every layer.
+        by_one = on_cpu and not looks_at_the_batch(self)
+        at_once = 1 if by_one else len(batch_inputs.stacks if shared else batch_inputs[0])
         if shared:
-            return self.neck(shared_maps(self.backbone, batch_inputs))
-        images, thickness = batch_inputs
-        if torch.is_grad_enabled() or images.is_cuda:
-            return self.neck(self.backbone(images, thickness))
-        # Saves memory: the neck is done with each map before the backbone makes the next.
-        return self.neck(self.backbone.maps(images, thickness))
+            groups = shared_maps(self.backbone, batch_inputs, at_once)
+        else:
+            parts = zip(*(each.split(at_once) for each in batch_inputs))
+            groups = (self.backbone.maps(*part) for part in parts)
+        # The neck is done with each map before the backbone makes the next, which saves memory.
+        found = [self.neck(maps)[0] for maps in groups]
+        return (found[0] if len(found) == 1 else torch.cat(found),)
 
 
 def takes_num_slices(fusion: dict) -> bool:
