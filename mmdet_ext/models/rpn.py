@@ -54,7 +54,8 @@ class InferenceRPNHead(RPNHead):
 
 def faster_rpn(rpn_head: dict) -> dict:
     """A config of mmdet's `RPNHead` as one of the class here; others stay."""
-    return {**rpn_head, "type": "InferenceRPNHead"} if rpn_head["type"] == "RPNHead" else rpn_head
+    plain = rpn_head.get("type") == "RPNHead"
+    return {**rpn_head, "type": "InferenceRPNHead"} if plain else rpn_head
 
 
 def first_kept(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
