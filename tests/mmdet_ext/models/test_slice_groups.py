@@ -279,7 +279,9 @@ def test_features_of_a_volume_are_those_of_its_stacks(repository, step, location
     with torch.no_grad():
         found = list(model.volume_features(volume, step))
     assert [slice_ for slice_, _ in found] == list(range(0, 14, step))
-    needed = {slice_ + offset for slice_ in range(0, 14, step) for offset in (-3, 0, 3)}
+    centres = {slice_ + offset for slice_ in range(0, 14, step) for offset in (-3, 0, 3)}
+    # Beyond the scan the end slice is repeated: there several images are one.
+    needed = {tuple(min(max(c + i, 0), 13) for i in (-1, 0, 1)) for c in centres}
     assert sum(seen) == len(needed), "each image once"
     for slice_, maps in found:
         around = [min(max(slice_ + offset, 0), 13) for offset in range(-4, 5)]
