@@ -100,7 +100,7 @@ def differences_figure(statistics: dict) -> Figure:
     figure = Figure(
         figsize=(2.6 * len(groups) + 1.2, 0.34 * len(names) + 1.1), layout="constrained"
     )
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
     for axes, group in zip(panels, groups):
         zero = methods[reference][group]["average"]["value"]
         for y, name in enumerate(names):

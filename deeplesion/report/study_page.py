@@ -20,14 +20,17 @@ from deeplesion.evaluation.study import study
 from deeplesion.files import write_whole
 from deeplesion.report.page import fill, to_html
 from deeplesion.report.study_figures import render_study
-from deeplesion.report.study_tables import study_tables
+from deeplesion.report.study_tables import NOTE, study_tables
 from deeplesion.report.tables import Table, key_slices_note, to_csv, to_latex, to_markdown, to_text
 
 TEMPLATE = Path(__file__).with_name("study.html")
 CAPTIONS = {
-    "froc": "FROC of each method: mean over seeds, from the lowest seed to the highest",
-    "differences": "Differences from the reference, with every seed",
-    "thickness": "Thin slices against thick ones",
+    "froc": "FROC: mean of each method's seeds; the band reaches from the lowest seed to the"
+    " highest.",
+    "differences": "Differences from the reference: mean and 95 % interval of the method; a dot is"
+    " a seed's difference from the mean of the reference.",
+    "thickness": "Thin slices against thick ones: mean and 95 % interval of the method; a dot is a"
+    " seed.",
 }
 READING = (
     "An interval is of the method: it holds for other patients and for other training seeds. The"
@@ -86,7 +89,7 @@ def write_study(
     tables = [table for each in found for table in each.tables]
     files: dict[str, str | bytes] = {
         "study.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
-        "study.txt": "\n\n".join(map(to_text, tables)) + "\n",
+        "study.txt": "\n\n".join([*map(to_text, tables), NOTE]) + "\n",
         "study.csv": to_csv(tables),
         "study.md": "\n\n".join(map(to_markdown, tables)) + "\n",
         "study.tex": "% needs \\usepackage{booktabs}\n\n"
@@ -100,10 +103,11 @@ def write_study(
     files["study.html"] = _page(found, methods, without, files)
     for name, data in files.items():
         write_whole(out / name, data)
-    lines = [to_text(each.tables[0]) for each in found]
+    lines = [*(to_text(each.tables[0]) for each in found), NOTE]
     if without:
         lines.append(f"no finished run, hence left out: {', '.join(without)}")
-    return "\n\n".join(lines) + f"\n\n{out}: {', '.join(files)}"
+    names = dict.fromkeys(name.replace(".svg", ".png") for name in files)
+    return "\n\n".join(lines) + f"\n\n{out}: {', '.join(names)}"
 
 
 def _evaluated(
@@ -138,19 +142,20 @@ def _page(
     without: Sequence[str],
     files: Mapping[str, str | bytes],
 ) -> str:
+    runs = sum(len(method["runs"]) for method in methods.values())
     sections = []
     for i, each in enumerate(found):
         mark = f"-{i + 1}" if i else ""
         main, *further = each.tables
         figures = "".join(
-            _figure(files[f"{name}{mark}.svg"], caption)
+            _figure(files[f"{name}{mark}.svg"], name, caption)
             for name, caption in CAPTIONS.items()
             if f"{name}{mark}.svg" in files
         )
         more = "".join(map(to_html, further))
         heading = f"Methods: {each.title}" if len(found) > 1 else "Methods"
         sections.append(
-            f"<h2>{escape(heading)}</h2>{to_html(main)}"
+            f"<h2>{escape(heading)}</h2>{to_html(main)}<p>{escape(NOTE)}</p>"
             f'<div class="figures">{figures}</div>'
             f"<details><summary>Operating points, differences and seeds</summary>{more}</details>"
         )
@@ -159,16 +164,17 @@ def _page(
         told.append(f"Without a finished run, hence left out: {', '.join(without)}.")
     return fill(
         TEMPLATE.read_text(encoding="utf-8"),
-        title=escape(" · ".join(name for name in methods if name not in without)),
+        title=f"{len(methods) - len(without)} methods, {runs} runs",
         summary="".join(f"<p>{escape(text)}</p>" for text in told),
         sets="".join(sections),
         runs=_runs(methods),
     )
 
 
-def _figure(svg: bytes, caption: str) -> str:
+def _figure(svg: bytes, name: str, caption: str) -> str:
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
-    return f'<figure><img src="{source}" alt="{escape(caption)}"></figure>'
+    image = f'<img src="{source}" alt=""><figcaption>{escape(caption)}</figcaption>'
+    return f'<figure class="{name}">{image}</figure>'
 
 
 def _runs(methods: Mapping[str, dict]) -> str:

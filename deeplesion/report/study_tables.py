@@ -10,15 +10,16 @@ import numpy as np
 from deeplesion.evaluation.study import GAP, MEASURES
 from deeplesion.report.tables import AVERAGE, Number, Row, Table
 
-COSTS = ("GFLOPs", "M parameters", "GB", "train min", "test s")
+COSTS = ("GFLOPs", "M params", "GB", "train min", "test s")
 MAIN = (
-    "Methods: average sensitivity (%) at 0.5, 1, 2, 4 false positives per image, mean over training"
-    " seeds; sd over seeds; 95 % intervals over patients and seeds; difference from {reference},"
-    " p corrected for {number} comparisons (Holm)"
+    "Average sensitivity (%) at 0.5, 1, 2, 4 false positives per image, mean over training seeds,"
+    " with 95 % intervals over {patients} and seeds; difference from {reference}, p corrected for"
+    " {comparisons} (Holm)"
 )
-COST_NOTE = (
-    "GFLOPs (the papers' convention) and parameters: of the whole detector on one image. GB: peak"
-    " memory of training, on a GPU the GPU's. Times: mean of the runs, all starts of one together"
+NOTE = (
+    "sd: over seeds. GFLOPs (the papers' convention) and parameters: the whole detector on one"
+    " image. GB: peak memory of training, on a GPU the GPU's, else of the process. train, test:"
+    " mean time of a run."
 )
 
 
@@ -30,15 +31,15 @@ def study_tables(statistics: dict, methods: Mapping[str, dict], patients: str) -
         methods: name -> `cost` and `runs`, as `write_study` has them.
         patients: what the bootstrap drew.
     """
-    tables = [main_table(statistics, methods)]
+    tables = [main_table(statistics, methods, patients)]
     tables.append(points_table(statistics, patients))
     if statistics["differences"]:
         tables.append(differences_table(statistics, patients))
     return [*tables, seeds_table(statistics, methods)]
 
 
-def main_table(statistics: dict, methods: Mapping[str, dict]) -> Table:
-    """A row a method."""
+def main_table(statistics: dict, methods: Mapping[str, dict], patients: str) -> Table:
+    """A row a method; what its columns are is in NOTE."""
     reference, differences = statistics["reference"], statistics["differences"]
     labels = ("method", "seeds")
     measures = (AVERAGE, "sd", "thin", "thick", GAP, "difference", *COSTS)
@@ -58,8 +59,12 @@ def main_table(statistics: dict, methods: Mapping[str, dict]) -> Table:
         notes += ["the reference"] if name == reference and differences else []
         labelled = (name, len(average["all"]["seeds"]))
         rows.append(Row(labelled, tuple(numbers), note="; ".join(filter(None, notes))))
-    title = MAIN.format(reference=reference, number=len(differences))
-    return Table("methods", f"{title}. {COST_NOTE}", labels, measures, rows)
+    number = len(differences)
+    comparisons = f"{number} comparison{'s' * (number != 1)}"
+    title = MAIN.format(patients=patients, reference=reference, comparisons=comparisons)
+    if not differences:
+        title = title.partition(";")[0]
+    return Table("methods", title, labels, measures, rows)
 
 
 def costs_of(method: dict) -> list[Number]:
