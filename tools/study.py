@@ -36,12 +36,12 @@ from mmdet_ext.engine.study import (
     visible_gpus,
 )
 from mmdet_ext.engine.study_plan import (
-    Method,
     check_methods,
     methods_of,
     parsed,
     with_fingerprints,
 )
+from mmdet_ext.engine.study_run import Method
 from mmdet_ext.models.complexity import Complexity, detector_complexity
 
 TOOLS = Path(__file__).resolve().parent

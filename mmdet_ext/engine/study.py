@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from deeplesion.errors import UserError
 from deeplesion.processes import available_cores
-from mmdet_ext.engine.study_plan import Method
 from mmdet_ext.engine.study_run import (
     Children,
     Job,
+    Method,
     Outcome,
     Stopped,
     changed_since,

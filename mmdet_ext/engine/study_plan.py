@@ -9,8 +9,8 @@ import hashlib
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from deeplesion.errors import MissingDataError, UserError
 from mmdet_ext.config.check import RUNNER
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.engine.study_run import Method
 
 PROJECT = ("ct_volumes", "deeplesion", "mmdet_ext")
 TESTING = {"test_dataloader", "test_evaluator", "test_cfg"}
@@ -27,27 +28,6 @@ TESTING = {"test_dataloader", "test_evaluator", "test_cfg"}
 PLACE = {"work_dir", "experiment_name", "launcher", "resume"}
 PLACE |= {"visualizer", "log_level", "log_processor"}
 NOT_PREPARED = "there is no {file}, which {config} needs: prepare the data (tools/prepare_data.py)"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A config with options, trained with several seeds.
-
-    Attributes:
-        name: what tables call it.
-        config: file, or name of an experiment that comes along.
-        options: as --cfg-options takes them, 'name=value'.
-        training, test: fingerprints {'config', 'code', 'data'} of what training and test depend on,
-            the seed excepted.
-        images: where the slices of the test lie, for the pictures of reports; None for outlines.
-    """
-
-    name: str
-    config: str
-    options: tuple[str, ...] = ()
-    training: Mapping[str, str] = ()
-    test: Mapping[str, str] = ()
-    images: str | None = None
 
 
 def methods_of(

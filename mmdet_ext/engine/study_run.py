@@ -20,7 +20,6 @@ from pathlib import Path
 from deeplesion.errors import UserError
 from deeplesion.files import parse_json, write_whole
 from deeplesion.lock import only_writer
-from mmdet_ext.engine.study_plan import Method
 
 NOTE = "run.json"
 PATIENCE = 30  # seconds that a process has to end before it is killed
@@ -34,6 +33,27 @@ sys.argv = sys.argv[1:]
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+@dataclass(frozen=True)
+class Method:
+    """A config with options, trained with several seeds.
+
+    Attributes:
+        name: what tables call it.
+        config: file, or name of an experiment that comes along.
+        options: as --cfg-options takes them, 'name=value'.
+        training, test: fingerprints {'config', 'code', 'data'} of what training and test depend on,
+            the seed excepted.
+        images: where the slices of the test lie, for the pictures of reports; None for outlines.
+    """
+
+    name: str
+    config: str
+    options: tuple[str, ...] = ()
+    training: Mapping[str, str] = ()
+    test: Mapping[str, str] = ()
+    images: str | None = None
 
 
 @dataclass(frozen=True)
