@@ -37,7 +37,9 @@ from mmdet_ext.engine.study import (
 )
 from mmdet_ext.engine.study_plan import (
     check_methods,
+    code_hash,
     methods_of,
+    modules_of,
     parsed,
     with_fingerprints,
 )
@@ -145,7 +147,7 @@ def make_plan(options: argparse.Namespace) -> dict:
     methods = []
     for method in tqdm(wanted, desc="reading configs", unit="method", leave=False, disable=None):
         config = load_config(method.config, parsed(method.options))
-        method = with_fingerprints(method, config, TOOLS)
+        method = with_fingerprints(method, config, code_hash(modules_of(config), TOOLS))
         cost = before.get(method.training["config"]) or cost_of(config)
         methods.append({**asdict(method), "cost": cost})
     check_methods([method_of(each) for each in methods])

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import hashlib
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from typing import Any
 from mmengine.config import Config
 
 from deeplesion.errors import MissingDataError, UserError
-from mmdet_ext.config.check import RUNNER
+from mmdet_ext.config.check import RUNNER, find
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.study_run import Method
 
+FRAMEWORK = {"builtins", "mmcv", "mmdet", "mmengine", "torch", "torchvision"}
 PROJECT = ("ct_volumes", "deeplesion", "mmdet_ext")
 TESTING = {"test_dataloader", "test_evaluator", "test_cfg"}
+SHOWN = "deeplesion.report"  # no result depends on how one is shown
 # What says where a run is, which one it is and what it tells, not what is done.
 PLACE = {"work_dir", "experiment_name", "launcher", "resume"}
 PLACE |= {"visualizer", "log_level", "log_processor"}
@@ -75,13 +78,15 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
         raise UserError(str(error)) from None
 
 
-def with_fingerprints(method: Method, config: Config, tools: Path) -> Method:
+def with_fingerprints(method: Method, config: Config, code: str) -> Method:
     """The method with the fingerprints of its config as it was read, with its options.
 
     config: what the parts of the run are told, without the places of work directory and data, and
-    without the seed. code: the project's modules that a run imports and those of `custom_imports`;
-    comments, docstrings and layout do not count. data: contents of the annotation files and of
-    weights that training starts from. Pixels are not read: the annotations name every image.
+    without the seed. data: contents of the annotation files and of weights that training starts
+    from. Pixels are not read: the annotations name every image.
+
+    Args:
+        code: of `code_hash`.
 
     Raises:
         MissingDataError: an annotation file is not there.
@@ -89,8 +94,6 @@ def with_fingerprints(method: Method, config: Config, tools: Path) -> Method:
     parts = {k: v for k, v in config.to_dict().items() if k in RUNNER - PLACE}
     parts["randomness"] = {k: v for k, v in parts.get("randomness", {}).items() if k != "seed"}
     parts["load_from"] = {"checkpoint": parts.get("load_from")}
-    imports = (config.get("custom_imports") or {}).get("imports") or []
-    code = code_hash([imports] if isinstance(imports, str) else imports, tools)
     found = {}
     for name, chosen in (("training", parts.keys() - TESTING), ("test", parts.keys() & TESTING)):
         own = {key: parts[key] for key in chosen}
@@ -117,14 +120,31 @@ def _take_out_files(parts: dict, config: str) -> dict[str, str]:
     return contents
 
 
-def code_hash(imports: Iterable[str], tools: Path) -> str:
-    """Of the commands train and test, and of every module of the project and of the packages of
-    `imports` that training or one of `imports` imports, directly or not."""
-    packages = {*PROJECT, *(name.partition(".")[0] for name in imports)}
-    waiting, files = ["mmdet_ext.engine.run", *imports], {}
+def modules_of(config: Config) -> frozenset[str]:
+    """What a run of a config begins its imports with: the module of the runs, `custom_imports`, and
+    the modules of the classes that it names, such as its operator's."""
+    named = (config.get("custom_imports") or {}).get("imports") or []
+    modules = {"mmdet_ext.engine.run", *([named] if isinstance(named, str) else named)}
+    for key in RUNNER & config.keys():
+        for path, node in dicts(config[key], key):
+            kind = node.get("type") and find(node["type"], path)
+            modules.add(getattr(kind, "__module__", None) or "")
+    return frozenset(modules - {""})
+
+
+@functools.cache
+def code_hash(modules: frozenset[str], tools: Path) -> str:
+    """Of the commands train and test, and of modules of the project, or beside `custom_imports`,
+    with all that they import there, directly or not. Comments, docstrings and layout do not count.
+
+    A package that imports its modules by itself, as that of the operators, is not gone through.
+    """
+    # Of a framework nothing is followed; one's own parts lie in a package or are single files.
+    packages = {name.partition(".")[0] for name in modules} - FRAMEWORK | {*PROJECT}
+    waiting, files = sorted(modules), {}
     while waiting:
         name = waiting.pop()
-        if name in files or name.partition(".")[0] not in packages:
+        if name in files or name.partition(".")[0] not in packages or f"{name}.".startswith(SHOWN):
             continue
         try:
             spec = importlib.util.find_spec(name)
