@@ -9,6 +9,7 @@ python tools/study.py --out study --report    # tables and page again, from what
 import argparse
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -228,4 +229,4 @@ def report(options: argparse.Namespace, plan: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
