@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,8 +56,10 @@ PHANTOM_SIZE = 128  # px, as the demo's
 @command()
 def main() -> int:
     options = arguments()
-    lock = options.out / "study.lock"
-    with told_to_repeat(), termination_interrupts(), only_writer(lock, "--out"):
+    # Tables may be made while the runs go on elsewhere.
+    looks = options.report or options.dry_run
+    lock = nullcontext() if looks else only_writer(options.out / "study.lock", "--out")
+    with told_to_repeat(), termination_interrupts(), lock:
         failed = []
         if options.configs or options.variant:
             set_data(options)

@@ -100,7 +100,7 @@ def write_study(
         mark = f"-{i + 1}" if i else ""
         for name, figure in render_study(each.results, each.statistics, ("png", "svg")).items():
             files[name.replace(".", f"{mark}.")] = figure
-    files["study.html"] = _page(found, methods, without, files)
+    files["study.html"] = _page(out, found, methods, without, files)
     for name, data in files.items():
         write_whole(out / name, data)
     lines = [*(to_text(each.tables[0]) for each in found), NOTE]
@@ -137,6 +137,7 @@ def _evaluated(
 
 
 def _page(
+    out: Path,
     found: Sequence[SameImages],
     methods: Mapping[str, dict],
     without: Sequence[str],
@@ -167,7 +168,7 @@ def _page(
         title=f"{len(methods) - len(without)} methods, {runs} runs",
         summary="".join(f"<p>{escape(text)}</p>" for text in told),
         sets="".join(sections),
-        runs=_runs(methods),
+        runs=_runs(out, methods),
     )
 
 
@@ -177,8 +178,8 @@ def _figure(svg: bytes, name: str, caption: str) -> str:
     return f'<figure class="{name}">{image}</figure>'
 
 
-def _runs(methods: Mapping[str, dict]) -> str:
-    """The list of runs: what each is, and links to its report, table and logs."""
+def _runs(out: Path, methods: Mapping[str, dict]) -> str:
+    """The list of runs: what each is, and links to its report and logs, as far as they are here."""
     lines = []
     for name, method in methods.items():
         command = " ".join([method["config"], *method["options"]])
@@ -191,7 +192,9 @@ def _runs(methods: Mapping[str, dict]) -> str:
                 "note": folder.parent / "run.json",
             }
             linked = " ".join(
-                f'<a href="{quote(path.as_posix())}">{text}</a>' for text, path in links.items()
+                f'<a href="{quote(path.as_posix())}">{text}</a>'
+                for text, path in links.items()
+                if (out / path).is_file()
             )
             first = ' class="first"' if i == 0 else ""
             again = "" if i == 0 else " again"

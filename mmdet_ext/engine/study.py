@@ -37,6 +37,7 @@ from mmdet_ext.engine.study_run import (
 )
 
 POLL = 1.0  # seconds between two looks at what runs
+SHOWN_EVERY = 600  # seconds between two lines that tell what runs, where no terminal is
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def todo_of(out: Path, methods: Sequence[Method], seeds: int, accept_code: bool 
     for seed in range(seeds):
         for method in methods:
             folder = find_run(out, method, seed, accept_code)
-            if folder and tested(folder, method, accept_code):
+            test = tested(folder, method, accept_code) if folder else None
+            if test and test[1].get("evaluated"):
                 done += 1
                 continue
             if folder is None and (parts := changed_since(out, method, seed)):
@@ -257,6 +259,7 @@ class Progress:
         self.total = done + sum(len(job.methods) for job in jobs)
         self.known = {name: [seconds] for name, seconds in known.items()}
         self.running: list[Job] = []
+        self.shown = time.monotonic()
 
     def __enter__(self) -> Progress:
         self.bar = tqdm(bar_format="{desc}", disable=not sys.stderr.isatty(), leave=False)
@@ -290,14 +293,18 @@ class Progress:
         sys.stdout.flush()
 
     def show(self) -> None:
-        if self.bar.disable:
+        """At a terminal always, else now and then."""
+        if self.bar.disable and time.monotonic() - self.shown < SHOWN_EVERY:
             return
+        self.shown = time.monotonic()
         parts = [f"{job.name} {_share(job):.0%}" for job in list(self.running)]
         more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-        self.bar.set_description_str(
-            f"{self.number} of {self.total} runs, left {self.time_left()}: "
-            f"{'; '.join(parts[:3])}{more}"
-        )
+        left = f"{self.number} of {self.total} runs, left {self.time_left()}"
+        line = f"{left}: {'; '.join(parts[:3])}{more}"
+        if self.bar.disable:
+            print(line, flush=True)
+        else:
+            self.bar.set_description_str(line)
 
     def time_left(self) -> str:
         """By the runs that are done, the same method's if there are, and by what the epochs of

@@ -267,13 +267,14 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
                 return failed
             into.update(fingerprint=dict(method.test), ended=time.strftime("%F %T"))
             save()
-        report = job.folder / name / "evaluation"
-        if not done or not (report / "report.html").is_file():
-            options = ["--names", job.name, "--out", report]
+        if not into.get("evaluated"):
+            options = ["--names", job.name, "--out", job.folder / name / "evaluation"]
             options += ["--images", method.images] if method.images else []
             result = job.folder / name / "results.json.gz"
             if failed := run("evaluate", [result, *options], {}):
                 return failed
+            into["evaluated"] = True
+            save()
     return Outcome(job)
 
 

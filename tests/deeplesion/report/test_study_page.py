@@ -198,6 +198,7 @@ def test_the_page_links_what_is_there_and_names_become_no_markup(made):
     links.remove("data:,")
     assert len(links) == 4 * sum(len(method["runs"]) for method in methods.values())
     assert all((out / link).is_file() for link in links)
+    assert sum(link.endswith("evaluation/report.html") for link in links) == 7
     assert "<b>" not in page and "&lt;b&gt; &amp; $x$" in page and "{{" not in page
     assert all(src.startswith("data:") for src in re.findall(r'src="([^"]+)"', page))
 

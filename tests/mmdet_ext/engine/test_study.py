@@ -130,6 +130,18 @@ def test_a_failing_run_is_named_the_rest_goes_on_and_it_is_tried_again(tools, tm
     assert finished_runs(out, methods[0])[0]["training"]["starts"] == 2
 
 
+def test_a_report_that_fails_is_made_up_for_without_a_new_training(tools, tmp_path):
+    (tools / "evaluate.py").write_text("raise SystemExit(3)")
+    (outcome,) = run(tmp_path, [method("a")], 1, tools)
+    assert (outcome.failed, outcome.reason) == ("evaluate", "exit status 3")
+    assert len(finished_runs(tmp_path, method("a"))) == 1  # its result counts
+    (tools / "evaluate.py").write_text(EVALUATE)
+    (outcome,) = run(tmp_path, [method("a")], 1, tools)
+    assert not outcome.failed and todo_of(tmp_path, [method("a")], 1).done == 1
+    (note,) = (read_note(file.parent) for file in tmp_path.glob("runs/*/run.json"))
+    assert note["training"]["starts"] == next(iter(note["tests"].values()))["starts"] == 1
+
+
 def test_a_process_that_is_killed_says_so(tools, tmp_path):
     (tools / "train.py").write_text("import os; os.kill(os.getpid(), 9)")
     (outcome,) = run(tmp_path, [method("a")], 1, tools)
