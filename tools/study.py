@@ -145,16 +145,19 @@ def make_plan(options: argparse.Namespace) -> dict:
     if reference not in [method.name for method in wanted]:
         names = ", ".join(method.name for method in wanted)
         raise UserError(f"--reference {reference} is none of the methods {names}")
-    before = {}
+    known = {}
     if (options.out / PLAN).is_file():
-        before = {m["training"]["config"]: m["cost"] for m in read_plan(options.out)["methods"]}
-    methods = []
+        known = {m["training"]["config"]: m["cost"] for m in read_plan(options.out)["methods"]}
+    found, configs = [], []
     for method in tqdm(wanted, desc="reading configs", unit="method", leave=False, disable=None):
         config = load_config(method.config, parsed(method.options))
-        method = with_fingerprints(method, config, code_hash(modules_of(config), TOOLS))
-        cost = before.get(method.training["config"]) or cost_of(config)
+        found.append(with_fingerprints(method, config, code_hash(modules_of(config), TOOLS)))
+        configs.append(config)
+    check_methods(found)
+    methods = []
+    for method, config in zip(tqdm(found, desc="counting", leave=False, disable=None), configs):
+        cost = known.get(method.training["config"]) or cost_of(config)
         methods.append({**asdict(method), "cost": cost})
-    check_methods([method_of(each) for each in methods])
     plan = dict(
         reference=reference, accept_code_changes=options.accept_code_changes, methods=methods
     )

@@ -98,7 +98,7 @@ def write_study(
     }
     for i, each in enumerate(found):
         mark = f"-{i + 1}" if i else ""
-        for name, figure in render_study(each.results, each.statistics, ("png", "svg")).items():
+        for name, figure in render_study(each.results, each.statistics, ("svg", "png")).items():
             files[name.replace(".", f"{mark}.")] = figure
     files["study.html"] = _page(out, found, methods, without, files)
     for name, data in files.items():

@@ -248,6 +248,8 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
     save()
     training, work_dir = note["training"], job.folder / "training"
     if not training.get("ended"):
+        # Of a start by other code, which was accepted, this one goes on.
+        training["fingerprint"] = dict(first.training)
         seeded = [*first.options, f"randomness.seed={job.seed}"]
         options = ["--work-dir", work_dir, "--resume", "--cfg-options", *seeded]
         if failed := run("train", [first.config, *options], training):

@@ -1,5 +1,6 @@
 """The methods of a command line, and what their fingerprints depend on."""
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pytest
 
 from deeplesion.errors import MissingDataError, UserError
+from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import (
     check_methods,
@@ -55,15 +57,22 @@ def test_options_are_read_as_the_commands_read_them():
         parsed(["a"])
 
 
+@pytest.fixture(scope="module")
+def demo(repository):
+    return load_config(str(repository / DEMO))
+
+
 @pytest.fixture
-def fingerprints(repository, phantom, monkeypatch):
+def fingerprints(demo, repository, phantom):
     """Of the demo's config with options, on a phantom."""
+    code = code_hash(modules_of(demo), repository / "tools")
 
     def of(*options, root=phantom):
-        monkeypatch.setenv("DEEPLESION_ROOT", str(root))
-        (method,) = methods_of([str(repository / DEMO)], [], options)
-        config = load_config(method.config, parsed(options))
-        code = code_hash(modules_of(config), repository / "tools")
+        config = copy.deepcopy(demo)
+        for split in ("train", "val", "test"):
+            config[f"{split}_dataloader"].dataset.data_root = str(root)
+        apply_overrides(config, parsed(options))
+        (method,) = methods_of([DEMO], [], options)
         return with_fingerprints(method, config, code)
 
     return of
