@@ -202,8 +202,8 @@ def run(options: argparse.Namespace, plan: dict) -> list:
         print(f"{name}, seed {seed}: {parts} changed since it was run; it is run anew, the old one "
               f"stays in {out / 'runs'}")  # fmt: skip
     waiting = sum(len(job.methods) for job in todo.jobs)
-    print(f"{len(methods)} methods x {options.seeds} seeds: {todo.done} runs done, {waiting} to do;"
-          f" {out}", flush=True)  # fmt: skip
+    counts = f"{_counted(len(methods), 'method')} x {_counted(options.seeds, 'seed')}"
+    print(f"{counts}: {_counted(todo.done, 'run')} done, {waiting} to do; {out}", flush=True)
     if options.dry_run:
         print("\n".join(f"  {job.name}: {job.folder}" for job in todo.jobs))
     if options.dry_run or options.report or not todo.jobs:
@@ -216,6 +216,10 @@ def run(options: argparse.Namespace, plan: dict) -> list:
         gpus = visible_gpus(torch.cuda.device_count())
         outcomes = run_all(todo.jobs, TOOLS, options.jobs or len(gpus) or 1, gpus, **same)
     return [outcome for outcome in outcomes if outcome.failed]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def report(options: argparse.Namespace, plan: dict) -> None:

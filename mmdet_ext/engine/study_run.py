@@ -235,7 +235,8 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
                 child = children.start(
                     [sys.executable, "-P", "-c", CHILD, *line],
                     stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+                    # A log is no place for bars.
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1", **environment},
                 )  # fmt: skip
                 memory = children.wait(child)
                 status = child.returncode
