@@ -51,8 +51,8 @@ class Method:
     name: str
     config: str
     options: tuple[str, ...] = ()
-    training: Mapping[str, str] = ()
-    test: Mapping[str, str] = ()
+    training: Mapping[str, str] = field(default_factory=dict)
+    test: Mapping[str, str] = field(default_factory=dict)
     images: str | None = None
 
 
