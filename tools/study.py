@@ -30,7 +30,6 @@ from mmdet_ext.config.check import refused_by_parts
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study import (
     finished_runs,
-    known_seconds,
     pairs,
     run_all,
     run_on_slurm,
@@ -45,6 +44,7 @@ from mmdet_ext.engine.study_plan import (
     parsed,
     with_fingerprints,
 )
+from mmdet_ext.engine.study_progress import known_seconds
 from mmdet_ext.engine.study_run import Method
 from mmdet_ext.models.complexity import Complexity, detector_complexity
 

@@ -4,6 +4,7 @@ and what of it is done."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -172,7 +173,10 @@ def new_folder(out: Path, method: Method, seed: int) -> Path:
     """Where a run goes that has no folder yet."""
     name = re.sub(r"[^\w.+-]+", "_", method.name)
     key = "".join(method.training[part][:4] for part in ("config", "code", "data"))
-    return out / "runs" / f"{name}-seed{seed}-{key}"
+    stem = f"{name}-seed{seed}-{key}"
+    # What began there may have gone on by other code, and is then of that.
+    names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    return next(f for f in (out / "runs" / name for name in names) if not (f / NOTE).exists())
 
 
 def tested(folder: Path, method: Method, accept_code: bool) -> tuple[str, dict] | None:
@@ -271,7 +275,12 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
             into.update(fingerprint=dict(method.test), ended=time.strftime("%F %T"))
             save()
         if not into.get("evaluated"):
-            options = ["--names", job.name, "--out", job.folder / name / "evaluation"]
+            options = [
+                "--names",
+                f"{method.name}, seed {job.seed}",
+                "--out",
+                job.folder / name / "evaluation",
+            ]
             options += ["--images", method.images] if method.images else []
             result = job.folder / name / "results.json.gz"
             if failed := run("evaluate", [result, *options], {}):

@@ -14,7 +14,8 @@ import pytest
 from deeplesion.errors import UserError
 from deeplesion.lock import only_writer
 from mmdet_ext.engine import study, study_run
-from mmdet_ext.engine.study import finished_runs, known_seconds, pairs, todo_of, visible_gpus
+from mmdet_ext.engine.study import finished_runs, pairs, todo_of, visible_gpus
+from mmdet_ext.engine.study_progress import Progress, known_seconds
 from mmdet_ext.engine.study_run import Job, Method, device_of, epochs_of, find_run, read_note
 
 TRAIN = """
@@ -180,6 +181,18 @@ def test_what_counts_is_config_code_and_data_not_names(tools, tmp_path):
     assert todo_of(out, [other_code], 1, accept_code=True).done == 1
     assert finished_runs(out, other_code) == []
     assert len(finished_runs(out, other_code, accept_code=True)) == 1
+    # Of a start by one code another goes on, if that is accepted; it is then of the other.
+    waiting = method("w")
+    (job,) = todo_of(out, [waiting], 1).jobs
+    (tools / "evaluate.py").write_text("raise SystemExit(1)")
+    (job.folder / "training").mkdir(parents=True)
+    note = dict(seed=0, methods=["w"], training=dict(fingerprint=dict(waiting.training)), tests={})
+    (job.folder / "run.json").write_text(json.dumps(note))
+    later = method("w", code="2")
+    study.run_all(todo_of(out, [later], 1, accept_code=True).jobs, tools, 1)
+    assert find_run(out, later, 0, False) == job.folder and find_run(out, waiting, 0, False) is None
+    assert todo_of(out, [waiting], 1).jobs[0].folder.name == f"{job.folder.name}-2"
+    (tools / "evaluate.py").write_text(EVALUATE)
     # Run anew, both are there, and each code finds its own.
     run(out, [other_code], 1, tools)
     folders = {finished_runs(out, m, True)[0]["folder"] for m in (other_code, method("a", "x=1"))}
@@ -345,7 +358,7 @@ def test_slurm_does_the_same_runs_as_an_array(tools, tmp_path, monkeypatch, caps
     seen = fake_submitit(monkeypatch, fail="b, seed")
     out, methods = tmp_path / "out", [method("a"), method("b", "x=1")]
     jobs = todo_of(out, methods, 1).jobs
-    parameters = dict(pairs(["slurm_partition=gpu", "timeout_min=60", "cluster=slurm"]))
+    parameters = dict(pairs(["slurm_partition=gpu", "timeout_min=60"]))
     outcomes = study.run_on_slurm(jobs, tools, out / "slurm", parameters, at_once=8)
     assert seen["cluster"] == "slurm" and seen["folder"] == out / "slurm"
     assert seen["parameters"] == dict(
@@ -394,15 +407,15 @@ def test_epochs_are_read_from_the_log_of_the_last_start(tmp_path):
 
 def test_time_left_is_that_of_the_same_method_spread_over_what_runs_at_once(tmp_path):
     jobs = [Job(tmp_path / n, 0, (method(n[0]),)) for n in ("a0", "a1", "b0", "c0")]
-    progress = study.Progress(jobs, 2, 0, {"a": 100.0, "b": 50.0})
+    progress = Progress(jobs, 2, 0, {"a": 100.0, "b": 50.0})
     assert progress.time_left() == "02:42"  # (100 + 100 + 50 + 75) / 2
-    assert study.Progress(jobs, 8, 0, {"a": 100.0, "b": 50.0}).time_left() == "01:40"
+    assert Progress(jobs, 8, 0, {"a": 100.0, "b": 50.0}).time_left() == "01:40"
     progress.begin(jobs[0])
     (tmp_path / "a0").mkdir()
     log = "# 2026-01-02 03:04:05 train.py\n" + "epoch 4/10  loss 1\n"
     (tmp_path / "a0/train.txt").write_text(log)
     assert progress.time_left() == "02:22"  # 40 seconds of the first are over
-    assert study.Progress(jobs, 2, 0, {}).time_left() == "not known yet"
+    assert Progress(jobs, 2, 0, {}).time_left() == "not known yet"
 
 
 def test_device_and_memory_of_a_training(tmp_path):
