@@ -27,10 +27,10 @@ TEMPLATE = Path(__file__).with_name("study.html")
 CAPTIONS = {
     "froc": "FROC: mean of each method's seeds; the band reaches from the lowest seed to the"
     " highest.",
-    "differences": "Differences from the reference: mean and 95 % interval of the method; a dot is"
-    " a seed's difference from the mean of the reference.",
     "thickness": "Thin slices against thick ones: mean and 95 % interval of the method; a dot is a"
     " seed.",
+    "differences": "Differences from the reference: mean and 95 % interval of the method; a dot is"
+    " a seed's difference from the mean of the reference.",
 }
 READING = (
     "An interval is of the method: it holds for other patients and for other training seeds. The"
