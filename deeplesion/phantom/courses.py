@@ -1,0 +1,57 @@
+"""How a distractor of the phantom runs through the slices: how fast it moves on, where it ends.
+
+'oblique' is the phantom's first kind: each distractor moves on by at least 2 px in 2 mm. 'varied'
+mixes distractors that betray themselves at different distances (docs/phantom_study.md says why).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+PERSIST = 17.0  # mm a distractor goes on unchanged, at the most, on each side of its key slice ...
+FADE = 3.0  # ... before it fades out over these mm
+
+# How often each course is drawn.
+DISTRACTORS = {
+    "oblique": {"oblique": 1.0},
+    "varied": {"oblique": 0.25, "slow": 0.35, "straight": 0.2, "stub": 0.2},
+}
+# A slow one's speed in shares of an oblique one's, equally likely on a logarithmic scale.
+SLOW = (0.05, 1.0)
+STUB_ENDS = (1.0, 5.0)  # mm
+
+
+class Course(NamedTuple):
+    """A distractor's way through the slices.
+
+    Attributes:
+        name: 'oblique', 'slow', 'straight' (along z) or 'stub'.
+        velocity: (x, y), px in-plane a mm of z.
+        ends: mm it goes on unchanged towards lower and towards higher z.
+    """
+
+    name: str
+    velocity: np.ndarray
+    ends: tuple[float, float]
+
+
+def draw_course(rng: np.random.Generator, distractors: str, diameter: float) -> Course:
+    """Draw a course of one of the mixtures of `DISTRACTORS` for a section `diameter` px long."""
+    shares = DISTRACTORS[distractors]
+    name = next(iter(shares))
+    if len(shares) > 1:
+        name = str(rng.choice(list(shares), p=list(shares.values())))
+    # At least 2 px in 2 mm; a larger section must move more before the step can be seen.
+    speed = max(1.1, 0.06 * diameter) * rng.uniform(1, 1.4)
+    angle = rng.uniform(0, 2 * np.pi)
+    ends = (PERSIST, PERSIST)
+    if name == "slow":
+        speed *= math.exp(rng.uniform(*np.log(SLOW)))
+    elif name == "straight":
+        speed = 0.0
+    elif name == "stub":
+        ends = tuple(rng.uniform(*STUB_ENDS, 2).tolist())
+    return Course(name, speed * np.array([np.cos(angle), np.sin(angle)]), ends)
