@@ -1,6 +1,6 @@
 """How well a reader who knows how the phantom is drawn tells lesions from distractors, by stack:
 
-    python tools/observe_phantom.py ROOT --split test --noise 0 100
+    python tools/observe_phantom.py ROOT --split test --noise 0 4
 
 ROOT is of tools/make_phantom.py. Printed are average sensitivity at 0.5, 1, 2 and 4 false positives
 an image and sensitivity at 0.5, in %, of readers who find every object; docs/phantom_study.md.
@@ -107,13 +107,13 @@ def main() -> None:
         nargs="+",
         type=float,
         default=[0.0],
-        metavar="HU",
-        help="noise of the reader's own on each slice of the stack; 0 is the ideal observer",
+        help="noise of the reader's own on each slice of the stack, in contrasts of the object;"
+        " 0 is the ideal observer",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
-    observers = [s._replace(noise_hu=h) for h in options.noise for s in options.stacks]
+    observers = [s._replace(noise=h) for h in options.noise for s in options.stacks]
     series = [
         s for s in series_of(options.root) if options.split in ("all", SPLITS[s.split])
     ][: options.limit]
@@ -130,12 +130,12 @@ def main() -> None:
     print(f"{len(read)} key slices, {lesions} lesions, {distractors} distractors\n")
     print("average (at 0.5) | AUC, in %\n")
     heads = "".join(f" {group:^21} |" for group in GROUPS)
-    print(f"| D | policy     | target mm | noise HU |{heads}\n|{'---|' * (4 + len(GROUPS))}")
+    print(f"| D | policy     | target mm |    noise |{heads}\n|{'---|' * (4 + len(GROUPS))}")
     for row in rows:
         cells = "".join(f" {_cell(row.get(group)):>21} |" for group in GROUPS)
         print(
             f"| {row['num_slices']} | {row['policy']:<10} | {row['target_mm']:>9g} |"
-            f" {row['noise_hu']:>8g} |{cells}"
+            f" {row['noise']:>8g} |{cells}"
         )
     if options.out:
         content = dict(key_slices=len(read), lesions=lesions, distractors=distractors, rows=rows)

@@ -17,9 +17,9 @@ FADE = 3.0  # ... before it fades out over these mm
 # How often each course is drawn.
 DISTRACTORS = {
     "oblique": {"oblique": 1.0},
-    "varied": {"oblique": 0.25, "slow": 0.35, "straight": 0.2, "stub": 0.2},
+    "varied": {"oblique": 0.25, "slow": 0.25, "straight": 0.25, "stub": 0.25},
 }
-# A slow one's speed in shares of an oblique one's, equally likely on a logarithmic scale.
+# The speed of slow ones and stubs in shares of an oblique one's, even on a logarithmic scale.
 SLOW = (0.05, 1.0)
 STUB_ENDS = (1.0, 5.0)  # mm
 
@@ -48,10 +48,10 @@ def draw_course(rng: np.random.Generator, distractors: str, diameter: float) -> 
     speed = max(1.1, 0.06 * diameter) * rng.uniform(1, 1.4)
     angle = rng.uniform(0, 2 * np.pi)
     ends = (PERSIST, PERSIST)
-    if name == "slow":
+    if name in ("slow", "stub"):
         speed *= math.exp(rng.uniform(*np.log(SLOW)))
     elif name == "straight":
         speed = 0.0
-    elif name == "stub":
+    if name == "stub":
         ends = tuple(rng.uniform(*STUB_ENDS, 2).tolist())
     return Course(name, speed * np.array([np.cos(angle), np.sin(angle)]), ends)

@@ -37,15 +37,17 @@ TEMPERATURE = 25.0
 class Observer(NamedTuple):
     """A stack of slices (see `deeplesion.data.slices.load_slices`), and who reads it.
 
-    `noise_hu` is the standard deviation of noise that the reader adds to each slice of the stack,
-    of the same grain as the scanner's: none for the ideal observer. It stands for all that makes a
-    reader less than ideal (Burgess and Colborne, Journal of the Optical Society of America A 1988).
+    `noise` is the standard deviation of noise that the reader adds to each slice of the stack, of
+    the same grain as the scanner's, in units of the object's contrast in the key slice: 0 for the
+    ideal observer. It stands for all that makes a reader less than ideal. Noise that grows with
+    contrast is the usual model of human readers (Burgess and Colborne, Journal of the Optical
+    Society of America A 1988), and whether an object is bright or faint then matters little.
     """
 
     num_slices: int
     policy: str = "normalize"
     target_mm: float = 2.0
-    noise_hu: float = 0.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ class Observed:
         file_name, patient, split, thickness: of the key slice; split 1 train, 2 val, 3 test, mm.
         boxes: (n, 4) x1, y1, x2, y2 of its objects, as DeepLesion draws the boxes of lesions.
         is_lesion: (n,) bool.
+        courses: (n,) name of each one's course, which of lesions is not in use.
         scores: (n, observers) log likelihood ratio, lesion against distractor.
     """
 
@@ -65,6 +68,7 @@ class Observed:
     thickness: float
     boxes: np.ndarray
     is_lesion: np.ndarray
+    courses: np.ndarray
     scores: np.ndarray
 
 
@@ -88,6 +92,7 @@ def observe_series(root: Path, observers: Sequence[Observer], series: Series) ->
             series.thickness,
             np.array([_box(recist) for _, _, recist in key.findings]),
             np.array([finding.is_lesion for finding, _, _ in key.findings]),
+            np.array([finding.course.name for finding, _, _ in key.findings]),
             _KeySliceReader(folder, observers, series, key, drawn).scores(),
         )
         for key in drawn.keys
@@ -247,11 +252,18 @@ class _Crop:
         self.own = reader.rng.standard_normal((positions, self.data.shape[1]))
         self.weights = []
         for observer, matrix in zip(reader.observers, reader.stacks, strict=True):
-            own = (observer.noise_hu / mean_level) ** 2
+            own = (observer.noise * self._contrast(finding) / mean_level) ** 2
             inverse = precision(matrix, own)
             noise = np.zeros((positions, len(heights)))
             noise[: len(matrix)] = np.sqrt(own) * inverse @ matrix
             self.weights.append((matrix.T @ inverse @ matrix, noise))
+
+    def _contrast(self, finding: Finding) -> float:
+        """HU between an object in its key slice and what is behind it."""
+        box, opacity, value = finding.section(finding.z, True)
+        background, passable = self.background[int(np.abs(self.heights - finding.z).argmin())]
+        weight = opacity * passable[box]
+        return float((weight * np.abs(value - background[box])).sum() / weight.sum())
 
     def log_likelihoods(self, finding: Finding, as_lesion: bool) -> np.ndarray:
         """(observers,) log likelihood of each stack, up to a constant of the stack."""
