@@ -114,17 +114,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     observers = [s._replace(noise=h) for h in options.noise for s in options.stacks]
-    series = [
-        s for s in series_of(options.root) if options.split in ("all", SPLITS[s.split])
-    ][: options.limit]
+    series = [s for s in series_of(options.root) if options.split in ("all", SPLITS[s.split])][
+        : options.limit
+    ]
     if not series:
         raise DataError(f"{options.root} has no series of the split {options.split}")
     work = partial(observe_series, options.root, observers)
     with closing(in_processes(work, series, options.workers)) as each:
         read = [r for of_one in tqdm(each, total=len(series), desc="series") for r in of_one]
-    rows = [
-        {**o._asdict(), **measures(read, which)} for which, o in enumerate(observers)
-    ]
+    rows = [{**o._asdict(), **measures(read, which)} for which, o in enumerate(observers)]
     lesions = sum(int(r.is_lesion.sum()) for r in read)
     distractors = sum(len(r.is_lesion) for r in read) - lesions
     print(f"{len(read)} key slices, {lesions} lesions, {distractors} distractors\n")

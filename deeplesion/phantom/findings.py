@@ -114,7 +114,7 @@ class Finding:
         away, centre, fade = z - self.z, self.centre, 1.0
         if not as_lesion:
             centre = centre + self.velocity * away
-            fade = min((self.course.ends[away > 0] + FADE - abs(away)) / FADE, 1.0)
+            fade = min((self.course.ends[int(away > 0)] + FADE - abs(away)) / FADE, 1.0)
             away = 0.0
         heights = away + self.offset + sub_heights(thickness)
         if fade <= 0 or np.abs(heights).min() >= self.half_depth:

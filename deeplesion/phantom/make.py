@@ -75,9 +75,7 @@ class DrawnSeries:
     rng: np.random.Generator
 
 
-def plan_series(
-    patients: int, size: int, seed: int, distractors: str = "oblique"
-) -> list[Series]:
+def plan_series(patients: int, size: int, seed: int, distractors: str = "oblique") -> list[Series]:
     """The series of all patients: splits by patient, thin and thick alternating within a split."""
     rng = np.random.default_rng([seed, 0])
     held_out = max(1, round(0.15 * patients))

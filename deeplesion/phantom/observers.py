@@ -205,9 +205,7 @@ class _KeySliceReader:
 
     def _draw_depth(self, finding: Finding) -> Finding:
         half_depth = draw_half_depth(self.rng, finding.outline)
-        return replace(
-            finding, half_depth=half_depth, offset=draw_offset(self.rng, half_depth)
-        )
+        return replace(finding, half_depth=half_depth, offset=draw_offset(self.rng, half_depth))
 
     def _draw_course(self, finding: Finding):
         for _ in range(200):

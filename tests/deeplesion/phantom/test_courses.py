@@ -18,6 +18,7 @@ from deeplesion.phantom.make import (
     plan_series,
 )
 
+
 def courses(name, count=400, diameter=8.0):
     rng = np.random.default_rng(3)
     return [draw_course(rng, name, diameter) for _ in range(count)]
