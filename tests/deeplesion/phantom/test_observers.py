@@ -197,7 +197,7 @@ def test_boxes_and_kinds_are_those_of_the_truth(phantom, read):
 
 
 def test_only_a_finished_phantom_is_read(tmp_path):
-    with pytest.raises(DataError, match="arguments.json"):
+    with pytest.raises(DataError, match="does not exist"):
         series_of(tmp_path)
     (tmp_path / "phantom_truth").mkdir()
     noted = dict(phantom_version=2, patients=3, size=128, seed=0)
