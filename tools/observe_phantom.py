@@ -3,7 +3,7 @@
     python tools/observe_phantom.py ROOT --split test --noise 0 4
 
 ROOT is of tools/make_phantom.py. Printed are average sensitivity at 0.5, 1, 2 and 4 false positives
-an image and sensitivity at 0.5, in %, of readers who find every object; docs/phantom_study.md.
+an image and sensitivity at 0.5, in %, of readers who find every object; docs/study_design.md.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 from tqdm import tqdm
 
 from deeplesion.command_line import command
@@ -68,7 +69,21 @@ def measures(read: list[Observed], which: int) -> dict:
             at = curve.of_images(chosen).sensitivity_at(SCORE_FPS)
             of = [(s, r.is_lesion) for s, r, c in zip(ranks, read, chosen, strict=True) if c]
             found[group].append((at.mean(), at[0], _auc(*map(np.concatenate, zip(*of)))))
-    return {g: (100 * np.mean(rows, axis=0)).tolist() for g, rows in found.items() if rows}
+    measured = {g: (100 * np.mean(rows, axis=0)).tolist() for g, rows in found.items() if rows}
+    return {**measured, "auc_by_course": _by_course(read, which)}
+
+
+def _by_course(read: list[Observed], which: int) -> dict[str, float]:
+    """AUC of all lesions against the distractors of one course, in %."""
+    courses, is_lesion = (
+        np.concatenate([getattr(r, f) for r in read]) for f in ("courses", "is_lesion")
+    )
+    scores = np.concatenate([r.scores[:, which] for r in read])
+    aucs = {}
+    for course in sorted(set(courses[~is_lesion].tolist())):
+        chosen = is_lesion | (courses == course)
+        aucs[course] = 100 * _auc(rankdata(np.round(scores[chosen], 6)), is_lesion[chosen])
+    return aucs
 
 
 def _ranks(rng: np.random.Generator, scores: np.ndarray) -> np.ndarray:
@@ -79,11 +94,10 @@ def _ranks(rng: np.random.Generator, scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _auc(ranks: np.ndarray, is_lesion: np.ndarray) -> float:
+def _auc(scores: np.ndarray, is_lesion: np.ndarray) -> float:
     """Share of pairs of a lesion and a distractor in which the lesion has the higher score."""
-    order = np.argsort(np.argsort(ranks)) + 1
-    n = int(is_lesion.sum())
-    return (order[is_lesion].sum() - n * (n + 1) / 2) / (n * (len(ranks) - n))
+    ranks, n = rankdata(scores), int(is_lesion.sum())
+    return (ranks[is_lesion].sum() - n * (n + 1) / 2) / (n * (len(ranks) - n))
 
 
 @command()
@@ -126,11 +140,16 @@ def main() -> None:
     lesions = sum(int(r.is_lesion.sum()) for r in read)
     distractors = sum(len(r.is_lesion) for r in read) - lesions
     print(f"{len(read)} key slices, {lesions} lesions, {distractors} distractors\n")
-    print("average (at 0.5) | AUC, in %\n")
+    print("average (at 0.5); AUC, of distractors of each course too, in %\n")
+    courses = list(rows[0]["auc_by_course"])
     heads = "".join(f" {group:^21} |" for group in GROUPS)
-    print(f"| D | policy     | target mm |    noise |{heads}\n|{'---|' * (4 + len(GROUPS))}")
+    if len(courses) > 1:
+        heads += "".join(f" {course:>8} |" for course in courses)
+    print(f"| D | policy     | target mm |    noise |{heads}\n|{'---|' * (heads.count('|') + 4)}")
     for row in rows:
         cells = "".join(f" {_cell(row.get(group)):>21} |" for group in GROUPS)
+        if len(courses) > 1:
+            cells += "".join(f" {row['auc_by_course'][c]:>8.1f} |" for c in courses)
         print(
             f"| {row['num_slices']} | {row['policy']:<10} | {row['target_mm']:>9g} |"
             f" {row['noise']:>8g} |{cells}"
@@ -141,7 +160,7 @@ def main() -> None:
 
 
 def _cell(values: list[float] | None) -> str:
-    return "-" if values is None else "{:.1f} ({:.1f}) | {:.1f}".format(*values)
+    return "-" if values is None else "{:.1f} ({:.1f}); {:.1f}".format(*values)
 
 
 if __name__ == "__main__":

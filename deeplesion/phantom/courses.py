@@ -1,7 +1,7 @@
 """How a distractor of the phantom runs through the slices: how fast it moves on, where it ends.
 
 'oblique' is the phantom's first kind: each distractor moves on by at least 2 px in 2 mm. 'varied'
-mixes distractors that betray themselves at different distances (docs/phantom_study.md says why).
+mixes distractors that betray themselves at different distances (docs/study_design.md says why).
 """
 
 from __future__ import annotations

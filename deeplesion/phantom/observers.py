@@ -3,7 +3,7 @@ from the slices of a stack, before any network is trained.
 
 Such a reader scores each object by the likelihood ratio of its slices, lesion against distractor,
 which no other score beats (Barrett and Myers, Foundations of Image Science, 2004, chapter 13).
-docs/phantom_study.md lists what it is told, and what follows.
+docs/study_design.md lists what it is told, and what follows.
 """
 
 from __future__ import annotations
