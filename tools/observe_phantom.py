@@ -22,7 +22,7 @@ from deeplesion.data.slices import POLICIES
 from deeplesion.errors import DataError
 from deeplesion.evaluation.froc import SCORE_FPS, froc
 from deeplesion.files import write_whole
-from deeplesion.phantom.observers import Observed, Observer, observe_series, series_of
+from deeplesion.phantom.observers import READINGS, Observed, Observer, observe_series, series_of
 from deeplesion.processes import in_processes
 
 STACKS = (
@@ -36,7 +36,6 @@ STACKS = (
     "7,normalize,5",
 )
 GROUPS = ("all", "thin", "thick")
-TIES = 20  # times that objects of equal score are put in a random order
 
 
 def stack(text: str) -> Observer:
@@ -55,8 +54,8 @@ def measures(read: list[Observed], which: int) -> dict:
     groups["thick"] = ~groups["thin"]
     rng = np.random.default_rng(0)
     found = {group: [] for group in groups}
-    for _ in range(TIES):
-        scores = [r.scores[:, which] for r in read]
+    for reading in range(READINGS):
+        scores = [r.scores[:, which, reading] for r in read]
         ranks = _ranks(rng, np.concatenate(scores))
         ranks = np.split(ranks, np.cumsum([len(s) for s in scores])[:-1])
         curve = froc(
@@ -82,7 +81,8 @@ def _by_course(read: list[Observed], which: int) -> dict[str, float]:
     aucs = {}
     for course in sorted(set(courses[~is_lesion].tolist())):
         chosen = is_lesion | (courses == course)
-        aucs[course] = 100 * _auc(rankdata(np.round(scores[chosen], 6)), is_lesion[chosen])
+        each = [_auc(np.round(s, 6), is_lesion[chosen]) for s in scores[chosen].T]
+        aucs[course] = 100 * float(np.mean(each))
     return aucs
 
 

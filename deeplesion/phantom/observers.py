@@ -32,6 +32,7 @@ COURSES = 2, 64  # of how a distractor runs: at least so many a depth, and so ma
 # Key slices are weighed as if their log likelihoods were so many times smaller, only to decide
 # with which depths courses are tried.
 TEMPERATURE = 25.0
+READINGS = 8  # of each stack, with other noise of the reader's own
 
 
 class Observer(NamedTuple):
@@ -59,7 +60,7 @@ class Observed:
         boxes: (n, 4) x1, y1, x2, y2 of its objects, as DeepLesion draws the boxes of lesions.
         is_lesion: (n,) bool.
         courses: (n,) name of each one's course, which of lesions is not in use.
-        scores: (n, observers) log likelihood ratio, lesion against distractor.
+        scores: (n, observers, READINGS) log likelihood ratio, lesion against distractor.
     """
 
     file_name: str
@@ -181,7 +182,7 @@ class _KeySliceReader:
         self.distractors = series.distractors
 
     def scores(self) -> np.ndarray:
-        """(objects, observers) log likelihood ratios."""
+        """(objects, observers, readings) log likelihood ratios."""
         findings = [finding for finding, _, _ in self.key.findings]
         return np.array([self._score(finding) for finding in findings])
 
@@ -247,14 +248,15 @@ class _Crop:
             data.append(self.scale * (rows @ rest @ columns.T))
         self.data = np.array(data).reshape(len(heights), -1)
         positions = max(o.num_slices for o in reader.observers)
-        self.own = reader.rng.standard_normal((positions, self.data.shape[1]))
-        self.weights = []
-        for observer, matrix in zip(reader.observers, reader.stacks, strict=True):
+        self.own = reader.rng.standard_normal((READINGS, positions, self.data.shape[1]))
+        # Of each observer what the slices weigh pair by pair, and its own noise with each slice.
+        self.among = np.zeros((len(reader.observers), len(heights), len(heights)))
+        self.noise = np.zeros((len(reader.observers), positions, len(heights)))
+        for k, (observer, matrix) in enumerate(zip(reader.observers, reader.stacks, strict=True)):
             own = (observer.noise * self._contrast(finding) / mean_level) ** 2
             inverse = precision(matrix, own)
-            noise = np.zeros((positions, len(heights)))
-            noise[: len(matrix)] = np.sqrt(own) * inverse @ matrix
-            self.weights.append((matrix.T @ inverse @ matrix, noise))
+            self.among[k] = matrix.T @ inverse @ matrix
+            self.noise[k, : len(matrix)] = np.sqrt(own) * inverse @ matrix
 
     def _contrast(self, finding: Finding) -> float:
         """HU between an object in its key slice and what is behind it."""
@@ -264,18 +266,17 @@ class _Crop:
         return float((weight * np.abs(value - background[box])).sum() / weight.sum())
 
     def log_likelihoods(self, finding: Finding, as_lesion: bool) -> np.ndarray:
-        """(observers,) log likelihood of each stack, up to a constant of the stack."""
-        parts = [self._whitened(finding, k, as_lesion) for k in range(len(self.heights))]
-        there = [k for k, part in enumerate(parts) if part is not None]
-        mean = np.array([parts[k].ravel() for k in there]).reshape(len(there), -1)
-        with_data, with_own, with_mean = mean @ self.data.T, self.own @ mean.T, mean @ mean.T
-        return np.array(
-            [
-                (among[there] * with_data).sum()
-                + (own[:, there] * with_own).sum()
-                - (among[np.ix_(there, there)] * with_mean).sum() / 2
-                for among, own in self.weights
-            ]
+        """(observers, readings) log likelihood of each stack, up to a constant of the stack."""
+        mean = np.zeros_like(self.data)
+        for k in range(len(mean)):
+            added = self._whitened(finding, k, as_lesion)
+            if added is not None:
+                mean[k] = added.ravel()
+        of_slices = mean @ (self.data - mean / 2).T
+        of_noise = self.own @ mean.T
+        return (
+            self.among.reshape(len(self.among), -1) @ of_slices.reshape(-1, 1)
+            + self.noise.reshape(len(self.noise), -1) @ of_noise.reshape(len(of_noise), -1).T
         )
 
     def key_log_likelihood(self, finding: Finding) -> float:
