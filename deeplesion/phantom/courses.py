@@ -17,7 +17,7 @@ FADE = 3.0  # ... before it fades out over these mm
 # How often each course is drawn.
 DISTRACTORS = {
     "oblique": {"oblique": 1.0},
-    "varied": {"oblique": 0.25, "slow": 0.25, "straight": 0.25, "stub": 0.25},
+    "varied": {"oblique": 0.1, "slow": 0.1, "straight": 0.1, "stub": 0.7},
 }
 # The speed of slow ones and stubs in shares of an oblique one's, even on a logarithmic scale.
 SLOW = (0.05, 1.0)

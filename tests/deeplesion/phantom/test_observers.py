@@ -107,6 +107,26 @@ def test_resampled_thick_slices_hold_what_the_slices_themselves_do():
     assert np.linalg.matrix_rank(matrix.T @ precision(matrix, 0.0) @ matrix) == 3
 
 
+def test_reach_slices_and_policy_are_set_apart():
+    """What docs/study_design.md says of stacks: how many mm they look up and down."""
+
+    def reach(thickness, *stack):
+        slices, _ = stack_matrix(100, thickness, (1, 200), Observer(*stack))
+        return (max(slices) - 100) * thickness
+
+    assert reach(1.0, 3, "normalize", 2.0) == reach(1.0, 3, "keep_thick", 2.0) == 2
+    assert reach(1.0, 7, "normalize", 2.0) == reach(1.0, 3, "normalize", 6.0) == 6
+    assert reach(1.0, 7, "normalize", 2 / 3) == 2
+    assert reach(1.0, 3, "normalize", 5.0) == reach(5.0, 3, "normalize", 5.0) == 5
+    for stack in ((3, "normalize", 2.0), (5, "normalize", 2.0), (3, "keep_thick", 2.0)):
+        assert reach(5.0, *stack) == 5
+    kept, own = (Observer(3, *rest) for rest in (("keep_thick", 2.0), ("normalize", 5.0)))
+    np.testing.assert_array_equal(
+        stack_matrix(9, 5.0, (1, 20), kept)[1], stack_matrix(9, 5.0, (1, 20), own)[1]
+    )
+    assert (stack_matrix(9, 5.0, (1, 20), kept)[1] == np.eye(3)).all()
+
+
 def test_precision_with_noise_of_the_readers_own_is_the_inverse():
     rng = np.random.default_rng(2)
     matrix = rng.standard_normal((4, 3))
