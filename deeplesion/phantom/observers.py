@@ -22,9 +22,9 @@ from deeplesion.conventions import RECIST_MARGIN
 from deeplesion.data.coco import read_json
 from deeplesion.data.slices import SliceFolder, plan_stack, slice_name
 from deeplesion.errors import DataError
-from deeplesion.phantom.courses import draw_course
+from deeplesion.phantom.courses import Course, draw_course
 from deeplesion.phantom.findings import Finding, draw_half_depth, draw_offset, stays_in_tissue
-from deeplesion.phantom.make import KeySlice, Series, draw_series, plan_series
+from deeplesion.phantom.make import DrawnSeries, KeySlice, Series, draw_series, plan_series
 from deeplesion.phantom.render import BLUR, NOISE_KERNEL, blurred, compose
 
 DEPTHS = 16  # hypotheses of how deep a lesion is, the true one among them
@@ -160,7 +160,14 @@ def blurring(length: int) -> np.ndarray:
 class _KeySliceReader:
     """A key slice with all slices that any observer's stack touches."""
 
-    def __init__(self, folder, observers, series: Series, key: KeySlice, drawn):
+    def __init__(
+        self,
+        folder: SliceFolder,
+        observers: Sequence[Observer],
+        series: Series,
+        key: KeySlice,
+        drawn: DrawnSeries,
+    ):
         self.observers, self.key, self.drawn = observers, key, drawn
         self.thickness = series.thickness
         stacks = [
@@ -208,7 +215,7 @@ class _KeySliceReader:
         half_depth = draw_half_depth(self.rng, finding.outline)
         return replace(finding, half_depth=half_depth, offset=draw_offset(self.rng, half_depth))
 
-    def _draw_course(self, finding: Finding):
+    def _draw_course(self, finding: Finding) -> Course:
         for _ in range(200):
             course = draw_course(
                 self.rng, self.distractors, finding.outline.diameter / finding.scan.spacing
