@@ -35,6 +35,7 @@ STACKS = (
     "7,keep_thick,2",
     "7,normalize,5",
 )
+ORDERS = 4  # in which objects of equal score are put, at random
 GROUPS = ("all", "thin", "thick")
 
 
@@ -54,8 +55,8 @@ def measures(read: list[Observed], which: int) -> dict:
     groups["thick"] = ~groups["thin"]
     rng = np.random.default_rng(0)
     found = {group: [] for group in groups}
-    for reading in range(READINGS):
-        scores = [r.scores[:, which, reading] for r in read]
+    for reading in [*range(READINGS)] * ORDERS:
+        scores = [np.round(r.scores[:, which, reading], 6) for r in read]
         ranks = _ranks(rng, np.concatenate(scores))
         ranks = np.split(ranks, np.cumsum([len(s) for s in scores])[:-1])
         curve = froc(
@@ -66,7 +67,7 @@ def measures(read: list[Observed], which: int) -> dict:
             if not chosen.any():
                 continue
             at = curve.of_images(chosen).sensitivity_at(SCORE_FPS)
-            of = [(s, r.is_lesion) for s, r, c in zip(ranks, read, chosen, strict=True) if c]
+            of = [(s, r.is_lesion) for s, r, c in zip(scores, read, chosen, strict=True) if c]
             found[group].append((at.mean(), at[0], _auc(*map(np.concatenate, zip(*of)))))
     measured = {g: (100 * np.mean(rows, axis=0)).tolist() for g, rows in found.items() if rows}
     return {**measured, "auc_by_course": _by_course(read, which)}
@@ -88,7 +89,7 @@ def _by_course(read: list[Observed], which: int) -> dict[str, float]:
 
 def _ranks(rng: np.random.Generator, scores: np.ndarray) -> np.ndarray:
     """Ranks of scores from the lowest, equal ones in a random order."""
-    order = np.lexsort([rng.random(len(scores)), np.round(scores, 6)])
+    order = np.lexsort([rng.random(len(scores)), scores])
     ranks = np.empty(len(scores))
     ranks[order] = np.arange(len(scores))
     return ranks

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-PERSIST = 17.0  # mm a distractor goes on unchanged, at the most, on each side of its key slice ...
-FADE = 3.0  # ... before it fades out over these mm
+PERSIST = 17.0  # mm most distractors go on unchanged on each side of their key slice ...
+FADE = 3.0  # ... before they fade out over these mm
 
 # How often each course is drawn.
 DISTRACTORS = {
@@ -21,7 +21,7 @@ DISTRACTORS = {
 }
 # The speed of slow ones and stubs in shares of an oblique one's, even on a logarithmic scale.
 SLOW = (0.05, 1.0)
-STUB_ENDS = (1.0, 5.0)  # mm
+STUB_ENDS = 2.5, 7.0  # mm
 
 
 class Course(NamedTuple):
@@ -30,12 +30,24 @@ class Course(NamedTuple):
     Attributes:
         name: 'oblique', 'slow', 'straight' (along z) or 'stub'.
         velocity: (x, y), px in-plane a mm of z.
-        ends: mm it goes on unchanged towards lower and towards higher z.
+        ends: mm to its end towards lower and towards higher z: a stub has tapered off there, any
+            other has gone on unchanged and fades out over FADE mm more.
     """
 
     name: str
     velocity: np.ndarray
     ends: tuple[float, float]
+
+    def at(self, away: float) -> tuple[float, float]:
+        """`away` mm from the key slice: opacity, and size of the section, in shares of those there.
+
+        A stub narrows as an ellipsoid does, so that it ends as a lesion would.
+        """
+        end = self.ends[int(away > 0)]
+        if self.name == "stub":
+            size = math.sqrt(max(1 - (away / end) ** 2, 0.0))
+            return float(size > 0), size
+        return min((end + FADE - abs(away)) / FADE, 1.0), 1.0
 
 
 def draw_course(rng: np.random.Generator, distractors: str, diameter: float) -> Course:

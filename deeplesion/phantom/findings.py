@@ -111,10 +111,10 @@ class Finding:
         slices are the same for both too.
         """
         size, spacing, thickness = self.scan
-        away, centre, fade = z - self.z, self.centre, 1.0
+        away, centre, fade, size_there = z - self.z, self.centre, 1.0, 1.0
         if not as_lesion:
             centre = centre + self.velocity * away
-            fade = min((self.course.ends[int(away > 0)] + FADE - abs(away)) / FADE, 1.0)
+            fade, size_there = self.course.at(away)
             away = 0.0
         heights = away + self.offset + sub_heights(thickness)
         if fade <= 0 or np.abs(heights).min() >= self.half_depth:
@@ -131,7 +131,8 @@ class Finding:
         scales = np.sqrt(np.maximum(1 - (heights / self.half_depth) ** 2, 0))
         rim = self.edge * spacing
         fills = [
-            np.clip((scale * radius - distance) / rim + 0.5, 0, 1) for scale in scales[scales > 0]
+            np.clip((scale * size_there * radius - distance) / rim + 0.5, 0, 1)
+            for scale in scales[scales > 0]
         ]
         opacity = fade * np.sum(fills, axis=0) / heights.size
         hu = self.hu + self.core * np.maximum(1 - distance / radius, 0)
