@@ -7,6 +7,8 @@ with the truth on every lesion (needs the extra [ct]).
 import argparse
 
 from deeplesion.command_line import command, told_to_repeat
+from deeplesion.errors import UserError
+from deeplesion.phantom.courses import DISTRACTORS
 from deeplesion.phantom.make import make_phantom
 
 
@@ -26,12 +28,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels a side (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
+    parser.add_argument(
+        "--distractors",
+        choices=list(DISTRACTORS),
+        default="oblique",
+        help="'oblique' ones all move on at once, 'varied' ones betray themselves at several"
+        " distances (default %(default)s; not with --scans)",
+    )
     options = vars(parser.parse_args())
     root, scans, patients = (options.pop(name) for name in ("root", "scans", "patients"))
     with told_to_repeat():
         if scans is None:
             done = make_phantom(root, 60 if patients is None else patients, **options)
         else:
+            if options.pop("distractors") != "oblique":
+                raise UserError("--distractors is of a synthetic DeepLesion: not with --scans")
             # Only here: pydicom and nibabel are an extra.
             from ct_volumes.phantom_scans import make_scans
 
