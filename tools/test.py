@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
     parser.add_argument("--work-dir", help="logs and results; default work_dirs/<config name>")
     parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")
-    parser.add_argument("--out", help="result file; default results.json.gz (dice.json) in the work directory")
+    parser.add_argument(
+        "--out", help="result file; default results.json.gz (dice.json) in the work directory"
+    )
     parser.add_argument(
         "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )

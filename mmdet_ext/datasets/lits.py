@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from mmdet.registry import DATASETS
 
 from ct_volumes.lits_samples import CLASSES, read_samples
@@ -19,12 +20,12 @@ class LiTSDataset(DeepLesionDataset):
     number of the case and its `slice_range` all slices of that.
 
     Args:
-        background_step: in training, of the slices without liver every so-manieth is learnt from.
-            In testing every slice counts.
+        background_step, liver_step: in training, of the slices without liver, and of those with
+            liver and no lesion, every so-manieth is learnt from. In testing every slice counts.
 
     Raises:
-        ValueError: `stack.target_mm` is not the files' distance of slices; a `background_step`
-            below 1. Others as `DeepLesionDataset`.
+        ValueError: `stack.target_mm` is not the files' distance of slices; a step below 1. Others
+            as `DeepLesionDataset`.
     """
 
     METAINFO: ClassVar = {"classes": CLASSES, "palette": [(178, 34, 34), (34, 139, 34)]}
@@ -34,19 +35,27 @@ class LiTSDataset(DeepLesionDataset):
         "it. To make a synthetic LiTS: `python tools/make_phantom.py --lits FOLDER`."
     )
 
-    def __init__(self, *args, background_step: int = 1, **kwargs) -> None:
-        if background_step < 1:
-            raise ValueError(f"background_step must be at least 1, got {background_step}")
-        self.background_step = background_step
+    def __init__(self, *args, background_step: int = 1, liver_step: int = 1, **kwargs) -> None:
+        if min(background_step, liver_step) < 1:
+            raise ValueError(
+                f"background_step={background_step} and liver_step={liver_step} must be at least 1"
+            )
+        self.steps = background_step, liver_step, 1  # of slices with neither, liver, and lesions
         super().__init__(*args, **kwargs)
 
     def _load_file(self) -> list[dict]:
         samples = super()._load_file()
         if self.test_mode:
             return samples
-        empty = [sample for sample in samples if not sample["instances"]]
-        left_out = {s["img_id"] for i, s in enumerate(empty) if i % self.background_step}
-        return [sample for sample in samples if sample["img_id"] not in left_out]
+        seen, kept = [0, 0, 0], []
+        for sample in samples:
+            labels = (instance["bbox_label"] for instance in sample["instances"])
+            kind = max(labels, default=-1) + 1
+            if seen[kind] % self.steps[kind] == 0:
+                kept.append(sample)
+            seen[kind] += 1
+        self._reported = torch.zeros(len(kept), dtype=torch.bool).share_memory_()
+        return kept
 
     def _read_file(self) -> dict:
         content = read_samples(self.ann_file, need_instances=not self.test_mode)

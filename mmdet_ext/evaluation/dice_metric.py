@@ -194,7 +194,9 @@ def dice_table(content: Mapping) -> str:
             + cell(row["lesion_recall"], 8, 2)
             + cell(row["burden_rmse"], 8, 3)
             + "  "
-            + "  ".join(cell(row[f"dice_{size}"], len(f"{size} (n={row[f'lesions_{size}']})"))
-                        for size in SIZES)
+            + "  ".join(
+                cell(row[f"dice_{size}"], len(f"{size} (n={row[f'lesions_{size}']})"))
+                for size in SIZES
+            )
         )
     return "\n".join(lines)
