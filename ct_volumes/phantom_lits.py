@@ -53,7 +53,7 @@ def make_lits(
     """
     check_options(
         ("cases", cases, 1, CASES),
-        ("size", size, 64, 512),
+        ("size", size, 128, 512),
         ("seed", seed, 0, 2**32 - 1),
         ("workers", workers, 1, 1024),
     )

@@ -60,7 +60,7 @@ class LiTSDataset(DeepLesionDataset):
     def _read_file(self) -> dict:
         content = read_samples(self.ann_file, need_instances=not self.test_mode)
         info = content["info"]
-        step, target = info["step_mm"], self.stack.get("target_mm")
+        step, target = info["step_mm"], self.stack.get("target_mm", 2.0)
         if target != step:
             raise ValueError(
                 f"{self.ann_file} holds slices {step} mm apart, and stack.target_mm is {target}: "
