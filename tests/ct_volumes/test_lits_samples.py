@@ -114,7 +114,7 @@ def test_files_that_are_not_sound_are_refused(tmp_path, change, message):
 
 
 def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
-    with pytest.raises(MissingDataError, match="none.json"):
+    with pytest.raises(MissingDataError, match=r"none\.json"):
         read_samples(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("[1]")
     with pytest.raises(DataError, match="no annotation file of LiTS"):

@@ -82,9 +82,9 @@ def test_training_leaves_out_slices_as_it_says_and_testing_none(build, phantom_l
 
 
 def test_what_does_not_fit_is_refused(build, tmp_path):
-    with pytest.raises(ValueError, match="holds slices 1.5 mm apart, and stack.target_mm is 2.0"):
+    with pytest.raises(ValueError, match=r"holds slices 1\.5 mm apart, and .*target_mm is 2\.0"):
         build(stack=dict(num_slices=9, policy="normalize"))
     with pytest.raises(ValueError, match="background_step=0 and liver_step=1 must be"):
         build(background_step=0)
-    with pytest.raises(MissingDataError, match="prepare_data.py FOLDER --lits --out"):
+    with pytest.raises(MissingDataError, match="FOLDER --lits --out"):
         build(data_root=str(tmp_path))
