@@ -106,3 +106,15 @@ def test_with_a_checkpoint_imagenet_is_not_fetched(repository):
     assert model.backbone.init_cfg["type"] == "Pretrained"
     model = detector(repository, name, build=False, **small, **options)
     assert "Pretrained" not in str(model.backbone.init_cfg)
+
+
+@pytest.mark.parametrize("of", ["faster_rcnn_r50", "faster_rcnn_r50_va", "mask_rcnn_r50_va"])
+def test_the_experiments_on_deeplesion_have_the_same_parts(repository, of):
+    def parts(name):
+        path = str(repository / f"configs/volumetric_attention/{name}.py")
+        config = load_config(path, {"model.backbone.init_cfg": None})
+        with torch.device("meta"):
+            state = MODELS.build(config.model).state_dict()
+        return {k: v.shape for k, v in state.items() if k.partition(".")[0] in PARTS}
+
+    assert parts(of) == parts("lits_mask_rcnn_r50_va") != {}
