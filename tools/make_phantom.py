@@ -1,7 +1,8 @@
 """Write a synthetic DeepLesion in the official format: python tools/make_phantom.py ROOT.
 
 With --scans DIR instead of ROOT whole CT scans of phantom patients, as DICOM series and as NIfTI,
-with the truth on every lesion (needs the extra [ct]).
+with the truth on every lesion; with --lits DIR scans and labels of livers and their lesions under
+the names and in the format of LiTS (both need the extra [ct]).
 """
 
 import argparse
@@ -22,8 +23,11 @@ def main() -> None:
         "root", nargs="?", help="folder to write to: new, empty, or an unfinished phantom"
     )
     where.add_argument("--scans", metavar="DIR", help="the same, for whole scans")
+    where.add_argument("--lits", metavar="DIR", help="the same, for a liver data set")
     parser.add_argument(
-        "--patients", type=int, help="at least 3 (default 60); scans: at least 1 (default 4)"
+        "--patients",
+        type=int,
+        help="at least 3 (default 60); scans: at least 1 (default 4); lits: 1 to 131 (default 16)",
     )
     parser.add_argument("--size", type=int, default=512, help="pixels a side (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -36,10 +40,16 @@ def main() -> None:
         " distances (default %(default)s; not with --scans)",
     )
     options = vars(parser.parse_args())
-    root, scans, patients = (options.pop(name) for name in ("root", "scans", "patients"))
+    root, scans, lits, patients = (
+        options.pop(name) for name in ("root", "scans", "lits", "patients")
+    )
     with told_to_repeat():
-        if scans is None:
+        if root is not None:
             done = make_phantom(root, 60 if patients is None else patients, **options)
+        elif lits is not None:
+            from ct_volumes.phantom_lits import make_lits
+
+            done = make_lits(lits, 16 if patients is None else patients, **options)
         else:
             if options.pop("distractors") != "oblique":
                 raise UserError("--distractors is of a synthetic DeepLesion: not with --scans")

@@ -11,11 +11,13 @@ from mmdet.models.detectors import FasterRCNN, MaskRCNN, TwoStageDetector
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmdet_ext.models.attention import VolumetricAttention, entropy
 from mmdet_ext.models.detectors import NO_NUM_SLICES, set_once
 from mmdet_ext.models.inference import looks_at_the_batch
+from mmdet_ext.models.pretrained import copy_parts
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import InferenceRPNHead, faster_rpn
 
@@ -37,6 +39,7 @@ class SliceGroups:
         num_slices: int | None = None,
         attention: dict | None = None,
         attention_location: str = "rpn",
+        pretrained: dict | None = None,
         **others,
     ) -> None:
         if num_slices is None:
@@ -56,6 +59,11 @@ class SliceGroups:
                 f"num_slices={num_slices} makes {images} images, and without attention only the "
                 "middle one would be looked at: set model.attention, or stack.num_slices=3"
             )
+        pretrained = dict(pretrained or {})
+        if unknown := pretrained.keys() - {"checkpoint", "parts"}:
+            raise ValueError(f"pretrained has no option {unknown.pop()!r}: checkpoint, parts")
+        if pretrained.get("checkpoint") and "backbone" in pretrained["parts"]:
+            backbone = {**backbone, "init_cfg": None}  # not fetched only to be overwritten
         where = attention_location if attention else None
         if attention:
             attention = dict(attention)
@@ -78,10 +86,17 @@ class SliceGroups:
             backbone=backbone, neck=neck, rpn_head=rpn_head, roi_head=roi_head, **others
         )
         use_inference_roi_align(self)
+        self.pretrained = pretrained
         self.num_slices, self.num_images = num_slices, images
         self.attention_location = where
         if where == "rpn":
             self.attention = PyramidAttention(neck["num_outs"], attention)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        if path := self.pretrained.get("checkpoint"):
+            report = copy_parts(self, path, self.pretrained["parts"])
+            print_log(f"{type(self).__name__}: {path}: {report}", logger="current")
 
     def extract_feat(self, batch_inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """((B, 1, D, H, W) images, (B,) thickness in mm) -> a map a level.
@@ -216,6 +231,9 @@ _ARGUMENTS = """
         attention_location: 'rpn', on each level of the pyramid before the RPN, with weights of its
             own; or 'rcnn' (Table 2e), on RoI features after RoIAlign, one for boxes and one for
             masks, the RPN seeing the target alone.
+        pretrained: dict(checkpoint=..., parts=[...]): where training starts from a detector that
+            was trained on other data, the file and which of its parts are copied (the paper:
+            feature extractor and RPN). Without a checkpoint the backbone's `init_cfg` counts.
 
     Raises:
         ValueError: no `num_slices`, or one that does not fit; options out of their range.
