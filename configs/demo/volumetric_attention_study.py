@@ -1,4 +1,4 @@
-# Variants of volumetric attention side by side on a phantom (docs/study/volumetric_attention.md), as
+# Variants of volumetric attention side by side on a phantom, docs/study/volumetric_attention.md. As
 # short as one processor core needs it: backbone and pyramid begin with the weights of a detector of
 # the target image alone, trained by volumetric_attention.py. The first stage and the backbone's
 # BatchNorm statistics stay as they are, as in the experiments. RPN, RCNN and attention begin anew.
