@@ -11,6 +11,7 @@ from mmdet.models.detectors import FasterRCNN, MaskRCNN, TwoStageDetector
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmdet.structures.bbox import bbox2roi
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -166,6 +167,31 @@ class SliceGroups:
             attended.append(self.attend([torch.stack(level)[None] for level in levels]))
         return tuple(torch.cat(level) for level in zip(*attended))
 
+    def attention_weights(
+        self, batch_inputs: tuple[Tensor, Tensor], boxes: Sequence[Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        """How much each image of the bags counts, for pictures.
+
+        Args:
+            batch_inputs: of `extract_feat`.
+            boxes: (n_i, 4) of each sample, in the pixels of `batch_inputs`. Attention on RoI
+                features is that of these boxes, attention before the RPN that of the whole maps.
+
+        Returns:
+            'P2' ... of the levels, or 'bbox' -> 'channel', 'spatial' -> (B, N), of RoI features
+            (boxes, N); see `VolumetricAttention.attend`. Empty without attention.
+        """
+        images = self.image_features(self.regroup(batch_inputs[0]))
+        bags = [level.unflatten(0, (-1, self.num_images)) for level in images]
+        if self.attention_location == "rpn":
+            levels = zip(self.attention.levels, bags, strict=True)
+            return {f"P{i}": level.attend(bag)[1] for i, (level, bag) in enumerate(levels, 2)}
+        if self.attention_location == "rcnn":
+            extractor = self.roi_head.bbox_roi_extractor
+            maps = self.attend(bags)[: extractor.num_inputs]
+            return {"bbox": extractor.attend(maps, bbox2roi(list(boxes)))[1]}
+        return {}
+
     def volume_features(
         self, volume: Tensor, step: int = 1
     ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
@@ -318,11 +344,17 @@ class BagRoIExtractor(SingleRoIExtractor):
         self, feats: tuple[Tensor], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
         """(B, N C, H_i, W_i), a level each, and (R, 5) regions -> (R, C, s, s)."""
-        pooled = super().forward(feats, rois, roi_scale_factor)
-        attended, attention = self.attention.attend(pooled.unflatten(1, self.bag_shape))
+        attended, attention = self.attend(feats, rois, roi_scale_factor)
         if self.training:
             self.entropies = entropies_of(attention) if len(rois) else {}
         return attended
+
+    def attend(
+        self, feats: tuple[Tensor], rois: Tensor, roi_scale_factor: float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`forward`, and the (R, N) attention of each part."""
+        pooled = super().forward(feats, rois, roi_scale_factor)
+        return self.attention.attend(pooled.unflatten(1, self.bag_shape))
 
 
 def entropies_of(attention: dict[str, Tensor]) -> dict[str, Tensor]:
