@@ -72,6 +72,8 @@ def score_case(
     """
     if prediction.shape != reference.shape or reference.ndim != 3:
         raise ValueError(f"expected two (S, H, W), got {prediction.shape} and {reference.shape}")
+    box = _box_of((prediction != 0) | (reference != 0))  # most of a scan is far from the liver
+    prediction, reference = prediction[box], reference[box]
     for name, array in (("prediction", prediction), ("reference", reference)):
         if not np.isin(array, (0, LIVER, LESION)).all():
             raise ValueError(f"labels of the {name} must be 0, 1 and 2")
@@ -193,6 +195,16 @@ def summarise(cases: list[CaseScore]) -> dict[str, float]:
         figures[f"dice_{size}"] = float(np.mean(of_size)) if of_size else float("nan")
         figures[f"lesions_{size}"] = len(of_size)
     return figures
+
+
+def _box_of(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box with all that is set in a mask; if nothing is, one voxel."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        there = np.flatnonzero(mask.any(others))
+        box.append(slice(there[0], there[-1] + 1) if len(there) else slice(0, 1))
+    return tuple(box)
 
 
 def _counts(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:

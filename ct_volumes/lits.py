@@ -16,6 +16,7 @@ from ct_volumes.hounsfield import to_hu
 from ct_volumes.nifti_in import SAME_AFFINE_MM, read_nifti
 from ct_volumes.volume import CTVolume, Source
 from deeplesion.errors import DataError, MissingDataError
+from deeplesion.files import write_whole
 
 CASES = 131  # of the challenge's two training batches, numbered from 0
 STEP_MM = 1.5  # between slices, as Volumetric Attention resamples LiTS (pre-processing)
@@ -59,7 +60,7 @@ class Folder:
             ("segmentation", self.without_segmentation),
         ):
             if numbers:
-                text += f"; no {name} of {', '.join(map(str, numbers))}"
+                text += f"; no {name} of {_ranges(numbers)}"
         return text
 
 
@@ -208,6 +209,15 @@ def resample(case: Case, step_mm: float = STEP_MM) -> Resampled:
     return Resampled(resampled, case.labels[_nearest(positions, new)], volume)
 
 
+def write_labels(labels: np.ndarray, case: Case, path: Path) -> None:
+    """Write (S, H, W) uint8 labels on the case's grid as NIfTI, axes and affine as of its files."""
+    source = case.volume.source
+    image = nib.Nifti1Image(case.volume.in_source(labels), source.affine, dtype=np.uint8)
+    for set_ in (image.set_sform, image.set_qform):
+        set_(source.affine, "scanner")
+    write_whole(path, image.to_bytes())
+
+
 def split() -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(training, validation): the numbers of 105 and 26 cases, the same on every machine.
 
@@ -217,6 +227,17 @@ def split() -> tuple[tuple[int, ...], tuple[int, ...]]:
     order = sorted(range(CASES), key=lambda n: hashlib.sha256(f"lits-{n}".encode()).digest())
     validation = tuple(sorted(order[:VALIDATION_CASES]))
     return tuple(sorted(order[VALIDATION_CASES:])), validation
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """'0 to 2, 4, 7 to 9' of increasing numbers."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(f"{a} to {b}" if a < b else str(a) for a, b in ranges)
 
 
 def _nearest(positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -50,6 +50,31 @@ def cached_phantom(phantom, tmp_path_factory) -> Path:
     return root
 
 
+def quick_livers(patch) -> None:
+    """A phantom LiTS at a tenth of the work: few slices, each of a single plane."""
+    from ct_volumes import phantom_lits
+    from deeplesion.phantom import liver
+
+    patch.setattr(liver, "sub_heights", lambda thickness: [0.0])
+    patch.setattr(phantom_lits, "THICKNESSES", (7.0, 6.0, 6.5, 8.0, 7.5))
+
+
+@pytest.fixture(scope="session")
+def phantom_lits(tmp_path_factory) -> Path:
+    """A folder with a phantom LiTS, `files`, and `prepared`, as tools/prepare_data.py --lits leaves
+    it: cases 0 and 28 for training, 29 for validation."""
+    pytest.importorskip("nibabel")
+    from ct_volumes.lits_prepare import prepare_lits
+    from ct_volumes.phantom_lits import make_lits
+
+    root = tmp_path_factory.mktemp("lits")
+    with pytest.MonkeyPatch.context() as patch:
+        quick_livers(patch)
+        make_lits(root / "files", 3, size=128, seed=1, progress=False)
+    prepare_lits(root / "files", root / "prepared", workers=1, progress=False)
+    return root
+
+
 class Browser:
     """As much of a WebDriver client as the tests of pages need.
 

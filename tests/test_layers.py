@@ -41,8 +41,13 @@ MAY_IMPORT = {
         "mmdet_ext.checkpoint",
         "ground",
     ],
-    "mmdet_ext.datasets": ["mmdet_ext.datasets", "mmdet_ext.random_states", "deeplesion"],
-    "mmdet_ext.evaluation": ["mmdet_ext.evaluation", "deeplesion"],
+    "mmdet_ext.datasets": [
+        "mmdet_ext.datasets",
+        "mmdet_ext.random_states",
+        "ct_volumes",
+        "deeplesion",
+    ],
+    "mmdet_ext.evaluation": ["mmdet_ext.evaluation", "ct_volumes", "deeplesion"],
     "mmdet_ext.config": ["mmdet_ext.config", "mmdet_ext.ops", "deeplesion.data", "ground"],
     "mmdet_ext.engine": [
         "mmdet_ext.engine",

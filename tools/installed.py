@@ -15,6 +15,7 @@ COMMANDS = {
     "deeplesion-phantom": "make_phantom",
     "deeplesion-detect": "detect",
     "deeplesion-check-run": "check_run",
+    "deeplesion-study": "study",
     "deeplesion-complexity": "complexity",
     "deeplesion-convert": "convert_checkpoint",
 }

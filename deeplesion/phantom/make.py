@@ -29,6 +29,7 @@ from deeplesion.phantom.body import (
     LUNG,
     Body,
 )
+from deeplesion.phantom.courses import DISTRACTORS
 from deeplesion.phantom.findings import Finding, Scan, draw_finding, mask_and_recist
 from deeplesion.phantom.render import add_noise, draw_noise_level, draw_spacing, render_slice
 from deeplesion.processes import in_processes
@@ -46,6 +47,7 @@ class Series:
     seed: int
     gender: str
     age: str
+    distractors: str = "oblique"
 
     @property
     def name(self) -> str:
@@ -62,7 +64,18 @@ class KeySlice:
     last: int = 0
 
 
-def plan_series(patients: int, size: int, seed: int) -> list[Series]:
+@dataclass(frozen=True)
+class DrawnSeries:
+    """What the slices of a series are rendered from, and the generator that their noise follows."""
+
+    scan: Scan
+    body: Body
+    keys: list[KeySlice]
+    noise_level: np.ndarray  # (size, size) standard deviation, HU
+    rng: np.random.Generator
+
+
+def plan_series(patients: int, size: int, seed: int, distractors: str = "oblique") -> list[Series]:
     """The series of all patients: splits by patient, thin and thick alternating within a split."""
     rng = np.random.default_rng([seed, 0])
     held_out = max(1, round(0.15 * patients))
@@ -78,19 +91,26 @@ def plan_series(patients: int, size: int, seed: int) -> list[Series]:
             thin = 2.0 if rng.random() < 0.15 else 1.0
             thickness = 5.0 if is_thick[split] else thin
             is_thick[split] = not is_thick[split]
-            series.append(Series(patient, study, split, thickness, size, seed, gender, age))
+            series.append(
+                Series(patient, study, split, thickness, size, seed, gender, age, distractors)
+            )
     return series
 
 
 def draw_findings(
-    rng: np.random.Generator, body: Body, scan: Scan, z: float, placed: list[Finding]
+    rng: np.random.Generator,
+    body: Body,
+    scan: Scan,
+    z: float,
+    placed: list[Finding],
+    distractors: str = "oblique",
 ) -> list[tuple[Finding, np.ndarray, np.ndarray]]:
     """Two, four or six findings with mask and RECIST, half of them lesions; fewer if none fit."""
     hu, tissue = body.plane(z)
     wanted = 2 * int(rng.choice([1, 2, 3], p=(0.65, 0.25, 0.1)))
     found = []
     for _ in range(12 * wanted):
-        finding = draw_finding(rng, scan, hu, tissue, z)
+        finding = draw_finding(rng, scan, hu, tissue, z, distractors)
         others = placed + [other for other, _, _ in found]
         if finding is None or any(finding.may_meet(other) for other in others):
             continue
@@ -108,7 +128,9 @@ def draw_findings(
     return found
 
 
-def _draw_key_slices(rng: np.random.Generator, body: Body, scan: Scan) -> list[KeySlice]:
+def _draw_key_slices(
+    rng: np.random.Generator, body: Body, scan: Scan, distractors: str = "oblique"
+) -> list[KeySlice]:
     """One to three key slices, so far apart that no object of one reaches another."""
     wanted = int(rng.choice([1, 2, 3], p=(0.6, 0.3, 0.1)))
     keys: list[KeySlice] = []
@@ -116,14 +138,14 @@ def _draw_key_slices(rng: np.random.Generator, body: Body, scan: Scan) -> list[K
     while len(keys) < wanted and z < BODY_LENGTH - 30:
         index = round(z / scan.thickness)
         placed = [finding for key in keys for finding, _, _ in key.findings]
-        findings = draw_findings(rng, body, scan, index * scan.thickness, placed)
+        findings = draw_findings(rng, body, scan, index * scan.thickness, placed, distractors)
         if findings:
             keys.append(KeySlice(index, findings))
             z += rng.uniform(28, 40) if rng.random() < 0.6 else rng.uniform(75, 110)
         else:
             z += rng.uniform(3, 10)
     if not keys:
-        return _draw_key_slices(rng, body, scan)
+        return _draw_key_slices(rng, body, scan, distractors)
     _choose_ranges(rng, keys, math.ceil((30 if scan.size >= 384 else 15) / scan.thickness))
     return keys
 
@@ -144,6 +166,18 @@ def _choose_ranges(rng: np.random.Generator, keys: list[KeySlice], reach: int) -
         key.first, key.last = next(r for r in ranges if r[0] <= key.index <= r[1])
 
 
+def draw_series(series: Series) -> DrawnSeries:
+    """Body, findings and noise level of a series; the same series gives the same ones."""
+    # A patient's studies share the anatomy, so the body has a generator of its own.
+    body_rng = np.random.default_rng([series.seed, series.patient, 0])
+    rng = np.random.default_rng([series.seed, series.patient, series.study])
+    spacing = draw_spacing(body_rng, series.size)
+    body = Body(body_rng, series.size, spacing)
+    scan = Scan(series.size, spacing, series.thickness)
+    keys = _draw_key_slices(rng, body, scan, series.distractors)
+    return DrawnSeries(scan, body, keys, draw_noise_level(rng, body, series.thickness), rng)
+
+
 def make_series(root: Path, series: Series) -> dict:
     """Write slices and truth masks of a series; return {"rows": of the CSV, "truth": by key slice}.
 
@@ -152,17 +186,12 @@ def make_series(root: Path, series: Series) -> dict:
     record_file = root / "phantom_truth" / "series" / f"{series.name}.json"
     if record_file.exists():
         return json.loads(record_file.read_text())
-    # A patient's studies share the anatomy, so the body has a generator of its own.
-    body_rng = np.random.default_rng([series.seed, series.patient, 0])
-    rng = np.random.default_rng([series.seed, series.patient, series.study])
-    spacing = draw_spacing(body_rng, series.size)
-    body = Body(body_rng, series.size, spacing)
-    keys = _draw_key_slices(rng, body, Scan(series.size, spacing, series.thickness))
+    drawn = draw_series(series)
+    body, keys, rng = drawn.body, drawn.keys, drawn.rng
     findings = [finding for key in keys for finding, _, _ in key.findings]
-    level = draw_noise_level(rng, body, series.thickness)
     for index in sorted({i for key in keys for i in range(key.first, key.last + 1)}):
         hu, _ = render_slice(body, index * series.thickness, series.thickness, findings)
-        hu = add_noise(rng, hu, level)
+        hu = add_noise(rng, hu, drawn.noise_level)
         pixels = (hu + HU_OFFSET).astype(np.uint16)
         _write_png(root / "Images_png" / series.name / f"{index:03d}.png", pixels)
     record: dict = {"rows": [], "truth": {}}
@@ -193,6 +222,8 @@ def _describe(rng: np.random.Generator, series: Series, body: Body, key: KeySlic
                 "speed_px_per_mm": float(np.hypot(*finding.velocity)),
             }
         )
+        if series.distractors != "oblique":
+            group[-1] |= {"course": finding.course.name, "ends_mm": list(finding.course.ends)}
         if not finding.is_lesion:
             continue
         noisy = rng.random() < 0.01
@@ -286,8 +317,11 @@ def make_phantom(
     seed: int = 0,
     workers: int = 1,
     progress: bool = True,
+    distractors: str = "oblique",
 ) -> Path:
     """Write a synthetic DeepLesion of `patients` patients, slices of `size` px a side, to `root`.
+
+    `distractors`: 'oblique', all of which move on at once, or 'varied', see `courses`.
 
     Writes Images_png/, phantom_truth/ (masks and shapes of lesions and distractors) and, last,
     DL_info.csv; returns the path of that. The same patients, size and seed give the same bytes
@@ -301,12 +335,16 @@ def make_phantom(
         ("seed", seed, 0, 2**32 - 1),
         ("workers", workers, 1, 1024),
     )
+    if distractors not in DISTRACTORS:
+        raise UserError(f"distractors is {distractors!r}: give one of {', '.join(DISTRACTORS)}")
     root = Path(root)
     arguments = {"phantom_version": 2, "patients": patients, "size": size, "seed": seed}
+    if distractors != "oblique":  # phantoms made before there was a choice have no such entry
+        arguments["distractors"] = distractors
     claim(root, root / "phantom_truth" / "arguments.json", arguments)
     table = root / "DL_info.csv"
     if not table.exists():
-        series = plan_series(patients, size, seed)
+        series = plan_series(patients, size, seed, distractors)
         bar = partial(tqdm, total=len(series), desc="series", disable=not progress)
         with closing(in_processes(partial(make_series, root), series, workers)) as made:
             records = list(bar(made))

@@ -10,12 +10,16 @@ import numpy as np
 from deeplesion.phantom.body import Body
 from deeplesion.phantom.findings import Finding
 
+NOISE_KERNEL = cv2.getGaussianKernel(7, 0.65, cv2.CV_32F)
+BLUR_SIGMA = 0.6  # px
+BLUR = cv2.getGaussianKernel(7, BLUR_SIGMA, cv2.CV_32F)  # what cv2.GaussianBlur takes for it
+
 
 def _ct_noise(rng: np.random.Generator, size: int) -> np.ndarray:
     """Noise (size, size) of standard deviation 1 whose neighbours correlate by 0.55, as in CT."""
     white = rng.standard_normal((size + 8, size + 8), dtype=np.float32)
-    kernel = cv2.getGaussianKernel(7, 0.65, cv2.CV_32F)
-    return cv2.sepFilter2D(white, -1, kernel, kernel)[4:-4, 4:-4] / float((kernel**2).sum())
+    filtered = cv2.sepFilter2D(white, -1, NOISE_KERNEL, NOISE_KERNEL)
+    return filtered[4:-4, 4:-4] / float((NOISE_KERNEL**2).sum())
 
 
 def render_slice(
@@ -26,7 +30,16 @@ def render_slice(
     Returns HU (size, size) float32 and, of each finding that is there, (finding, box, opacity,
     passable): in the box it fills opacity * passable of each pixel.
     """
-    hu, passable = body.slab(z, thickness)
+    slab = body.slab(z, thickness)
+    hu, filled = compose(slab, z, findings)
+    return blurred(hu), filled
+
+
+def compose(
+    slab: tuple[np.ndarray, np.ndarray], z: float, findings: list[Finding]
+) -> tuple[np.ndarray, list[tuple[Finding, tuple[slice, slice], np.ndarray, np.ndarray]]]:
+    """A slice of the body (see `Body.slab`) with findings, before the blur; as `render_slice`."""
+    hu, passable = slab[0].copy(), slab[1]
     filled = []
     for finding in findings:
         section = finding.section(z, finding.is_lesion)
@@ -34,7 +47,12 @@ def render_slice(
             box, opacity, value = section
             hu[box] += opacity * passable[box] * (value - hu[box])
             filled.append((finding, box, opacity, passable[box]))
-    return cv2.GaussianBlur(hu.astype(np.float32), (0, 0), 0.6), filled
+    return hu, filled
+
+
+def blurred(hu: np.ndarray) -> np.ndarray:
+    """As sharp as the scanner shows it, float32."""
+    return cv2.GaussianBlur(hu.astype(np.float32), (0, 0), BLUR_SIGMA)
 
 
 def draw_spacing(rng: np.random.Generator, size: int) -> float:

@@ -70,6 +70,7 @@ class DeepLesionDataset(CocoDataset):
     """
 
     METAINFO: ClassVar = {"classes": ("lesion",), "palette": [(220, 20, 60)]}
+    NO_DATA: ClassVar = NO_DATA
 
     def __init__(
         self,
@@ -127,8 +128,8 @@ class DeepLesionDataset(CocoDataset):
         if not Path(self.ann_file).is_file():
             released = Path(self.ann_file).parent.name == ANNOTATIONS["released"]
             options = " --masks released" if released else ""
-            raise MissingDataError(NO_DATA.format(path=self.ann_file, options=options))
-        content = read_annotations(self.ann_file, need_lesions=not self.test_mode)
+            raise MissingDataError(self.NO_DATA.format(path=self.ann_file, options=options))
+        content = self._read_file()
         self._check_use(content)
         folders = image_folders(content, self.data_root or "", self.data_prefix["img"])
         self._slices = SliceFolder(*folders)
@@ -142,6 +143,9 @@ class DeepLesionDataset(CocoDataset):
         self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
         print_log(f"{self.ann_file}: slices come from {self.cache or 'PNGs'}", "current")
         return samples
+
+    def _read_file(self) -> dict:
+        return read_annotations(self.ann_file, need_lesions=not self.test_mode)
 
     def _check_use(self, content: dict) -> None:
         """Says at the start what the annotations lack for what is going to be done with them."""

@@ -36,6 +36,8 @@ OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first
   --cfg-options stack.num_slices=3                3 instead of 7 slices
 The message of torch: {error}"""
 
+# What metrics write in testing, if no other name is given.
+RESULT_FILES = {"FROCMetric": "results.json.gz", "DiceMetric": "dice.json"}
 TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
 
 
@@ -132,17 +134,18 @@ def test(
     result_file: str | None = None,
     accept_differences: bool = False,
 ) -> str | None:
-    """Tests a checkpoint on the test split; returns the result file, the FROC table beside it.
-    None if there is no FROCMetric among the metrics of `test_evaluator`, to write them.
+    """Tests a checkpoint on the test split; returns the result file, the FROC table beside it (of a
+    DiceMetric the table itself). None if none of the metrics of `test_evaluator` writes one.
 
     Args:
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
         result_file: where detections and ground truth go, the table as JSON beside it; default:
-            results.json.gz in the work directory.
+            results.json.gz in the work directory (of a DiceMetric, the scores, dice.json).
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
-    result_file = result_file or str(Path(config.work_dir) / "results.json.gz")
-    metrics = [m for _, m in dicts(config.test_evaluator, "") if is_froc_metric(m)]
+    metrics = [m for _, m in dicts(config.test_evaluator, "") if metric_name(m) in RESULT_FILES]
+    name = RESULT_FILES[metric_name(metrics[0])] if metrics else "results.json.gz"
+    result_file = result_file or str(Path(config.work_dir) / name)
     for metric in metrics[:1]:
         metric["result_file"] = result_file
     with framework_errors():
@@ -154,9 +157,9 @@ def test(
     return result_file if metrics else None
 
 
-def is_froc_metric(node: Mapping) -> bool:
+def metric_name(node: Mapping) -> str | None:
     kind = node.get("type")
-    return getattr(kind, "__name__", kind) == "FROCMetric"
+    return getattr(kind, "__name__", kind)
 
 
 @contextlib.contextmanager

@@ -53,11 +53,17 @@ def facts_of(runner: Runner) -> dict[str, Any]:
     data = {"train": runner.train_dataloader.dataset}
     if runner.val_loop is not None:
         data["val"] = runner.val_dataloader.dataset
-    backbone = getattr(getattr(runner.model, "module", runner.model), "backbone", None)
-    init = getattr(backbone, "init_cfg", None) or {}
+    detector = getattr(runner.model, "module", runner.model)
+    init = getattr(getattr(detector, "backbone", None), "init_cfg", None) or {}
+    copied = getattr(detector, "pretrained", None) or {}
+    pretrained = init.get("checkpoint") if isinstance(init, dict) else None
     return dict(
         data={split: counts(dataset) for split, dataset in data.items()},
-        published_key_slices={split: published(dataset, split) for split, dataset in data.items()},
+        published_key_slices={
+            split: published(dataset, split)
+            for split, dataset in data.items()
+            if "lits" not in getattr(dataset, "metainfo", {})
+        },
         total_batch=plan.total_batch,
         processes=runner.world_size,
         accumulative_counts=accumulated,
@@ -70,7 +76,8 @@ def facts_of(runner: Runner) -> dict[str, Any]:
         batch_norm=batch_norm(runner.model, runner.world_size),
         stack=dict(config.get("stack") or {}),
         masks=masks_of(data["train"]),
-        pretrained=init.get("checkpoint") if isinstance(init, dict) else None,
+        pretrained=copied.get("checkpoint") or pretrained,
+        pretrained_parts=list(copied["parts"]) if copied.get("checkpoint") else None,
         weights=runner._load_from,
         seed=runner.seed,
         versions={m.__name__: m.__version__ for m in (torch, mmengine, mmcv, mmdet)},
@@ -84,8 +91,8 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for split, name in (("train", "training"), ("val", "validation")):
         if split in data:
-            here = data[split]
-            lines.append((name, f"{describe(here)} (DeepLesion: {published[split]:,})"))
+            there = f" (DeepLesion: {published[split]:,})" if split in published else ""
+            lines.append((name, describe(data[split]) + there))
     share = facts["total_batch"] // (facts["processes"] * facts["accumulative_counts"])
     batch = f"{facts['total_batch']} images an update = {facts['processes']} process(es) x {share}"
     if facts["accumulative_counts"] > 1:
@@ -113,6 +120,8 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("stack", ", ".join(f"{k} {v}" for k, v in facts["stack"].items())))
     lines.append(("masks", facts["masks"]))
     loaded = Path(facts["pretrained"]).name if facts["pretrained"] else "none"
+    if parts := facts.get("pretrained_parts"):
+        loaded = f"{', '.join(parts)} of {facts['pretrained']}"
     loaded += f"; then all weights from {facts['weights']}" if facts["weights"] else ""
     lines.append(("pretrained", loaded))
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
@@ -122,7 +131,13 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def counts(dataset: Dataset) -> dict[str, Any]:
     """How many images and lesions an mmdet data set has, and its file."""
-    lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
+    classes = getattr(dataset, "metainfo", {}).get("classes", ())
+    of_lesions = classes.index("lesion") if len(classes) > 1 and "lesion" in classes else None
+    lesions = sum(
+        of_lesions is None or instance["bbox_label"] == of_lesions
+        for i in range(len(dataset))
+        for instance in dataset.get_data_info(i)["instances"]
+    )
     source = " and ".join(files_of(dataset)) or type(dataset).__name__
     return dict(images=len(dataset), lesions=lesions, source=source)
 

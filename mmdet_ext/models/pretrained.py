@@ -1,14 +1,21 @@
-"""Pretrained weights, from a file or fetched once."""
+"""Pretrained weights: of a backbone, from a file or fetched once; of some parts of a detector, from
+a checkpoint of another."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deeplesion.errors import MissingDataError
-from mmdet_ext.checkpoint import UnreachableError, download, load_checkpoint_file
+from mmdet_ext.checkpoint import (
+    CheckpointError,
+    UnreachableError,
+    download,
+    load_checkpoint_file,
+)
 
 WITHOUT = "To train without pretrained weights: --cfg-options model.backbone.init_cfg=None"
 
@@ -31,3 +38,68 @@ def fetch_weights(source: str, published: str = "densenet121-a639ec97.pth") -> d
         return load_checkpoint_file(download(source))
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {WITHOUT}") from None
+
+
+def copy_parts(model: nn.Module, path: str | Path, parts: Sequence[str]) -> str:
+    """Copies the weights of some parts of a detector from a checkpoint of another detector.
+
+    Args:
+        model: the detector that they are copied into.
+        path: the checkpoint, read as data only.
+        parts: names of modules of both, 'backbone', 'neck', ... Each must have the same weights, of
+            the same shapes, in both.
+
+    Returns:
+        three lines: how many tensors were copied; the keys of the checkpoint that were left; those
+        of the model that the checkpoint did not give.
+
+    Raises:
+        MissingDataError: there is no such file. CheckpointError: it is none, or a part differs.
+    """
+    checkpoint = load_checkpoint_file(path)
+    weights = checkpoint.get("state_dict", checkpoint)
+    own = model.state_dict()
+    there, here = ({p: _keys(keys, p) for p in parts} for keys in (weights, own))
+    problems = []
+    for part in parts:
+        if not here[part]:
+            raise ValueError(f"the detector has no part {part!r}; it has {_names(own)}")
+        if not there[part]:
+            problems.append(f"it has no {part}, but {_names(weights)}")
+            continue
+        # Files older than PyTorch 0.4 lack the batch counters.
+        lacking = {k for k in here[part] - there[part] if not k.endswith("num_batches_tracked")}
+        problems += [f"{key} is missing" for key in sorted(lacking)]
+        problems += [f"{key} is not in the config's" for key in sorted(there[part] - here[part])]
+        problems += [
+            f"{key} has shape {tuple(weights[key].shape)}, the config's {tuple(own[key].shape)}"
+            for key in sorted(there[part] & here[part])
+            if weights[key].shape != own[key].shape
+        ]
+    if problems:
+        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
+        raise CheckpointError(
+            f"{path} does not fit the parts {', '.join(parts)} of this config"
+            f" ({len(problems)} problems: {shown}). Give a checkpoint of a detector with the same"
+            " parts, or set model.pretrained.parts to those that are"
+        )
+    copied = {key: weights[key] for part in parts for key in there[part]}
+    model.load_state_dict(copied, strict=False)
+    left = [key for key in weights if key not in copied]
+    fresh = [key for key in own if key not in copied]
+    count = ", ".join(f"{part} {len(there[part])}" for part in parts)
+    return "\n".join(
+        [
+            f"copied {len(copied)} tensors: {count}",
+            f"left in the file {len(left)}: {', '.join(left) or 'none'}",
+            f"not in the file, or not copied from it, {len(fresh)}: {', '.join(fresh) or 'none'}",
+        ]
+    )
+
+
+def _keys(state: dict, part: str) -> set[str]:
+    return {key for key in state if key.startswith(f"{part}.")}
+
+
+def _names(state: dict) -> str:
+    return ", ".join(sorted({key.partition(".")[0] for key in state}))

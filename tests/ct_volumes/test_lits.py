@@ -66,7 +66,7 @@ def test_cases_are_found_in_subfolders_and_the_missing_are_named(tmp_path):
     assert list(found.cases) == [3, 130]
     assert found.without_volume == tuple(n for n in range(131) if n not in (3, 7, 130))
     assert found.without_segmentation == tuple(n for n in range(131) if n not in (3, 130))
-    assert str(found).startswith(f"{tmp_path}: 2 of 131 cases; no volume of 0, 1, 2, 4,")
+    assert str(found).startswith(f"{tmp_path}: 2 of 131 cases; no volume of 0 to 2, 4 to 6, 8 to ")
     assert read(tmp_path, 130).number == 130
 
 

@@ -173,7 +173,7 @@ def test_the_tool_takes_a_phantom_or_scans(root, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 's' / 'truth.json'} written\n"
     assert contents(tmp_path / "s") == contents(root)
     for wrong, message in (
-        ((), "one of the arguments root --scans --lidc is required"),
+        ((), "one of the arguments root --scans --lits --lidc is required"),
         (("a", "--scans", "b"), "not allowed with argument root"),
         (("--scans", tmp_path / "t", "--patients", 0), "patients is 0"),
     ):

@@ -27,6 +27,7 @@ CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/*.py
 ATTENTION = sorted(
     p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/volumetric_attention/*.py")
 )
+LITS = [path for path in ATTENTION if "/lits_" in path]
 DEMOS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/demo/*.py"))
 
 
@@ -182,7 +183,7 @@ def test_configs_hold_the_recipe_of_the_papers(path):
     assert config.param_scheduler[1].milestones == milestones
 
 
-@pytest.mark.parametrize("path", ATTENTION)
+@pytest.mark.parametrize("path", [path for path in ATTENTION if path not in LITS])
 def test_configs_hold_the_recipe_of_volumetric_attention(path):
     config = read_experiment(ROOT / path)
     attention = config.model.get("attention")
@@ -216,6 +217,32 @@ def test_configs_hold_the_recipe_of_volumetric_attention(path):
     assert config.train_cfg.max_epochs == 12
     warm_up, drops = config.param_scheduler
     assert (warm_up.start_factor, warm_up.end) == (1 / 3, 500) and drops.milestones == [8, 11]
+
+
+@pytest.mark.parametrize("path", LITS)
+def test_configs_hold_the_recipe_of_volumetric_attention_on_lits(path):
+    config = read_experiment(ROOT / path)
+    with_attention = path.endswith("_va.py")
+    assert bool(config.model.get("attention")) == with_attention
+    for split, steps in (("train", 4), ("test", 1)):
+        dataset = config[f"{split}_dataloader"].dataset
+        slices = 27 if with_attention else 3
+        assert dataset.stack == dict(num_slices=slices, policy="normalize", target_mm=1.5)
+        assert dataset.pipeline[-2].size == 1024
+        assert dataset.get("background_step", 1) == steps
+    preprocessor = dict(config.model.data_preprocessor)
+    low, mean, high = torch.tensor([[-200.0], [50.0], [400.0]])
+    window = CTDataPreprocessor(**{k: v for k, v in preprocessor.items() if k != "type"}).window
+    # [0, 1], less ImageNet's mean and over its deviation.
+    expected = [(x - 0.449) / 0.2259 for x in (0, 0.5, 1)]
+    assert [float(window(hu)) for hu in (low, mean, high)] == pytest.approx(expected, abs=2e-3)
+    heads = config.model.roi_head.bbox_head, config.model.roi_head.mask_head
+    assert [head.num_classes for head in heads] == [2, 2]
+    assert config.model.rpn_head.anchor_generator.scales == [8]
+    assert config.train_dataloader.dataset.ann_file == "annotations/train.json"
+    assert config.test_dataloader.dataset.ann_file == "annotations/val.json"
+    assert config.test_evaluator.type == "DiceMetric" and config.val_dataloader is None
+    assert config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 16
 
 
 def test_there_is_an_experiment_for_every_operator_and_depth():

@@ -279,7 +279,9 @@ def test_features_of_a_volume_are_those_of_its_stacks(repository, step, location
     with torch.no_grad():
         found = list(model.volume_features(volume, step))
     assert [slice_ for slice_, _ in found] == list(range(0, 14, step))
-    needed = {slice_ + offset for slice_ in range(0, 14, step) for offset in (-3, 0, 3)}
+    centres = {slice_ + offset for slice_ in range(0, 14, step) for offset in (-3, 0, 3)}
+    # Beyond the scan the end slice is repeated: there several images are one.
+    needed = {tuple(min(max(c + i, 0), 13) for i in (-1, 0, 1)) for c in centres}
     assert sum(seen) == len(needed), "each image once"
     for slice_, maps in found:
         around = [min(max(slice_ + offset, 0), 13) for offset in range(-4, 5)]
@@ -300,6 +302,47 @@ def test_predictions_from_features_are_predictions(repository):
         assert len(one.pred_instances) > 0
         assert torch.equal(one.pred_instances.bboxes, other.pred_instances.bboxes)
         assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+
+
+@pytest.mark.parametrize("location", ["rpn", "rcnn"])
+def test_attention_weights_are_those_of_a_loop(repository, location):
+    model = detector(repository, **{"model.attention_location": location})
+    batch = volumes()
+    boxes = [torch.tensor([[8.0, 10, 30, 34]]), torch.tensor([[2.0, 4, 60, 50], [40, 36, 54, 52]])]
+    boxes = [each.double() for each in boxes]
+    with torch.no_grad():
+        found = model.attention_weights((batch, torch.ones(2)), boxes)
+        bags = [list(zip(*pyramids(model, batch[b, 0]))) for b in range(2)]
+        expected = {}
+        if location == "rpn":
+            for i, level in enumerate(model.attention.levels):
+                expected[f"P{i + 2}"] = [level.attend(torch.stack(bag[i])[None])[1] for bag in bags]
+        else:
+            extractor = model.roi_head.bbox_roi_extractor
+            plain = SingleRoIExtractor(
+                roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=2),
+                out_channels=CHANNELS,
+                featmap_strides=[4, 8, 16, 32],
+            )
+            rois, expected["bbox"] = bbox2roi(boxes), []
+            for roi in rois:
+                levels = bags[int(roi[0])][:4]
+                here = torch.cat([roi.new_zeros(1), roi[1:]])[None]
+                bag = [plain([lv[n][None] for lv in levels], here)[0] for n in range(3)]
+                expected["bbox"].append(extractor.attention.attend(torch.stack(bag)[None])[1])
+    assert list(found) == list(expected)
+    for level, rows in expected.items():
+        for part in ("channel", "spatial"):
+            assert_close(found[level][part], torch.cat([row[part] for row in rows]))
+            assert_close(found[level][part].sum(1), torch.ones(len(rows)).double())
+
+
+def test_without_attention_there_are_no_weights(repository):
+    model = detector(repository, "volumetric_attention/faster_rcnn_r50")
+    with torch.no_grad():
+        assert (
+            model.attention_weights((volumes(slices=3), torch.ones(2)), [torch.zeros(0, 4)]) == {}
+        )
 
 
 # What is built, and what is refused

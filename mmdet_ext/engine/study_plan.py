@@ -1,0 +1,220 @@
+"""What a study consists of: its methods, and for each a fingerprint of config, code and data, by
+which finished runs are known again."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from deeplesion.errors import MissingDataError, UserError
+from mmdet_ext.config.check import RUNNER, find
+from mmdet_ext.config.experiment import dicts
+from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.engine.study_run import Method
+
+FRAMEWORK = {"builtins", "mmcv", "mmdet", "mmengine", "torch", "torchvision"}
+PROJECT = ("ct_volumes", "deeplesion", "mmdet_ext")
+TESTING = {"test_dataloader", "test_evaluator", "test_cfg"}
+SHOWN = "deeplesion.report"  # no result depends on how one is shown
+# What says where a run is, which one it is and what it tells, not what is done.
+PLACE = {"work_dir", "experiment_name", "launcher", "resume"}
+PLACE |= {"visualizer", "log_level", "log_processor"}
+NOT_PREPARED = "there is no {file}, which {config} needs: prepare the data (tools/prepare_data.py)"
+
+
+def methods_of(
+    configs: Sequence[str], variants: Sequence[Sequence[str]], common: Sequence[str]
+) -> list[Method]:
+    """The methods of a command line, without fingerprints.
+
+    Args:
+        configs: one method each, named by the file.
+        variants: [name, config, option, ...] each.
+        common: options of all, over which a variant's own go.
+
+    Raises:
+        UserError: no method, two of one name, or a variant without a config.
+    """
+    for variant in variants:
+        if len(variant) < 2 or "=" in variant[0] or "=" in variant[1]:
+            raise UserError(f"--variant takes NAME CONFIG [k=v ...], got {' '.join(variant)}")
+    stems = Counter(Path(config).stem for config in configs)
+    found = [
+        Method(Path(c).stem if stems[Path(c).stem] == 1 else Path(c).with_suffix("").as_posix(),
+               c, tuple(common))
+        for c in configs
+    ]  # fmt: skip
+    found += [Method(name, config, (*common, *own)) for name, config, *own in variants]
+    if not found:
+        raise UserError("give at least one CONFIG or --variant NAME CONFIG [k=v ...]")
+    if again := [n for n, times in Counter(m.name for m in found).items() if times > 1]:
+        raise UserError(
+            f"two methods are called {again[0]}: give them names by --variant NAME CONFIG [k=v ...]"
+        )
+    for name in (method.name for method in found):
+        if not name.strip() or not name.isprintable():
+            raise UserError(f"a method cannot be called {name!r}")
+    return found
+
+
+def parsed(options: Sequence[str]) -> dict[str, Any]:
+    """Options 'name=value' as --cfg-options gives them to a config."""
+    parser = argparse.ArgumentParser("--cfg-options", exit_on_error=False, add_help=False)
+    parser.add_argument("--cfg-options", nargs="*", action=Overrides, default={})
+    try:
+        return parser.parse_args(["--cfg-options", *options]).cfg_options or {}
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+
+
+def with_fingerprints(method: Method, config: Config, code: str) -> Method:
+    """The method with the fingerprints of its config as it was read, with its options.
+
+    config: what the parts of the run are told, without the places of work directory and data, and
+    without the seed. data: contents of the annotation files and of weights that training starts
+    from. Pixels are not read: the annotations name every image.
+
+    Args:
+        code: of `code_hash`.
+
+    Raises:
+        MissingDataError: an annotation file is not there.
+    """
+    parts = {k: v for k, v in config.to_dict().items() if k in RUNNER - PLACE}
+    parts["randomness"] = {k: v for k, v in parts.get("randomness", {}).items() if k != "seed"}
+    parts["load_from"] = {"checkpoint": parts.get("load_from")}
+    found = {}
+    for name, chosen in (("training", parts.keys() - TESTING), ("test", parts.keys() & TESTING)):
+        own = {key: parts[key] for key in chosen}
+        data = _take_out_files(own, method.config)
+        found[name] = dict(config=_hash(own), code=code, data=_hash(data))
+    dataset = config.get("test_dataloader", {}).get("dataset", {})
+    folder = Path(dataset.get("data_root") or "", dataset.get("data_prefix", {}).get("img", ""))
+    images = str(folder.resolve()) if folder.is_dir() else None
+    return replace(method, **found, images=images)
+
+
+def _take_out_files(parts: dict, config: str) -> dict[str, str]:
+    """Replaces the names of files in a config by nothing; returns what is in them, by option."""
+    contents = {}
+    for path, node in list(dicts(parts, "")):
+        if isinstance(node.get("ann_file"), str):
+            file = Path(node.pop("data_root", None) or "", node.pop("ann_file"))
+            if not file.is_file():
+                raise MissingDataError(NOT_PREPARED.format(file=file, config=config))
+            contents[f"{path}.ann_file"] = _file_hash(file)
+        weights = node.get("checkpoint")
+        if isinstance(weights, str) and Path(weights).is_file():
+            contents[f"{path}.checkpoint"] = _file_hash(Path(node.pop("checkpoint")))
+    return contents
+
+
+def modules_of(config: Config) -> frozenset[str]:
+    """What a run of a config begins its imports with: the module of the runs, `custom_imports`, and
+    the modules of the classes that it names, such as its operator's."""
+    named = (config.get("custom_imports") or {}).get("imports") or []
+    modules = {"mmdet_ext.engine.run", *([named] if isinstance(named, str) else named)}
+    for key in RUNNER & config.keys():
+        for path, node in dicts(config[key], key):
+            kind = node.get("type") and find(node["type"], path)
+            modules.add(getattr(kind, "__module__", None) or "")
+    return frozenset(modules - {""})
+
+
+@functools.cache
+def code_hash(modules: frozenset[str], tools: Path) -> str:
+    """Of the commands train and test, and of modules of the project, or beside `custom_imports`,
+    with all that they import there, directly or not. Comments, docstrings and layout do not count.
+
+    A package that imports its modules by itself, as that of the operators, is not gone through.
+    """
+    # Of a framework nothing is followed; one's own parts lie in a package or are single files.
+    packages = {name.partition(".")[0] for name in modules} - FRAMEWORK | {*PROJECT}
+    waiting, files = sorted(modules), {}
+    while waiting:
+        name = waiting.pop()
+        if name in files or name.partition(".")[0] not in packages or f"{name}.".startswith(SHOWN):
+            continue
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # a name inside a module
+            spec = None
+        if spec is None or not (spec.origin or "").endswith(".py"):
+            continue
+        tree = ast.parse(Path(spec.origin).read_bytes())
+        files[name] = _without_words(tree)
+        package = name if spec.submodule_search_locations else name.rpartition(".")[0]
+        waiting += _imported(tree, package)
+    for command in ("train.py", "test.py"):
+        files[command] = _without_words(ast.parse((tools / command).read_bytes()))
+    return _hash(files)
+
+
+def _imported(tree: ast.Module, package: str) -> list[str]:
+    """Full names of what a module imports, wherever in it; of members, too, as they may be
+    modules."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [base])])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    # A package's own __init__ runs first.
+    return found + [name.rpartition(".")[0] for name in found if "." in name]
+
+
+def _without_words(tree: ast.Module) -> str:
+    """A module without comments, docstrings and layout."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [
+                line
+                for line in body
+                if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+            ]
+    return ast.dump(tree)
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=_named)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(value: Any) -> str:
+    """What JSON cannot hold, without an address in memory."""
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(value))}"
+
+
+def _file_hash(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def check_methods(methods: Sequence[Method]) -> None:
+    """Raises UserError for two methods of one config, options and data: nothing would tell them
+    apart."""
+    seen: dict[str, str] = {}
+    for method in methods:
+        key = _hash([method.training, method.test])
+        if key in seen:
+            raise UserError(
+                f"{seen[key]} and {method.name} are the same: config, options and data. Leave one "
+                "out, or look whether an option is without effect"
+            )
+        seen[key] = method.name

@@ -1,0 +1,192 @@
+"""The methods of a command line, and what their fingerprints depend on."""
+
+import copy
+import importlib.util
+import json
+import shutil
+
+import pytest
+
+from deeplesion.errors import MissingDataError, UserError
+from mmdet_ext.config.overrides import apply_overrides
+from mmdet_ext.engine.run import load_config
+from mmdet_ext.engine.study_plan import (
+    check_methods,
+    code_hash,
+    methods_of,
+    modules_of,
+    parsed,
+    with_fingerprints,
+)
+
+DEMO = "configs/demo/nofusion_3slice.py"
+
+
+def test_methods_are_called_as_their_files_or_as_one_says():
+    found = methods_of(
+        ["configs/demo/a.py", "configs/b.py", "b/a.py"],
+        [["thick", "b", "stack.policy=keep_thick"], ["plain", "b"]],
+        ["x=1"],
+    )
+    assert [m.name for m in found] == ["configs/demo/a", "b", "b/a", "thick", "plain"]
+    assert [m.config for m in found] == ["configs/demo/a.py", "configs/b.py", "b/a.py", "b", "b"]
+    # A variant's own options come last: they go over the common ones.
+    assert [m.options for m in found[2:4]] == [("x=1",), ("x=1", "stack.policy=keep_thick")]
+
+
+@pytest.mark.parametrize(
+    "configs, variants, message",
+    [
+        ([], [], "give at least one CONFIG"),
+        (["a.py"], [["a", "b.py"]], "two methods are called a"),
+        (["a.py", "a.py"], [], "two methods are called a"),
+        ([], [["thick"]], "NAME CONFIG"),
+        ([], [["b.py", "stack.policy=keep_thick"]], "NAME CONFIG"),
+        ([], [["a\nb", "b.py"]], "cannot be called"),
+    ],
+)
+def test_what_is_no_method_is_refused(configs, variants, message):
+    with pytest.raises(UserError, match=message):
+        methods_of(configs, variants, [])
+
+
+def test_options_are_read_as_the_commands_read_them():
+    assert parsed(["a.b=(1,1)", "c=keep", "d=None", "a.b=2"]) == {"a.b": 2, "c": "keep", "d": None}
+    assert parsed([]) == {}
+    with pytest.raises(UserError, match="name=value"):
+        parsed(["a"])
+
+
+@pytest.fixture(scope="module")
+def demo(repository):
+    return load_config(str(repository / DEMO))
+
+
+@pytest.fixture
+def fingerprints(demo, repository, phantom):
+    """Of the demo's config with options, on a phantom."""
+    code = code_hash(modules_of(demo), repository / "tools")
+
+    def of(*options, root=phantom):
+        config = copy.deepcopy(demo)
+        for split in ("train", "val", "test"):
+            config[f"{split}_dataloader"].dataset.data_root = str(root)
+        apply_overrides(config, parsed(options))
+        (method,) = methods_of([DEMO], [], options)
+        return with_fingerprints(method, config, code)
+
+    return of
+
+
+def changed(one, other):
+    """'training config' and the like: the parts in which two methods differ."""
+    return {
+        f"{name} {part}"
+        for name in ("training", "test")
+        for part in ("config", "code", "data")
+        if getattr(one, name)[part] != getattr(other, name)[part]
+    }
+
+
+def test_a_fingerprint_is_of_what_is_done(fingerprints, phantom, tmp_path):
+    plain = fingerprints()
+    assert plain.images == str(phantom / "Images_png")
+    for options, parts in {
+        ("stack.policy=keep_thick",): {"training config", "test config"},
+        ("optim_wrapper.optimizer.lr=1e-3",): {"training config"},
+        ("test_dataloader.dataset.ann_file=annotations/val.json",): {"test data"},
+        ("test_evaluator.iou_threshold=0.3",): {"test config"},
+        ("randomness.seed=3",): set(),
+        ("log_level=ERROR", "visualizer.vis_backends=[]"): set(),
+    }.items():
+        assert changed(plain, fingerprints(*options)) == parts, options
+
+    moved = tmp_path / "moved"
+    shutil.copytree(phantom / "annotations", moved / "annotations")
+    there = fingerprints(root=moved)
+    assert changed(plain, there) == set() and there.images is None
+    file = moved / "annotations/train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(content))
+    assert changed(plain, fingerprints(root=moved)) == {"training data"}
+    file.unlink()
+    with pytest.raises(MissingDataError, match=r"train\.json.*prepare_data"):
+        fingerprints(root=moved)
+
+
+def test_weights_that_training_starts_from_count_by_their_content(fingerprints, tmp_path):
+    found = []
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+        found.append(fingerprints(f"load_from={tmp_path / name}"))
+    assert changed(found[0], found[1]) == set()
+    assert changed(found[0], found[2]) == {"training data"}
+
+
+def test_two_methods_that_nothing_tells_apart_are_refused(fingerprints):
+    one, other = fingerprints(), fingerprints("stack.num_slices=3")
+    with pytest.raises(UserError, match="are the same"):
+        check_methods([one, other])
+    check_methods([one, fingerprints("stack.num_slices=5")])
+
+
+def test_code_is_what_the_imports_reach_without_words_and_layout(tmp_path, monkeypatch):
+    """A package of one's own, as `custom_imports` names one."""
+    package, tools = tmp_path / "own_parts", tmp_path / "tools"
+    package.mkdir()
+    tools.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "operator.py").write_text(
+        "from .helper import add\n\ndef run(x):\n    return add(x)\n"
+    )
+    (package / "helper.py").write_text("def add(x):\n    return x + 1\n")
+    (package / "other.py").write_text("y = 1\n")
+    for name in ("train.py", "test.py"):
+        (tools / name).write_text("pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def now():
+        code_hash.cache_clear()
+        return code_hash(frozenset({"own_parts.operator", "torch.nn"}), tools)
+
+    first = now()
+    (package / "other.py").write_text("y = 2\n")
+    (package / "helper.py").write_text(
+        '"""Adds."""\n# One.\ndef add(x):\n    """One more."""\n    return (x +\n            1)\n'
+    )
+    assert now() == first
+    (package / "helper.py").write_text("def add(x):\n    return x + 2\n")
+    second = now()
+    assert second != first
+    (package / "__init__.py").write_text("import os\n")
+    assert now() != second
+
+
+def test_the_code_of_a_run_holds_its_operator_and_no_reports_phantoms_or_studies(
+    repository, monkeypatch
+):
+    looked_at = []
+    find_spec = importlib.util.find_spec
+
+    def recorded(name, *more):
+        looked_at.append(name)
+        return find_spec(name, *more)
+
+    modules = modules_of(load_config(str(repository / "configs/demo/alignshift_3slice.py")))
+    monkeypatch.setattr(importlib.util, "find_spec", recorded)
+    code_hash.cache_clear()
+    code_hash(modules, repository / "tools")
+    reached = set(looked_at)
+    for name in (
+        "mmdet_ext.ops.alignshift",
+        "mmdet_ext.ops.slice_conv",
+        "mmdet_ext.models.densenet",
+        "mmdet_ext.engine.loop",
+        "deeplesion.data.slices",
+        "deeplesion.evaluation.froc",
+    ):
+        assert name in reached
+    for room in ("deeplesion.report", "deeplesion.phantom", "mmdet_ext.engine.study", "mmengine"):
+        assert not [name for name in reached if name.startswith(room)]
+    assert "mmdet_ext.ops.a3d" not in reached, "an operator that the config does not name"

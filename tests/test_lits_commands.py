@@ -1,0 +1,70 @@
+"""LiTS by the commands, from a phantom to Dice per case: minutes, so only with make test-slow."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ct_volumes.lits import find_cases, read_case
+
+pytestmark = pytest.mark.slow
+QUICK = ["train_dataloader.num_workers=0", "test_dataloader.num_workers=0"]
+
+
+def command(repository, *arguments, root, expect=0):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "LITS_ROOT": str(root)}
+    run = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=repository, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == expect, run.stdout[-3000:] + run.stderr[-3000:]
+    return run.stdout + run.stderr
+
+
+def test_from_phantom_to_dice_per_case(repository, tmp_path):
+    files, root = tmp_path / "files", tmp_path / "prepared"
+    command(
+        repository, "tools/make_phantom.py", "--lits", files, "--patients", 3, "--size", 128,
+        root=root,
+    )  # fmt: skip
+    output = command(
+        repository, "tools/prepare_data.py", files, "--lits", "--out", root, "--workers", 1,
+        root=root,
+    )  # fmt: skip
+    assert "train: 2 cases" in output and "val: 1 cases" in output
+    wrong = command(repository, "tools/prepare_data.py", files, "--lits", root=root, expect=2)
+    assert "--lits needs --out DIR" in wrong
+
+    # The target alone; attention starts from its backbone, FPN and RPN.
+    train = "tools/train.py", "configs/demo/lits.py", "--work-dir", tmp_path / "plain"
+    output = command(repository, *train, "--cfg-options", *QUICK, root=root)
+    assert "images with" in output and "DeepLesion:" not in output
+    pretrained = tmp_path / "plain/epoch_3.pth"
+    output = command(
+        repository, "tools/train.py", "configs/demo/lits_va.py", "--work-dir", tmp_path / "va",
+        "--cfg-options", *QUICK, "train_cfg.max_epochs=1",
+        f"model.pretrained.checkpoint={pretrained}", root=root,
+    )  # fmt: skip
+    assert f"pretrained  backbone, neck, rpn_head of {pretrained}" in output
+    (log,) = (tmp_path / "va").glob("*/*.log")
+    assert "left in the file" in log.read_text()
+
+    output = command(
+        repository, "tools/test.py", "configs/demo/lits.py", tmp_path / "plain", "--work-dir",
+        tmp_path / "test", "--cfg-options", *QUICK,
+        f"test_evaluator.segmentations={tmp_path / 'segmentations'}", root=root,
+    )  # fmt: skip
+    assert "score >=  per case" in output
+    content = json.loads((tmp_path / "test/dice.json").read_text())
+    figures = content["scores"][0]["figures"]
+    assert figures["liver_dice_per_case"] > 50, "the liver is learnt within a minute"
+    import nibabel
+
+    case = read_case(find_cases(files).cases[29])
+    image = nibabel.load(tmp_path / "segmentations/prediction-29.nii")
+    found, true = np.asarray(image.dataobj), case.volume.in_source(case.labels)
+    dice = 2 * ((found > 0) & (true > 0)).sum() / ((found > 0).sum() + (true > 0).sum())
+    assert 100 * dice == pytest.approx(figures["liver_dice_per_case"])

@@ -1,0 +1,41 @@
+"""What masks of m x m cells cost on LiTS: the Dice of a detector that is right in every cell.
+python tools/mask_ceiling.py configs/volumetric_attention/lits_mask_rcnn_r50.py"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.mask_ceiling import ceilings
+from deeplesion.command_line import command
+from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.engine.run import load_config
+
+
+@command()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a LiTS experiment; its test data is what is drawn")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[14, 28, 56, 112], help="default %(default)s"
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
+    )
+    options = parser.parse_args()
+    config = load_config(options.config, options.cfg_options)
+    config.test_evaluator.lesion_scores = [0.5]
+    found = ceilings(config, [0, *options.sizes])
+    names = ("liver_dice_per_case", "lesion_dice_per_case", "dice_small", "dice_medium",
+             "dice_large")  # fmt: skip
+    print("| mask      | cells  | " + " | ".join(f"{name:>20}" for name in names) + " |")
+    print("|-----------|--------|" + "|".join(["-" * 21 + ":"] * len(names)) + "|")
+    for (size, kind), figures in found.items():
+        mask = f"{size} x {size}" if size else "true"
+        cells = " | ".join(f"{figures[name]:>20.2f}" for name in names)
+        print(f"| {mask:<9} | {kind:<6} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
