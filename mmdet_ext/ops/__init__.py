@@ -7,8 +7,9 @@ import importlib
 import pkgutil
 
 from .check import check_operator
+from .conv_depth import conv_depth, fold, unfold
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import Affine, SliceConv, check_thickness, conv_depth, fold, shift_depth, unfold
+from .slice_conv import Affine, SliceConv, check_thickness, shift_depth
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
