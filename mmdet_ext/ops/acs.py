@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -106,9 +107,9 @@ class MeanACSConv(ThreeViewConv):
             for view in (AXIAL, CORONAL, SAGITTAL)
         )
 
-    def shares(self) -> Tensor:
-        """Weight of each view, (3, C', 1, 1, 1) or what broadcasts to it."""
-        return self.weight.new_full((3, 1, 1, 1, 1), 1 / 3)
+    def shares(self) -> Sequence[float] | Tensor:
+        """Weight of each view: numbers, or (3, C', 1, 1, 1)."""
+        return (1 / 3,) * 3
 
 
 @register_operator
