@@ -22,6 +22,7 @@ from mmdet_ext.isotropic import (
     become_3d,
     enter,
     go_on,
+    has_own_code,
     isotropic_operator,
     leave,
     pad_volume,
@@ -144,21 +145,20 @@ def isotropic_network(
     """The copy of `model` with operators for convolutions and all else of three axes."""
     running = Running()
     for module, operator in operators.items():
-        if isinstance(operator, SliceConv):
-            operator.register_forward_pre_hook(functools.partial(suspend, running))
-            operator.register_forward_hook(functools.partial(go_on, running))
-            if module.padding_mode != "zeros":
-                sides = [*module._reversed_padding_repeated_twice[:2]] * 3
-                operator.register_forward_pre_hook(
-                    functools.partial(pad_volume, sides, module.padding_mode)
-                )
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            sides = [*module._reversed_padding_repeated_twice[:2]] * 3
+            operator.register_forward_pre_hook(
+                functools.partial(pad_volume, sides, module.padding_mode)
+            )
     network = copy_with(model, operators)
     for module in network.modules():
         become_3d(module)
-        own = not type(module).__module__.startswith("torch.nn.")
-        if own and not isinstance(module, SliceConv):
+        if has_own_code(module):
             module.register_forward_pre_hook(functools.partial(enter, running, convolve))
             module.register_forward_hook(functools.partial(leave, running), always_call=True)
+        elif not any(module.children()):
+            module.register_forward_pre_hook(functools.partial(suspend, running))
+            module.register_forward_hook(functools.partial(go_on, running))
     return IsotropicNetwork(network, running, convolve)
 
 

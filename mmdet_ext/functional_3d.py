@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-
-class NoCounterpart(ValueError):
-    """A call that has no counterpart with three axes."""
+from mmdet_ext.image_shape import NoCounterpart, cube, depth_of, image_shape, with_depth
 
 
 class Functions3D(TorchFunctionMode):
     """Within it, functional 2D calls on (N, C, D, H, W) tensors act along depth too.
 
-    Calls on tensors of other dimensions, and those that name five axes, stay what they are.
+    Their shape reads (N, C, H, W), and H and W given back together bring D along; not so in
+    compiled code, where it reads (N, C, D, H, W). Calls on tensors of other dimensions, and those
+    that name five axes, stay what they are.
 
     Args:
         convolve: `F.conv2d` for volumes: (x, weight, bias, stride, padding, dilation, groups).
@@ -32,59 +32,43 @@ class Functions3D(TorchFunctionMode):
     def __init__(self, convolve: Callable[..., Tensor]) -> None:
         super().__init__()
         self.convolve = convolve
-        # Operators are written for volumes: their own calls stay as they are.
+        # Operators and torch's modules are of three axes already: their calls stay as they are.
         self.suspended = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
+        if self.suspended:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if not self.suspended:
-            if name in POINTWISE:
-                return func(*beside_volumes(args), **kwargs)
-            if name in RULES:
-                if not args and "input" in kwargs:
-                    args = (kwargs["input"],)
-                    kwargs = {key: value for key, value in kwargs.items() if key != "input"}
-                if args and isinstance(args[0], Tensor) and args[0].ndim == 5:
-                    return RULES[name](self, func, args, kwargs)
-            if func == SHAPE and args[0].ndim == 5:
-                return Shape(func(*args))
+        if not torch.compiler.is_compiling():
+            args = with_depth(args)
+            kwargs = {key: with_depth(value) for key, value in kwargs.items()}
+            if name in SHAPES or func in SHAPES:
+                x, *dim = args
+                if x.ndim == 5:
+                    return SHAPES[name if name in SHAPES else func](x, *dim, **kwargs)
+        if name in POINTWISE:
+            return func(*beside_volumes(args), **kwargs)
+        if name in RULES:
+            if not args and "input" in kwargs:
+                args = (kwargs["input"],)
+                kwargs = {key: value for key, value in kwargs.items() if key != "input"}
+            if args and isinstance(args[0], Tensor) and args[0].ndim == 5:
+                return RULES[name](self, func, args, kwargs)
         return func(*args, **kwargs)
 
 
-SHAPE = Tensor.shape.__get__
+def size(x: Tensor, dim: int | None = None) -> Any:
+    shape = image_shape(x.shape)
+    return shape if dim is None else shape[dim]
 
 
-class Shape(tuple):
-    """(N, C, D, H, W), of which the last two numbers of an image's shape, [-2:], are the last three
-    and [2:4] the same."""
-
-    def __getitem__(self, key):
-        if isinstance(key, slice) and key.step is None:
-            key = {(-2, None): slice(2, None), (2, 4): slice(2, None), (None, -2): slice(2)}.get(
-                (key.start, key.stop), key
-            )
-            return torch.Size(super().__getitem__(key))
-        return super().__getitem__(key)
-
-    def numel(self) -> int:
-        return torch.Size(self).numel()
-
-
-def size(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any:
-    whole = func(*args, **kwargs)
-    return Shape(whole) if isinstance(whole, torch.Size) else whole
-
-
-def cube(what: str, value: Any) -> Any:
-    """(n, n) -> (n, n, n); a single number and three of them stay. Raises NoCounterpart."""
-    if not isinstance(value, (tuple, list)) or len(value) not in (1, 2):
-        return value
-    if len(set(value)) > 1:
-        raise NoCounterpart(
-            f"{what} is {tuple(value)} along height and width: nothing says what it is along depth"
-        )
-    return (value[0],) * 3
+SHAPES: dict[Any, Callable[[Tensor], Any]] = {
+    "size": size,
+    "dim": lambda x: 4,
+    Tensor.shape.__get__: size,
+    Tensor.ndim.__get__: lambda x: 4,
+}
 
 
 def pooling(function: Callable) -> Callable:
@@ -122,13 +106,11 @@ def resize(x: Tensor, size=None, scale_factor=None, mode="nearest", **kwargs) ->
         how = "antialias=True" if kwargs.get("antialias") else "mode='bicubic'"
         raise NoCounterpart(f"interpolate with {how} has no counterpart of three axes")
     if isinstance(size, (tuple, list)) and len(size) == 2:
-        # Most often another map's height and width, and only in a cube depth is the same.
-        if len({*size}) > 1 or len({*x.shape[2:]}) > 1:
-            raise NoCounterpart(
-                f"interpolate to size={tuple(size)}: nothing says how deep; take x.shape[2:] or "
-                "x.shape[-2:] of a map as it is (not compiled), which gives all three axes"
-            )
-        size = cube("size", size)
+        # Most often another map's height and width: that they are equal says nothing of depth.
+        raise NoCounterpart(
+            f"interpolate to size={tuple(size)}: nothing says how deep. Height and width taken "
+            "from another map's shape bring its depth along, but not in compiled code"
+        )
     scale_factor = cube("scale_factor", scale_factor)
     mode = "trilinear" if mode == "bilinear" else mode
     return F.interpolate(x, size, scale_factor, mode, **kwargs)
@@ -138,15 +120,12 @@ def pad(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     args, kwargs = list(args), dict(kwargs)
     widths = tuple(args[1] if len(args) > 1 else kwargs["pad"])
     if len(widths) in (2, 4):
-        sides = {widths[i : i + 2] for i in range(0, len(widths), 2)}
-        if len(widths) == 2:
-            sides.add((0, 0))
-        if len(sides) > 1:
-            raise NoCounterpart(
-                f"pad by {widths} differs along height and width: nothing says what it is along "
-                "depth"
-            )
-        widths = (*widths[:2],) * 3
+        left, right, top, bottom = (*widths, 0, 0)[:4]
+        depth = depth_of("padding", top, left), depth_of("padding", bottom, right)
+        widths = (left, right, top, bottom, *depth)
+    elif len(widths) == 6 and not any(widths[:4]):
+        # Of an image this pads channels alone.
+        widths = (0, 0, *widths)
     if len(args) > 1:
         args[1] = widths
     else:
@@ -264,11 +243,8 @@ def getitem(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any
     pair = index[2:] if len(index) == 4 and not gap else index[1:] if gap == [0] else ()
     if len(pair) != 2:
         return func(*args)
-    if pair[0] != pair[1]:
-        raise NoCounterpart(
-            "an index that differs along height and width: nothing says what it is along depth"
-        )
-    return func(x, (*index, pair[0]), *value)
+    depth = depth_of("an index", *pair)
+    return func(x, (*index[:-2], depth, *pair), *value)
 
 
 def beside_volumes(args: Sequence[Any]) -> list:
@@ -303,7 +279,7 @@ POINTWISE = {
     for name in (
         "add", "sub", "rsub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow",
         "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "__rsub__", "__rdiv__",
-        "__radd__", "__rmul__", "__rtruediv__",
+        "__radd__", "__rmul__", "__rtruediv__", "expand_as",
     )
     for end in ("", "_")
 }  # fmt: skip
@@ -332,6 +308,5 @@ RULES = {
     "permute": permute,
     "__getitem__": getitem,
     "__setitem__": getitem,
-    "size": size,
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), refuse),
 }  # fmt: skip

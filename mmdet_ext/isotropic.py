@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet_ext.functional_3d import Functions3D, NoCounterpart, cube, inflate_transposed
+from mmdet_ext.functional_3d import Functions3D, inflate_transposed
+from mmdet_ext.image_shape import NoCounterpart, cube
 from mmdet_ext.ops import SliceConv, build_conv3d
 
 # What a module of two axes becomes, and its attributes that are one number or one an axis.
@@ -241,14 +242,23 @@ def isotropic_operator(
     )  # fmt: skip
 
 
+def has_own_code(module: nn.Module) -> bool:
+    """Whether its forward may hold calls for images: neither an operator's nor, in general, one of
+    torch's modules does."""
+    if isinstance(module, SliceConv):
+        return False
+    torchs = type(module).__module__.startswith("torch.nn.")
+    return not torchs or isinstance(module, (nn.Conv2d, nn.Flatten))
+
+
 def suspend(running: Running, operator: nn.Module, args: tuple) -> None:
-    """Forward pre-hook of an operator, whose own calls are for volumes already."""
+    """Forward pre-hook of an operator or a module of torch, whose calls are for volumes already."""
     if running.functions is not None:
         running.functions.suspended = True
 
 
 def go_on(running: Running, operator: nn.Module, args: tuple, output: Tensor) -> None:
-    """Forward hook of an operator."""
+    """Forward hook of the same."""
     if running.functions is not None:
         running.functions.suspended = False
 
