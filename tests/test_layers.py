@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "mmdet_ext.random_states": [],
     "mmdet_ext.checkpoint": ["ground"],
     "mmdet_ext.models.attention": [],
+    "mmdet_ext.models.shapes_unet": [],
     "mmdet_ext.models": [
         "mmdet_ext.models",
         "mmdet_ext.ops",
@@ -45,7 +46,12 @@ MAY_IMPORT = {
         "mmdet_ext.checkpoint",
         "ground",
     ],
-    "mmdet_ext.datasets": ["mmdet_ext.datasets", "mmdet_ext.random_states", "deeplesion"],
+    "mmdet_ext.datasets": [
+        "mmdet_ext.datasets",
+        "mmdet_ext.random_states",
+        "ct_volumes",
+        "deeplesion",
+    ],
     "mmdet_ext.evaluation": ["mmdet_ext.evaluation", "deeplesion"],
     "mmdet_ext.config": ["mmdet_ext.config", "mmdet_ext.ops", "deeplesion.data", "ground"],
     "mmdet_ext.engine": [
@@ -75,6 +81,7 @@ LIBRARIES = {
     "mmdet_ext.slice_network": {"torch"},
     "mmdet_ext.convert": {"torch"},
     "mmdet_ext.models.attention": {"torch"},
+    "mmdet_ext.models.shapes_unet": {"torch"},
     "mmdet_ext.engine.run_check": {"matplotlib"},
 }
 
@@ -165,7 +172,15 @@ ABOVE_TORCH = {"mmengine", "mmcv", "mmdet", "pandas", "cv2", "skimage", "matplot
     [
         ([name for name in MODULES if not name.startswith("mmdet_ext")], FRAMEWORK),
         (["deeplesion.evaluation.froc"], FRAMEWORK | ABOVE_TORCH),
-        (["mmdet_ext.ops", "mmdet_ext.convert", "mmdet_ext.models.attention"], ABOVE_TORCH),
+        (
+            [
+                "mmdet_ext.ops",
+                "mmdet_ext.convert",
+                "mmdet_ext.models.attention",
+                "mmdet_ext.models.shapes_unet",
+            ],
+            ABOVE_TORCH,
+        ),
     ],
     ids=["deeplesion", "froc", "ops"],
 )

@@ -1,4 +1,4 @@
-"""The shapes against plain loops over pixels; shares, sizes, places, noise and seeds of the sets."""
+"""Shapes against plain loops over pixels; shares, sizes, places, noise and seeds of the sets."""
 
 import itertools
 import math
