@@ -53,8 +53,9 @@ def facts_of(runner: Runner) -> dict[str, Any]:
     data = {"train": runner.train_dataloader.dataset}
     if runner.val_loop is not None:
         data["val"] = runner.val_dataloader.dataset
-    backbone = getattr(getattr(runner.model, "module", runner.model), "backbone", None)
-    init = getattr(backbone, "init_cfg", None) or {}
+    model = getattr(runner.model, "module", runner.model)
+    init = getattr(getattr(model, "backbone", None), "init_cfg", None) or {}
+    pretrained = init.get("checkpoint") if isinstance(init, dict) else None
     return dict(
         data={split: counts(dataset) for split, dataset in data.items()},
         published_key_slices={split: published(dataset, split) for split, dataset in data.items()},
@@ -70,7 +71,7 @@ def facts_of(runner: Runner) -> dict[str, Any]:
         batch_norm=batch_norm(runner.model, runner.world_size),
         stack=dict(config.get("stack") or {}),
         masks=masks_of(data["train"]),
-        pretrained=init.get("checkpoint") if isinstance(init, dict) else None,
+        pretrained=pretrained or getattr(model, "pretrained", None),
         weights=runner._load_from,
         seed=runner.seed,
         versions={m.__name__: m.__version__ for m in (torch, mmengine, mmcv, mmdet)},
@@ -84,8 +85,8 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for split, name in (("train", "training"), ("val", "validation")):
         if split in data:
-            here = data[split]
-            lines.append((name, f"{describe(here)} (DeepLesion: {published[split]:,})"))
+            of_all = "" if published[split] is None else f" (DeepLesion: {published[split]:,})"
+            lines.append((name, f"{describe(data[split])}{of_all}"))
     share = facts["total_batch"] // (facts["processes"] * facts["accumulative_counts"])
     batch = f"{facts['total_batch']} images an update = {facts['processes']} process(es) x {share}"
     if facts["accumulative_counts"] > 1:
@@ -121,21 +122,32 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:
-    """How many images and lesions an mmdet data set has, and its file."""
-    lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
+    """How many images and lesions an mmdet data set has, and its file; lesions of others: None."""
+    lesions = None
+    if holds_lesions(dataset):
+        lesions = sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
     source = " and ".join(files_of(dataset)) or type(dataset).__name__
     return dict(images=len(dataset), lesions=lesions, source=source)
 
 
-def published(dataset: Dataset, split: str) -> int:
+def holds_lesions(dataset: Dataset) -> bool:
+    """Whether it is of mmdet's kind: of images with instances."""
+    return hasattr(dataset, "get_data_info")
+
+
+def published(dataset: Dataset, split: str) -> int | None:
     """How many key slices DeepLesion has in the splits that a data set is of, by its files' names,
-    or, where they are others, in `split`."""
+    or, where they are others, in `split`. None of a data set that is not of lesions."""
+    if not holds_lesions(dataset):
+        return None
     names = [Path(file).stem for file in files_of(dataset)]
     known = [PUBLISHED_KEY_SLICES[name] for name in names if name in PUBLISHED_KEY_SLICES]
     return sum(known) if known and len(known) == len(names) else PUBLISHED_KEY_SLICES[split]
 
 
 def describe(counted: dict[str, Any]) -> str:
+    if counted["lesions"] is None:
+        return f"{counted['images']:,} samples, {counted['source']}"
     return f"{counted['images']:,} images with {counted['lesions']:,} lesions, {counted['source']}"
 
 

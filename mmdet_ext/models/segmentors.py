@@ -29,10 +29,10 @@ class VolumeSegmentor(BaseModel):
 
     Args:
         network: of 2D, with a last layer `head`.
-        conv: the operator that its convolutions become, as `convert_to_3d(depth='isotropic')` takes
-            it; None for images.
+        fusion: the operator that its convolutions become, as `convert_to_3d(depth='isotropic')`
+            takes it; None for images.
         loss: takes logits and labels.
-        pretrained: checkpoint of a training with conv=None. All of it is transferred but the
+        pretrained: checkpoint of a training without `fusion`. All of it is transferred but the
             `head`, BatchNorm's statistics included.
         init: how convolutions begin without `pretrained`: as in 'torch', or 'kaiming': uniform, by
             the fan-in of the kernels as they are, in 3D of all their taps.
@@ -45,7 +45,7 @@ class VolumeSegmentor(BaseModel):
     def __init__(
         self,
         network: dict,
-        conv: dict | None = None,
+        fusion: dict | None = None,
         loss: dict | None = None,
         pretrained: str | None = None,
         init: str = "torch",
@@ -54,15 +54,15 @@ class VolumeSegmentor(BaseModel):
         super().__init__(data_preprocessor)
         if init not in ("torch", "kaiming"):
             raise ValueError(f"init must be 'torch' or 'kaiming', got {init!r}")
-        self.network_2d, self.conv = dict(network), dict(conv) if conv else None
+        self.network_2d, self.fusion = dict(network), dict(fusion) if fusion else None
         self.pretrained, self.init = pretrained, init
         self.network = self.converted(MODELS.build(self.network_2d))
         self.loss = MODELS.build(loss or dict(type="SoftDiceLoss"))
 
     def converted(self, network: nn.Module) -> nn.Module:
-        if self.conv is None:
+        if self.fusion is None:
             return network
-        return convert_to_3d(network, self.conv, depth="isotropic")
+        return convert_to_3d(network, self.fusion, depth="isotropic")
 
     def init_weights(self) -> None:
         """Called by the runner when a training begins.
@@ -103,8 +103,8 @@ class VolumeSegmentor(BaseModel):
 
 
 def load_all_but_head(network: nn.Module, path: str) -> None:
-    """Gives a 2D network the weights that a `VolumeSegmentor` without `conv` was trained to, those
-    of its `head` excepted. Raises MissingDataError or CheckpointError."""
+    """Gives a 2D network the weights that a `VolumeSegmentor` without `fusion` was trained to, all
+    but those of its `head`. Raises MissingDataError or CheckpointError."""
     checkpoint = load_checkpoint_file(Path(path))
     state = checkpoint.get("state_dict", checkpoint)
     weights = {
