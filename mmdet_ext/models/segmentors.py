@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
 from mmdet_ext.convert import convert_to_3d
+from mmdet_ext.models.dice_loss import SoftDiceLoss
 from mmdet_ext.models.shapes_unet import ShapesUNet
 from mmdet_ext.ops import SliceConv
 
@@ -31,7 +32,7 @@ class VolumeSegmentor(BaseModel):
         network: of 2D, with a last layer `head`.
         fusion: the operator that its convolutions become, as `convert_to_3d(depth='isotropic')`
             takes it; None for images.
-        loss: takes logits and labels.
+        loss: takes logits and labels; None: `SoftDiceLoss`.
         pretrained: checkpoint of a training without `fusion`. All of it is transferred but the
             `head`, BatchNorm's statistics included.
         init: how convolutions begin without `pretrained`: as in 'torch', or 'kaiming': uniform, by
@@ -57,7 +58,7 @@ class VolumeSegmentor(BaseModel):
         self.network_2d, self.fusion = dict(network), dict(fusion) if fusion else None
         self.pretrained, self.init = pretrained, init
         self.network = self.converted(MODELS.build(self.network_2d))
-        self.loss = MODELS.build(loss or dict(type="SoftDiceLoss"))
+        self.loss = MODELS.build(loss) if loss else SoftDiceLoss()
 
     def converted(self, network: nn.Module) -> nn.Module:
         if self.fusion is None:
