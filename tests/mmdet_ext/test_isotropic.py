@@ -520,6 +520,7 @@ def test_monais_networks_equal_their_own_3d_kind(net, options):
 def test_mmsegmentations_deeplab_and_unet():
     import_or_skip("mmseg.models", "onedl-mmsegmentation is of the extra [volumes]")
     from mmseg.models.backbones import ResNetV1c, UNet
+    from mmseg.models.backbones.unet import DeconvModule, InterpConv
     from mmseg.models.decode_heads import DepthwiseSeparableASPPHead
 
     norm = dict(norm_cfg=dict(type="BN"))
@@ -532,7 +533,7 @@ def test_mmsegmentations_deeplab_and_unet():
         contract_dilation=True, **norm,
     )  # fmt: skip
     check_network(nn.Sequential(backbone, head))
-    for upsample in ("InterpConv", "DeconvModule"):
+    for upsample in (InterpConv, DeconvModule):
         check_network(
             UNet(
                 3, 4, 3, (1, 1, 1), (1, 1, 1), (1, 1), (True, True), (1, 1, 1), (1, 1),
