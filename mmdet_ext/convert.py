@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from mmdet_ext.isotropic import (
     Convolve2D,
     IsotropicNetwork,
-    Running,
     become_3d,
     enter,
     go_on,
@@ -94,6 +94,7 @@ def convert_to_3d(
     operator_for(probe, config, probe.weight, isotropic)
 
     operators: dict[nn.Module, nn.Module] = {}
+    kept: dict[nn.Module, SimpleNamespace] = {}
     convolve, first = Convolve2D(config), True
     for name, module in model.named_modules():
         try:
@@ -104,26 +105,25 @@ def convert_to_3d(
                 continue
             weight = stem_weight(module, in_channels, stem) if first else module.weight
             if isotropic and computes_by_itself(module):
-                if weight.shape != module.weight.shape:
-                    raise ValueError("a first convolution like this keeps its channels")
-                convolve.prepare(module)
+                kept[module] = SimpleNamespace(weight=convolve.weight_3d(module, weight))
             else:
                 options = {"type": "SliceConv"} if first and skip_first_conv else config
                 operators[module] = operator_for(module, options, weight, isotropic)
             first = False
         except ValueError as error:
             raise ValueError(f"{name or 'the model itself'}: {error}") from None
-    refuse_torn_weights(model, operators)
+    refuse_torn_weights(model, {**operators, **kept})
 
     fusing = [m for m in operators.values() if isinstance(m, SliceConv)]
-    if config["type"] != "SliceConv" and all(map(is_plain, fusing)):
+    none = not kept and (fusing or not isotropic) and all(map(is_plain, fusing))
+    if config["type"] != "SliceConv" and none:
         warnings.warn(
             f"none of the {len(fusing)} convolutions of the converted {type(model).__name__} "
             f"sees another slice, with skip_first_conv={skip_first_conv} and {config}",
             stacklevel=2,
         )
     if isotropic:
-        return isotropic_network(model, operators, convolve)
+        return isotropic_network(model, operators, kept, convolve)
     return slice_network(model, operators)
 
 
@@ -140,33 +140,45 @@ def slice_network(model: nn.Module, operators: dict[nn.Module, nn.Module]) -> Ne
 
 
 def isotropic_network(
-    model: nn.Module, operators: dict[nn.Module, nn.Module], convolve: Convolve2D
+    model: nn.Module,
+    operators: dict[nn.Module, nn.Module],
+    kept: dict[nn.Module, SimpleNamespace],
+    convolve: Convolve2D,
 ) -> IsotropicNetwork:
-    """The copy of `model` with operators for convolutions and all else of three axes."""
-    running = Running()
+    """The copy of `model` with operators for convolutions and all else of three axes. `kept` are
+    the convolutions that stay in their place, and their weights."""
     for module, operator in operators.items():
         if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
             sides = [*module._reversed_padding_repeated_twice[:2]] * 3
             operator.register_forward_pre_hook(
                 functools.partial(pad_volume, sides, module.padding_mode)
             )
-    network = copy_with(model, operators)
+    weights = {
+        id(conv.weight): new.weight
+        for conv, new in kept.items()
+        if "weight" in conv._parameters and new.weight is not conv.weight
+    }
+    network = copy_with(model, operators, weights)
     for module in network.modules():
         become_3d(module)
         if has_own_code(module):
-            module.register_forward_pre_hook(functools.partial(enter, running, convolve))
-            module.register_forward_hook(functools.partial(leave, running), always_call=True)
+            module.register_forward_pre_hook(functools.partial(enter, convolve))
+            module.register_forward_hook(leave, always_call=True)
         elif not any(module.children()):
-            module.register_forward_pre_hook(functools.partial(suspend, running))
-            module.register_forward_hook(functools.partial(go_on, running))
-    return IsotropicNetwork(network, running, convolve)
+            module.register_forward_pre_hook(suspend)
+            module.register_forward_hook(go_on)
+    return IsotropicNetwork(network, convolve)
 
 
-def copy_with(model: nn.Module, operators: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A deep copy of `model` with `operators` in place of its convolutions."""
+def copy_with(
+    model: nn.Module, operators: dict[nn.Module, nn.Module], weights: dict[int, Any] | None = None
+) -> nn.Module:
+    """A deep copy of `model` with `operators` in place of its convolutions, and of weights by their
+    id."""
     # What the memo holds, deepcopy takes instead of a copy: wherever the network refers to a
     # convolution or to a weight, its copy refers to the operator and to the new weight.
     memo: dict[int, Any] = {id(module): operator for module, operator in operators.items()}
+    memo |= weights or {}
     for module, operator in operators.items():
         take_over(operator, module, memo)
     return copy.deepcopy(model, memo)

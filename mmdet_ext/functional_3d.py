@@ -106,11 +106,14 @@ def resize(x: Tensor, size=None, scale_factor=None, mode="nearest", **kwargs) ->
         how = "antialias=True" if kwargs.get("antialias") else "mode='bicubic'"
         raise NoCounterpart(f"interpolate with {how} has no counterpart of three axes")
     if isinstance(size, (tuple, list)) and len(size) == 2:
-        # Most often another map's height and width: that they are equal says nothing of depth.
-        raise NoCounterpart(
-            f"interpolate to size={tuple(size)}: nothing says how deep. Height and width taken "
-            "from another map's shape bring its depth along, but not in compiled code"
-        )
+        # Computed from a scale. Compiled it may as well be another map's height and width, which
+        # say nothing of its depth; otherwise these bring it along.
+        depth, *plane = x.shape[2:]
+        times = {n // m if n % m == 0 else None for n, m in zip(size, plane)}
+        (factor,) = times if len(times) == 1 else (None,)
+        if factor is None or torch.compiler.is_compiling():
+            raise NoCounterpart(f"interpolate to size={tuple(size)}: nothing says how deep")
+        size = (depth * factor, *size)
     scale_factor = cube("scale_factor", scale_factor)
     mode = "trilinear" if mode == "bilinear" else mode
     return F.interpolate(x, size, scale_factor, mode, **kwargs)
@@ -123,9 +126,11 @@ def pad(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         left, right, top, bottom = (*widths, 0, 0)[:4]
         depth = depth_of("padding", top, left), depth_of("padding", bottom, right)
         widths = (left, right, top, bottom, *depth)
-    elif len(widths) == 6 and not any(widths[:4]):
-        # Of an image this pads channels alone.
-        widths = (0, 0, *widths)
+    elif len(widths) == 8 or (len(widths) == 6 and not any(widths[:4])):
+        # Of an image these are channels, and the batch, after height and width.
+        left, right, top, bottom = widths[:4]
+        depth = depth_of("padding", top, left), depth_of("padding", bottom, right)
+        widths = (*widths[:4], *depth, *widths[4:])
     if len(args) > 1:
         args[1] = widths
     else:
@@ -233,6 +238,13 @@ def permute(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Ten
     return func(args[0], (*order[: rows + 2], 4, *order[rows + 2 :]))
 
 
+def repeat(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    times = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
+    if len(times) == 4:
+        times = (*times[:2], depth_of("repeat", *times[2:]), *times[2:])
+    return func(args[0], *times, **kwargs)
+
+
 def getitem(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any:
     x, index, *value = args
     if not isinstance(index, tuple) or any(item is None for item in index):
@@ -306,6 +318,7 @@ RULES = {
     **dict.fromkeys(("norm", "linalg_vector_norm"), reduction(2)),
     "flatten": flatten,
     "permute": permute,
+    "repeat": repeat,
     "__getitem__": getitem,
     "__setitem__": getitem,
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), refuse),

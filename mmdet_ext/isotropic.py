@@ -7,7 +7,6 @@ becomes 3D as it runs, in `functional_3d.py`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -129,10 +128,9 @@ class IsotropicNetwork(nn.Module):
         model: the 2D network, its modules 3D; its state dict has the 2D keys.
     """
 
-    def __init__(self, model: nn.Module, running: Running, convolve: Convolve2D) -> None:
+    def __init__(self, model: nn.Module, convolve: Convolve2D) -> None:
         super().__init__()
         self.model = model
-        self.running = running
         self.convolve = convolve
         self.training = model.training
 
@@ -156,13 +154,19 @@ class IsotropicNetwork(nn.Module):
             raise
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        outer, functions = self.running.functions, Functions3D(self.convolve)
-        self.running.functions = functions
+        outer, functions = RUNNING.functions, Functions3D(self.convolve)
+        # Another network in whose forward this one runs has no say here.
+        suspended = outer is not None and outer.suspended
+        if outer is not None:
+            outer.suspended = True
+        RUNNING.functions = functions
         try:
             with functions:
                 return self.model(*args, **kwargs)
         finally:
-            self.running.functions = outer
+            RUNNING.functions = outer
+            if outer is not None:
+                outer.suspended = suspended
 
     def name_of_origin(self, error: Exception) -> str:
         """The innermost module of the network in whose forward `error` came up."""
@@ -177,15 +181,14 @@ class IsotropicNetwork(nn.Module):
 
 
 class Running(threading.local):
-    """The mode that a converted network runs in; apart in every thread. Copies and pickles are
-    empty."""
+    """The mode that a network runs in, apart in every thread: modules suspend it."""
 
     functions: Functions3D | None = None
     # The module that runs by itself, if it is not the network that began it.
     alone: nn.Module | None = None
 
-    def __reduce__(self):
-        return type(self), ()
+
+RUNNING = Running()
 
 
 class Convolve2D:
@@ -207,25 +210,40 @@ class Convolve2D:
             self.operators[key] = self.build(weight, *geometry)
         return self.operators[key].convolve(x, weight, bias)
 
-    def prepare(self, conv: nn.Conv2d) -> None:
-        """Makes the operator of a convolution that is left in its place. Raises ValueError if there
-        is none."""
+    def weight_3d(self, conv: nn.Conv2d, weight: Tensor) -> nn.Parameter | Tensor:
+        """What becomes of the `weight` of a convolution that stays in its place, having a forward
+        of its own: the operator's. Raises ValueError if the operator holds more than that."""
         padding = conv.padding if conv.padding_mode == "zeros" else 0
-        self.build(conv.weight, conv.stride, padding, conv.dilation, conv.groups)
+        operator = isotropic_operator(
+            self.config, weight.shape, conv.stride, padding, conv.dilation, conv.groups, False
+        ).to(weight.device, weight.dtype)
+        if "weight" not in conv._parameters:
+            self.check(operator, conv.weight)
+            return weight
+        self.check(operator, operator.weight)
+        if operator.weight.shape == conv.weight.shape:
+            return conv.weight
+        operator.load_weight2d(weight)
+        return operator.weight.requires_grad_(conv.weight.requires_grad)
 
     def build(self, weight: Tensor, stride, padding, dilation, groups) -> SliceConv:
         """The operator for these kernels, its own weight on no device."""
+        shape = (*weight.shape[:2], *weight.shape[-2:])
         with torch.device("meta"):
             operator = isotropic_operator(
-                self.config, weight.shape, stride, padding, dilation, groups, bias=False
+                self.config, shape, stride, padding, dilation, groups, bias=False
             )
+        self.check(operator, weight)
+        return operator
+
+    def check(self, operator: SliceConv, weight: Tensor) -> None:
+        """Raises NoCounterpart if `weight` is not all that `operator` is made of."""
         kept = {key: tuple(p.shape) for key, p in operator.named_parameters()}
         if kept != {"weight": tuple(weight.shape)}:
             raise NoCounterpart(
-                f"a kernel of its own code is a 2D one, but {type(operator).__name__} keeps 3D "
-                "ones or further parameters: put an nn.Conv2d in its place"
+                f"its own code computes a kernel of shape {tuple(weight.shape)}, but a "
+                f"{type(operator).__name__} holds {kept}: put an nn.Conv2d in its place"
             )
-        return operator
 
 
 def isotropic_operator(
@@ -251,31 +269,31 @@ def has_own_code(module: nn.Module) -> bool:
     return not torchs or isinstance(module, (nn.Conv2d, nn.Flatten))
 
 
-def suspend(running: Running, operator: nn.Module, args: tuple) -> None:
+def suspend(module: nn.Module, args: tuple) -> None:
     """Forward pre-hook of an operator or a module of torch, whose calls are for volumes already."""
-    if running.functions is not None:
-        running.functions.suspended = True
+    if RUNNING.functions is not None:
+        RUNNING.functions.suspended = True
 
 
-def go_on(running: Running, operator: nn.Module, args: tuple, output: Tensor) -> None:
+def go_on(module: nn.Module, args: tuple, output: Any) -> None:
     """Forward hook of the same."""
-    if running.functions is not None:
-        running.functions.suspended = False
+    if RUNNING.functions is not None:
+        RUNNING.functions.suspended = False
 
 
-def enter(running: Running, convolve: Callable, module: nn.Module, args: tuple) -> None:
+def enter(convolve: Convolve2D, module: nn.Module, args: tuple) -> None:
     """Forward pre-hook of a module with code of its own: activation checkpointing runs it again in
     the backward pass, when the network's forward is over."""
-    if running.functions is None:
-        running.functions, running.alone = Functions3D(convolve), module
-        running.functions.__enter__()
+    if RUNNING.functions is None:
+        RUNNING.functions, RUNNING.alone = Functions3D(convolve), module
+        RUNNING.functions.__enter__()
 
 
-def leave(running: Running, module: nn.Module, args: tuple, output: Any) -> None:
+def leave(module: nn.Module, args: tuple, output: Any) -> None:
     """Forward hook of the same, called after errors too."""
-    if running.alone is module:
-        running.functions.__exit__(None, None, None)
-        running.functions = running.alone = None
+    if RUNNING.alone is module:
+        RUNNING.functions.__exit__(None, None, None)
+        RUNNING.functions = RUNNING.alone = None
 
 
 def pad_volume(sides: list[int], mode: str, operator: nn.Module, args: tuple) -> tuple:
