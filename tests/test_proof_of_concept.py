@@ -52,7 +52,7 @@ def test_it_scores_shows_and_goes_on(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(tool, "train", None)
     monkeypatch.setattr(tool, "feature_mauc", None)
-    table = shown[shown.index("      ") :]
+    table = shown[shown.index("\n" + " " * 20) :]
     assert f"{ROW:<8}" in table
     assert run("--models", ROW).endswith(table)
 
