@@ -17,6 +17,7 @@ COMMANDS = {
     "deeplesion-check-run": "check_run",
     "deeplesion-complexity": "complexity",
     "deeplesion-convert": "convert_checkpoint",
+    "deeplesion-proof-of-concept": "proof_of_concept",
 }
 
 
