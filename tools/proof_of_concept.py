@@ -138,7 +138,8 @@ def trained(name: str, folder: Path, options: dict) -> dict[str, float]:
     """Trains, or goes on with it; the scores of the best epochs and of the last one."""
     config = load_config(f"acs_volumes/{name}", options, str(folder))
     config.launcher = "none"
-    config.experiment_name = "_".join(folder.parts[-2:])  # runs of one name share their history
+    # Runs of one name in one process would share their history.
+    config.experiment_name = "_".join(folder.resolve().parts[1:])
     train(config, resume="auto")
     epochs = {}
     for path in sorted(folder.glob("*/vis_data/scalars.json")):

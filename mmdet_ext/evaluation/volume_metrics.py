@@ -45,8 +45,7 @@ def per_volume(counts: np.ndarray, classes: Sequence[int]) -> tuple[float, float
     there = counts[:, list(classes), 2] > 0
     found = []
     for score in (dice, iou):
-        with np.errstate(invalid="ignore"):
-            values = np.where(there, score(counts[:, list(classes)]), 0.0)
+        values = np.where(there, score(counts[:, list(classes)]), 0.0)
         volumes = there.any(axis=1)
         means = values[volumes].sum(axis=1) / there[volumes].sum(axis=1)
         found.append(float(means.mean()) if volumes.any() else float("nan"))
