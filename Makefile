@@ -38,7 +38,7 @@ demo: setup
 	    --checkpoint "$(DEMO)/training" --out "$(DEMO)/lesions"
 
 test: setup
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow

@@ -125,11 +125,11 @@ def parts(model: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
         (heads.mask_head, "predict_by_feat"),
     ]
     with ExitStack() as stack:
-        stack.enter_context(_timed(seconds, "backbone and neck", model, "extract_feat"))
+        stack.enter_context(timed(seconds, "backbone and neck", model, "extract_feat"))
         for owner, method in post:
-            stack.enter_context(_timed(seconds, "post-processing", owner, method))
+            stack.enter_context(timed(seconds, "post-processing", owner, method))
         this = sys.modules[__name__]
-        stack.enter_context(_timed(seconds, "post-processing", this, "run_lengths"))
+        stack.enter_context(timed(seconds, "post-processing", this, "run_lengths"))
         start = time.perf_counter()
         run()
         total = time.perf_counter() - start
@@ -138,15 +138,22 @@ def parts(model: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
 
 
 @contextmanager
-def _timed(seconds: Counter, name: str, owner: object, method: str) -> Iterator[None]:
+def timed(
+    seconds: Counter,
+    name: str,
+    owner: object,
+    method: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[None]:
+    """Within it, what a method takes is added up."""
     original = getattr(owner, method)
 
     def timed(*args, **kwargs):
-        start = time.perf_counter()
+        start = clock()
         result = original(*args, **kwargs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds[name] += time.perf_counter() - start
+        seconds[name] += clock() - start
         return result
 
     with mock.patch.object(owner, method, timed):

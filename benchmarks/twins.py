@@ -1,4 +1,4 @@
-"""Every operator as its paper writes it, on 5-D tensors with PyTorch's own functions: what the
+"""Every operator as its formula says, on 5-D tensors with PyTorch's own functions: what the
 tests hold it to and its speed is measured against. An operator of this repository has a twin here.
 """
 
@@ -76,22 +76,40 @@ def p3d(conv, x, thickness):
 
 @twin("ACSConv")
 def acs(conv, x, thickness):
-    share = [(conv.out_channels * part + 2) // 3 for part in range(4)]
-    depthwise = conv.groups > 1
-    if depthwise:
-        x = x.repeat_interleave(conv.out_channels // conv.in_channels, dim=1)
-    parts = [
-        conv3d(
-            conv,
-            x[:, start:end] if depthwise else x,
-            in_view(conv, conv.weight[start:end], view),
-            bias=False,
-            groups=end - start if depthwise else 1,
-        )
-        for view, (start, end) in enumerate(pairwise(share))
-        if start < end
-    ]
-    return add_bias(conv, torch.cat(parts, dim=1))
+    def seen(view, x, weight, groups):
+        return conv3d(conv, x, in_view(conv, weight, view), bias=False, groups=groups)
+
+    return in_thirds(conv, x, seen)
+
+
+@twin("AlignACSConv")
+def align_acs(conv, x, thickness):
+    size = conv.kernel_size[0]
+
+    def seen(view, x, weight, groups):
+        kernel = in_view(conv, weight, view)
+        if view == 0 or size == 1:
+            return conv3d(conv, x, kernel, bias=False, groups=groups)
+        return sum(
+            conv3d(conv, virtual(conv, x, thickness, tap - (size - 1) // 2),
+                   kernel[:, :, tap : tap + 1], bias=False, groups=groups)
+            for tap in range(size)
+        )  # fmt: skip
+
+    return in_thirds(conv, x, seen)
+
+
+def virtual(conv: SliceConv, x: Tensor, thickness: Tensor, offset: int) -> Tensor:
+    """Instead of each slice what lies `offset` times the reference thickness, but no more than
+    `offset` slices, further on: interpolated linearly, zeros beyond the ends."""
+    out = torch.zeros_like(x)
+    for b, mm in enumerate(thickness.tolist()):
+        for d in range(x.shape[2]):
+            place = d + offset * min(conv.ref_thickness / mm, 1)
+            for e in range(x.shape[2]):
+                if abs(place - e) < 1:
+                    out[b, :, d] += (1 - abs(place - e)) * x[b, :, e]
+    return out
 
 
 @twin("MeanACSConv")
@@ -125,6 +143,33 @@ def align_shift(conv, x, thickness):
 def a3d(conv, x, thickness):
     mixed = torch.einsum("bcdhw,dkc->bckhw", x, conv.fusion_weight)
     return conv3d(conv, mixed, conv.weight.unsqueeze(2))
+
+
+@twin("AlignA3DConv")
+def align_a3d(conv, x, thickness):
+    alpha = (conv.ref_thickness / thickness).clamp(0, 1).view(-1, 1, 1, 1, 1)
+    mixed = torch.einsum("bcdhw,dkc->bckhw", x, conv.fusion_weight)
+    return conv3d(conv, alpha * mixed + (1 - alpha) * x, conv.weight.unsqueeze(2))
+
+
+def in_thirds(conv: SliceConv, x: Tensor, seen: Callable[..., Tensor]) -> Tensor:
+    """The output channels in three near-equal parts, axial, coronal and sagittal:
+    `seen` of (view, input, weight, groups) for each."""
+    share = [(conv.out_channels * part + 2) // 3 for part in range(4)]
+    depthwise = conv.groups > 1
+    if depthwise:
+        x = x.repeat_interleave(conv.out_channels // conv.in_channels, dim=1)
+    parts = [
+        seen(
+            view,
+            x[:, start:end] if depthwise else x,
+            conv.weight[start:end],
+            end - start if depthwise else 1,
+        )
+        for view, (start, end) in enumerate(pairwise(share))
+        if start < end
+    ]
+    return add_bias(conv, torch.cat(parts, dim=1))
 
 
 def shift(conv: SliceConv, x: Tensor, zero_padding: bool) -> Tensor:

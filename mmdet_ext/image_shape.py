@@ -55,6 +55,12 @@ class Extent(int):
     def __mod__(self, other: Any) -> int:
         return self._computed(operator.mod, other)
 
+    def __neg__(self) -> int:
+        return self._computed(operator.mul, -1)
+
+    def __reduce__(self):
+        return type(self), (self.axis, self.volume)
+
     def _computed(self, function: Callable[[int, int], int], other: Any) -> Any:
         if isinstance(other, Extent):
             if other.axis != self.axis:

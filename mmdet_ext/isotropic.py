@@ -208,7 +208,9 @@ class Convolve2D:
         key = (*weight.shape, *(tuple(n) if isinstance(n, list) else n for n in geometry))
         if key not in self.operators:
             self.operators[key] = self.build(weight, *geometry)
-        return self.operators[key].convolve(x, weight, bias)
+        operator = self.operators[key]
+        thickness = (None,) if operator.convolve_takes_thickness else ()
+        return operator.convolve(x, weight, bias, *thickness)
 
     def weight_3d(self, conv: nn.Conv2d, weight: Tensor) -> nn.Parameter | Tensor:
         """What becomes of the `weight` of a convolution that stays in its place, having a forward

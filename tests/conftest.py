@@ -14,6 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = [shutil.which("chromedriver"), shutil.which("chromium")]
 
 
+def pytest_collection_modifyitems(items):
+    """Whole commands first: processes that take one file after the other then end together."""
+    items.sort(key=lambda item: item.path.parent != ROOT / "tests")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return ROOT

@@ -117,11 +117,11 @@ def test_interrupted_it_goes_on(detect, scan, tmp_path, monkeypatch, at):
     out, calls = tmp_path / "out", []
     batch = LesionDetector._detect_batch
 
-    def interrupted(self, volume, keys):
+    def interrupted(self, volume, keys, images):
         calls.append(keys)
         if len(calls) == at + 1:
             raise KeyboardInterrupt
-        return batch(self, volume, keys)
+        return batch(self, volume, keys, images)
 
     options = ("--interval", "1", "--batch-size", "2")
     with monkeypatch.context() as patch:

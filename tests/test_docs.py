@@ -62,27 +62,3 @@ assert conv.strength.grad is not None
 def test_the_converted_network_prints_what_the_page_shows(operators_page, folder):
     printed = run(folder, "convert.py").strip().splitlines()[-1]
     assert printed.startswith("[(2, 64, 7") and f"\n{printed}\n" in operators_page
-
-
-def test_the_operator_page_shows_what_the_complexity_tool_prints(operators_page, repository):
-    paths = [f"configs/{name}_{d}slice.py" for d in (3, 7) for name in names(operators_page)]
-    printed = subprocess.run(
-        [sys.executable, "tools/complexity.py", "configs/alignshift_3slice.py", *paths],
-        cwd=repository, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    shown = re.search(r"^\$ python tools/complexity.py .*?\n(.*?)^```", operators_page, re.M | re.S)
-    assert shown[1] in printed
-    backbones = re.findall(r"^backbone +(\S+) GFLOPs.*?(\S+) M parameters", printed, re.M)[1:]
-    for row, three, seven in zip(rows(operators_page), backbones, backbones[len(backbones) // 2 :]):
-        assert row[5:7] == [three[0], seven[0]]
-        expected = {three[1], seven[1]}
-        assert set(re.findall(r"\d+\.\d\d", row[4])) == expected, row[0]
-
-
-def rows(page):
-    table = [line for line in page.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:]]
-
-
-def names(page):
-    return [row[1].strip("`") for row in rows(page)]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ct_volumes.lesions import Algorithm
+from ct_volumes.linking import MIN_SCORE as LEAST_SCORE
 from ct_volumes.linking import link
 from ct_volumes.read import find_scans, list_series, read_volume
 from ct_volumes.results_folder import check_writers, is_finished, names_patient, write_results
@@ -219,8 +220,9 @@ def detect_in(
         return Outcome(shown, "finished before")
     store = out / SLICES
     found = detector.detect_slices(
-        volume, options.interval, options.batch_size, options.amp, store=store
-    )
+        volume, options.interval, options.batch_size, options.amp, store=store,
+        least_score=LEAST_SCORE,
+    )  # fmt: skip
     min_score = algorithm.options["min_score"]
     lesions = link(found, volume, lesion_score=min_score)
     written, notes = write_results(out, lesions, volume, algorithm, options.identify)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +15,33 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import Tensor
 from tqdm import tqdm
 
 from ct_volumes.lesions import Algorithm, Lesion, SliceDetections
+from ct_volumes.linking import MIN_SCORE as LEAST_SCORE
 from ct_volumes.linking import link
 from ct_volumes.stacks import has_body, key_slices, plan_volume_stack, slice_of
 from ct_volumes.volume import CTVolume
 from deeplesion.errors import UserError
-from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
 from mmdet_ext.config.check import ConfigError, refused_by_parts
-from mmdet_ext.config.experiment import dicts
 from mmdet_ext.engine.run import find_checkpoint, load_config
-from mmdet_ext.engine.slice_detections import detections, nothing_on
+from mmdet_ext.engine.shared_images import SharedImages
+from mmdet_ext.engine.slice_detections import at_least, detections, nothing_on, only_above
 from mmdet_ext.engine.slice_results import SliceResults
-from mmdet_ext.engine.trained_as import check_network
+from mmdet_ext.engine.trained_detector import (
+    load_weights,
+    software_version,
+    test_data,
+    usable_device,
+)
 
 # Of a lesion's best slice. No operating point is published for whole scans; this is where a
 # detector calls it more likely than not.
 MIN_SCORE = 0.5
 AIR_HU = -1000
 SAME_ASPECT = 0.01  # pixels whose sides differ by less are square
-# The steps of a pipeline that are done here, or that there is nothing to do for.
-LOADING = ("LoadCTSlices", "LoadAnnotations")
 # Those that treat each slice of a stack alike, whatever the others are.
 SLICE_BY_SLICE = ("RandomAffineResize", "PackCTInputs")
 BATCH_SIZE = {"cpu": 4, "cuda": 8}
@@ -111,7 +113,9 @@ class LesionDetector:
         `detect_slices`, then `ct_volumes.linking.link` with `linking`; `min_score` is of a lesion's
         best slice (`lesion_score` there).
         """
-        found = self.detect_slices(volume, interval_mm, batch_size, amp, progress, store)
+        found = self.detect_slices(
+            volume, interval_mm, batch_size, amp, progress, store, LEAST_SCORE
+        )
         return link(found, volume, lesion_score=min_score, **linking)
 
     def detect_slices(
@@ -122,8 +126,9 @@ class LesionDetector:
         amp: bool = False,
         progress: bool = True,
         store: Path | None = None,
+        least_score: float = 0.0,
     ) -> list[SliceDetections]:
-        """What the detector finds on every slice that it looks at, without a threshold of its own.
+        """What the detector finds on every slice that it looks at, by default whatever its score.
 
         Each is looked at with the stack around it (`plan_volume_stack`) as the experiment's test
         data are. Where the network's input has another shape than the slice, air is added on the
@@ -137,6 +142,8 @@ class LesionDetector:
             progress: show a bar with the time that is left.
             store: file in which results are kept as they come; from one of an interrupted call of
                 the same scan, network and options it goes on (`SliceResults`).
+            least_score: what scores less is left out, before it gets a mask; the others are the
+                same. `link` leaves out what scores less than `ct_volumes.linking.MIN_SCORE`.
 
         Returns one entry a slice looked at, head to feet. Slices without a body (`has_body`) are
         not given to the network: nothing is found there. Coordinates are pixel centres.
@@ -144,23 +151,28 @@ class LesionDetector:
         Raises:
             UserError: half precision without a GPU, a lack of memory.
             ConfigError: the experiment cannot take pixels that are not square.
-            ValueError: an interval or a batch size that cannot be.
+            ValueError: an interval, a batch size or a score that cannot be.
         """
         if batch_size is None:
             batch_size = BATCH_SIZE.get(self.device.type, 1)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= least_score <= 1:
+            raise ValueError(f"least_score must be between 0 and 1, got {least_score}")
         if amp and self.device.type == "cpu":
             raise UserError("half precision (--amp) is for a GPU: leave it out on a CPU")
         self.field(volume)  # refuses what the network cannot take, before the work
         keys = key_slices(volume, interval_mm)
-        results = SliceResults(store, self.key(volume, interval_mm, amp) if store else {})
+        key = self.key(volume, interval_mm, amp, least_score) if store else {}
+        results = SliceResults(store, key)
+        images = self._shared_images(volume)
         waiting: list[int] = []
         bar = tqdm(
             total=len(keys), initial=len(results.found), unit="slice", desc="detecting",
             disable=not progress, leave=False,
         )  # fmt: skip
-        with bar, torch.no_grad(), torch.autocast(self.device.type, enabled=amp):
+        half = torch.autocast(self.device.type, enabled=amp)
+        with bar, torch.no_grad(), half, only_above(self.model, least_score):
             for number, key in enumerate(keys, 1):
                 new = []
                 if key not in results.found:
@@ -169,13 +181,16 @@ class LesionDetector:
                     else:
                         new = [nothing_on(key, bool(self.model.with_mask))]
                 if waiting and (len(waiting) == batch_size or number == len(keys)):
-                    new += self._detect_batch(volume, waiting)
+                    found = self._detect_batch(volume, waiting, images)
+                    new += [at_least(each, least_score) for each in found]
                     waiting = []
                 results.add(new)
                 bar.update(len(new))
         return [results.found[key] for key in keys]
 
-    def key(self, volume: CTVolume, interval_mm: float | None, amp: bool) -> dict:
+    def key(
+        self, volume: CTVolume, interval_mm: float | None, amp: bool, least_score: float = 0.0
+    ) -> dict:
         """What decides the detections of slices, as JSON can hold it."""
         return dict(
             network=self.network_sha256,
@@ -184,6 +199,7 @@ class LesionDetector:
             volume=volume.sha256,
             interval_mm=interval_mm,
             amp=amp,
+            least_score=least_score,
         )
 
     @property
@@ -217,18 +233,23 @@ class LesionDetector:
         width_mm = height_mm / aspect
         return max(rows, round(height_mm / row_mm)), max(columns, round(width_mm / column_mm))
 
-    def _detect_batch(self, volume: CTVolume, keys: Sequence[int]) -> list[SliceDetections]:
+    def _detect_batch(
+        self, volume: CTVolume, keys: Sequence[int], images: SharedImages | None = None
+    ) -> list[SliceDetections]:
         plans = [plan_volume_stack(volume.positions_mm, key, **self.stack) for key in keys]
-        places, stacks = self._places([plan for plan, _ in plans])
+        stacks = [plan for plan, _ in plans]
+        thickness_mm = [mm for _, mm in plans]
         try:
-            slices, sample = self._slices(volume, places)
-            samples = []
-            for _, thickness_mm in plans:
-                samples.append(DetDataSample(metainfo=sample.metainfo))
-                samples[-1].set_metainfo(dict(thickness_mm=thickness_mm))
-            thickness = torch.tensor([mm for _, mm in plans], device=slices.device)
-            inputs = self._inputs(slices, stacks.to(slices.device), thickness)
-            predicted = self.model.predict(inputs, samples, rescale=True)
+            if images is None:
+                inputs, sample = self._inputs_of(volume, stacks, thickness_mm)
+                predict = self.model.predict
+            else:
+                inputs, sample = images.features(stacks)
+                predict = self.model.predict_features
+            samples = [DetDataSample(metainfo=sample.metainfo) for _ in keys]
+            for each, mm in zip(samples, thickness_mm):
+                each.set_metainfo(dict(thickness_mm=mm))
+            predicted = predict(inputs, samples, rescale=True)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -238,6 +259,22 @@ class LesionDetector:
         found = [each.pred_instances for each in predicted]
         shape = volume.hu.shape[1:]
         return [detections(key, each, shape) for key, each in zip(keys, found, strict=True)]
+
+    def _shared_images(self, volume: CTVolume) -> SharedImages | None:
+        """For a model that takes images of several slices which stacks have in common, if each
+        slice is made ready without a look at its stack."""
+        if not (self.slice_by_slice and getattr(self.model, "shares_images", False)):
+            return None
+        return SharedImages(self.model, partial(self._slices, volume))
+
+    def _inputs_of(
+        self, volume: CTVolume, plans: list[list], thickness_mm: list[float]
+    ) -> tuple[tuple[Tensor, ...], DetDataSample]:
+        """What the detector's `extract_feat` takes of stacks, and the sample of their slices."""
+        places, stacks = self._places(plans)
+        slices, sample = self._slices(volume, places)
+        thickness = torch.tensor(thickness_mm, device=slices.device)
+        return self._inputs(slices, stacks.to(slices.device), thickness), sample
 
     def _inputs(self, slices: Tensor, stacks: Tensor, thickness: Tensor) -> tuple[Tensor, ...]:
         """What the detector's `extract_feat` takes, of (S, 1, H, W) windowed slices, (N, D) indices
@@ -283,59 +320,6 @@ class LesionDetector:
             (images, _) = self.model.data_preprocessor(data, False)["inputs"]
             parts.append(images[0].transpose(0, 1))
         return torch.cat(parts), sample
-
-
-def software_version() -> str:
-    try:
-        return version("deeplesion-mmdet")
-    except PackageNotFoundError:  # a checkout that is on the path alone
-        return "unknown"
-
-
-def usable_device(device: str | torch.device | None) -> torch.device:
-    """Raises UserError if it is not there."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is None:
-        return torch.device("cuda" if gpus else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device {device}: give cpu, cuda or cuda:NUMBER") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
-        there = f"torch sees {gpus} here" if gpus else "torch sees none here: give cpu"
-        raise UserError(f"--device {device} needs a GPU, and {there}")
-    return chosen
-
-
-def test_data(config: Config) -> tuple[dict, list[dict]]:
-    """The stack of an experiment's test data, and the steps of their pipeline after loading.
-
-    Raises ConfigError if they are no stacks of CT slices.
-    """
-    loader = config.get("test_dataloader")
-    dataset = next((d for _, d in dicts(loader, "") if d.get("pipeline") and d.get("stack")), None)
-    if dataset is None:
-        raise ConfigError(
-            f"{config.filename}: its test_dataloader has no data set with a stack of slices"
-            " (LoadCTSlices): it is no experiment on CT slices"
-        )
-    return dict(dataset.stack), [s for s in dataset.pipeline if s.get("type") not in LOADING]
-
-
-def load_weights(
-    model: torch.nn.Module, path: Path, config: Config, accept_differences: bool
-) -> None:
-    """Weights as they are tested: of the same network, and all of them."""
-    checkpoint = load_checkpoint_file(path)
-    checkpoint = checkpoint if "state_dict" in checkpoint else dict(state_dict=checkpoint)
-    for warning in check_network(str(path), checkpoint, config, accept_differences):
-        MMLogger.get_current_instance().warning(warning)
-    weights = checkpoint["state_dict"]
-    try:
-        renamed = {name.removeprefix("module."): value for name, value in weights.items()}
-        model.load_state_dict(renamed)
-    except (RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit the config: {error}") from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

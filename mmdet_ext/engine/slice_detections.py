@@ -1,11 +1,16 @@
-"""What mmdet predicts on a slice -> SliceDetections: pixel centres, masks without what is empty."""
+"""What mmdet predicts on a slice -> SliceDetections: pixel centres, masks without what is empty,
+only what scores enough."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
 from ct_volumes.lesions import Patch, SliceDetections
 from deeplesion.conventions import PIXEL_CENTRE
@@ -14,6 +19,35 @@ from deeplesion.conventions import PIXEL_CENTRE
 def nothing_on(index: int, with_mask: bool) -> SliceDetections:
     empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
     return SliceDetections(index, *empty, () if with_mask else None)
+
+
+@contextlib.contextmanager
+def only_above(model: nn.Module, score: float) -> Iterator[None]:
+    """Within it a two-stage detector leaves out most of what scores less than `score` (`at_least`
+    takes the rest) before NMS, and before masks are computed.
+
+    What is left is the same: a box suppresses only those that score less, and only those it keeps
+    from being among the most that are returned.
+    """
+    head = getattr(model, "roi_head", None)
+    options = getattr(head, "test_cfg", None)
+    if score == 0 or options is None:
+        yield
+        return
+    # mmdet takes what scores more than `score_thr`, compared in float32.
+    below = float(np.nextafter(np.float32(score), np.float32(-1)))
+    head.test_cfg = ConfigDict(options, score_thr=max(options.score_thr, below))
+    try:
+        yield
+    finally:
+        head.test_cfg = options
+
+
+def at_least(found: SliceDetections, score: float) -> SliceDetections:
+    """Without what scores less."""
+    kept = np.flatnonzero(found.scores.astype(float) >= score)
+    masks = None if found.masks is None else tuple(found.masks[i] for i in kept)
+    return SliceDetections(found.index, found.boxes[kept], found.scores[kept], masks)
 
 
 def detections(index: int, found: InstanceData, shape: tuple[int, int]) -> SliceDetections:

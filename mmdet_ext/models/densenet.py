@@ -70,7 +70,7 @@ class DenseLayer(nn.Module):
         def strip(x: Tensor) -> Tensor:
             return self.conv2.fuse_(self.bottleneck([x], thickness), thickness)
 
-        return self.conv2.convolve_affine(in_strips(self, strip, x))
+        return self.conv2.convolve_affine(in_strips(self, strip, x), thickness)
 
 
 class DenseBlock(nn.Module):

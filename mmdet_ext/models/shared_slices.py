@@ -41,28 +41,31 @@ def shares_slices(backbone: object) -> bool:
     )
 
 
-def shared_maps(backbone: TruncatedDenseNet3D, batch: SharedSlices) -> Iterator[Tensor]:
-    """`backbone.maps` of a batch, (N, C_i, D, H_i, W_i) one after the other, at inference.
+def shared_maps(
+    backbone: TruncatedDenseNet3D, batch: SharedSlices, at_once: int
+) -> Iterator[Iterator[Tensor]]:
+    """`backbone.maps` of a batch at inference, of `at_once` stacks after each other: for each of
+    these groups (n, C_i, D, H_i, W_i) one after the other.
 
     The stem sees one slice at a time, so it runs once for each. Without fusion all of the backbone
-    does.
+    does, and the stacks are one group.
     """
     # The slices are the depth of one volume: what does not look along it keeps them apart.
     x = in_pieces(backbone, backbone.root, batch.slices.transpose(0, 1)[None], 2, 1)
     if not fuses(backbone, batch.thickness):
-        for maps in backbone.stages(x, batch.thickness[:1]):
-            yield written_out(maps, batch.stacks)
+        maps = backbone.stages(x, batch.thickness[:1])
+        yield (written_out(each, batch.stacks) for each in maps)
         return
-    x = written_out(x, batch.stacks)
-    yield from backbone.stages(x, batch.thickness)
+    for stacks, thickness in zip(batch.stacks.split(at_once), batch.thickness.split(at_once)):
+        yield backbone.stages(written_out(x, stacks), thickness)
 
 
 def fuses(backbone: TruncatedDenseNet3D, thickness: Tensor) -> bool:
-    """Whether a slice of the maps depends on others: not with `SliceConv`, nor with
-    `AlignShiftConv` on infinitely thick slices."""
+    """Whether a slice of the maps depends on others: not with `SliceConv`, nor, on infinitely
+    thick slices, with `AlignShiftConv` and `AlignACSConv` (`AlignA3DConv` takes no more than D)."""
     apart = {SliceConv}
     if thickness.isposinf().all():
-        apart.add(OPERATORS["AlignShiftConv"])
+        apart |= {OPERATORS["AlignShiftConv"], OPERATORS["AlignACSConv"]}
     return any(type(m) not in apart for m in backbone.modules() if isinstance(m, SliceConv))
 
 

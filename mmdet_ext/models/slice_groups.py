@@ -3,11 +3,11 @@ between the images: SliceGroupFasterRCNN, SliceGroupMaskRCNN (Volumetric Attenti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import chain
 
 import torch
-from mmdet.models.dense_heads import RPNHead
-from mmdet.models.detectors import FasterRCNN, MaskRCNN
+from mmdet.models.detectors import FasterRCNN, MaskRCNN, TwoStageDetector
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from mmdet_ext.models.attention import VolumetricAttention, entropy
 from mmdet_ext.models.detectors import NO_NUM_SLICES, set_once
+from mmdet_ext.models.inference import looks_at_the_batch
 from mmdet_ext.models.roi_align import use_inference_roi_align
+from mmdet_ext.models.rpn import InferenceRPNHead, faster_rpn
 
 SLICES_OF_AN_IMAGE = 3  # the colours of an ImageNet network
 LOCATIONS = ("rpn", "rcnn")
@@ -71,6 +73,7 @@ class SliceGroups:
                         "BagRoIExtractor",
                         **bag,
                     )
+        rpn_head = faster_rpn(rpn_head)
         super().__init__(
             backbone=backbone, neck=neck, rpn_head=rpn_head, roi_head=roi_head, **others
         )
@@ -110,6 +113,44 @@ class SliceGroups:
             return self.attention(bags)
         return tuple(bag.flatten(1, 2) for bag in bags)
 
+    @property
+    def shares_images(self) -> bool:
+        """Whether `shared_features` saves work and gives what `extract_feat` does: stacks of
+        several images, no norm that looks at the whole batch, methods that are those of here."""
+        own = type(self).extract_feat is SliceGroups.extract_feat
+        own &= type(self).predict is TwoStageDetector.predict
+        return own and self.num_images > 1 and not looks_at_the_batch(self)
+
+    def images_of(self, stack: Sequence[Hashable]) -> list[tuple]:
+        """What makes up each image of a stack, of what makes up its D slices."""
+        size = SLICES_OF_AN_IMAGE
+        return [tuple(stack[n : n + size]) for n in range(0, self.num_slices, size)]
+
+    def shared_features(
+        self,
+        bags: Sequence[Sequence[Hashable]],
+        load: Callable[[Sequence[Hashable]], Tensor],
+        known: dict[Hashable, list[Tensor]],
+    ) -> tuple[Tensor, ...]:
+        """`extract_feat` of B stacks, each image computed once.
+
+        Args:
+            bags: of each stack the names of its N images, sorted along z.
+            load: M names -> (M, 3, H, W), the preprocessed images.
+            known: name -> its maps, of images computed before. New ones are added; whatever is
+                taken out is computed again when it is needed.
+        """
+        new = [name for name in dict.fromkeys(chain(*bags)) if name not in known]
+        for first in range(0, len(new), len(bags)):  # B at a time, however many are new
+            names = new[first : first + len(bags)]
+            maps = self.image_features(load(names))
+            known |= {name: [level[i] for level in maps] for i, name in enumerate(names)}
+        attended = []
+        for bag in bags:
+            levels = zip(*(known[name] for name in bag))
+            attended.append(self.attend([torch.stack(level)[None] for level in levels]))
+        return tuple(torch.cat(level) for level in zip(*attended))
+
     def volume_features(
         self, volume: Tensor, step: int = 1
     ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
@@ -125,24 +166,18 @@ class SliceGroups:
         Yields:
             the target's slice, and its maps with a batch of 1.
         """
-        half, last = self.num_images // 2, len(volume) - 1
-        known: dict[int, list[Tensor]] = {}
+        half, last = self.num_slices // 2, len(volume) - 1
+        known: dict[tuple[int, ...], list[Tensor]] = {}
         for slice_ in range(0, len(volume), step):
-            centres = [
-                slice_ + SLICES_OF_AN_IMAGE * offset for offset in range(-half, half + 1)
-            ]  # of images that do not overlap
-            known = {centre: known[centre] for centre in known if centre >= centres[0]}
-            if new := [centre for centre in centres if centre not in known]:
-                around = torch.tensor([[c - 1, c, c + 1] for c in new], device=volume.device)
-                maps = self.image_features(volume[around.clamp(0, last)])
-                known |= {centre: [level[i] for level in maps] for i, centre in enumerate(new)}
-            levels = zip(*(known[centre] for centre in centres))
-            yield slice_, self.attend([torch.stack(level)[None] for level in levels])
+            stack = [min(max(slice_ + i, 0), last) for i in range(-half, half + 1)]
+            known = {image: maps for image, maps in known.items() if image[0] >= stack[0]}
+            bags = [self.images_of(stack)]
+            yield slice_, self.shared_features(bags, lambda new: volume[torch.tensor(new)], known)
 
     def predict_features(
         self, features: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool = True
     ) -> SampleList:
-        """`predict` from what `extract_feat` or `volume_features` returned."""
+        """`predict` from what `extract_feat` returns, or `shared_features`, `volume_features`."""
         proposals = self.rpn_head.predict(features, batch_data_samples, rescale=False)
         results = self.roi_head.predict(features, proposals, batch_data_samples, rescale=rescale)
         return self.add_pred_to_datasample(batch_data_samples, results)
@@ -226,7 +261,7 @@ class PyramidAttention(nn.Module):
 
 
 @MODELS.register_module()
-class TargetRPNHead(RPNHead):
+class TargetRPNHead(InferenceRPNHead):
     """mmdet's RPN on the middle one of several images whose maps come one after the other.
 
     Takes (B, N C, H, W), C being `in_channels`.

@@ -9,7 +9,8 @@ import pkgutil
 from .check import check_operator
 from .conv_depth import conv_depth, fold, unfold
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import Affine, SliceConv, check_thickness, shift_depth
+from .slice_conv import Affine, SliceConv, shift_depth
+from .thickness import align_factor, check_thickness
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -19,6 +20,7 @@ __all__ = [
     "OPERATORS",
     "Affine",
     "SliceConv",
+    "align_factor",
     "build_conv3d",
     "check_operator",
     "check_thickness",

@@ -48,17 +48,23 @@ class A3DConv(SliceConv):
     def fuse(self, x: Tensor, thickness: Tensor | None) -> Tensor:
         if x.shape[2] != self.num_slices:
             raise ValueError(
-                f"A3DConv was built for num_slices={self.num_slices}, the volume has "
+                f"{type(self).__name__} was built for num_slices={self.num_slices}, the volume has "
                 f"{x.shape[2]} slices"
             )
-        return SliceMix.apply(x, self.fusion_weight.to(x.dtype))
+        return SliceMix.apply(x, self.mixing(thickness, len(x)).to(x.dtype))
+
+    def mixing(self, thickness: Tensor | None, batch: int) -> Tensor:
+        """Every slice's share in every other: (D, D, C), or (B, D, D, C) of each volume. It knows
+        nothing of the pixels, so that a subclass stays pixel-wise."""
+        return self.fusion_weight
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_slices={self.num_slices}"
 
 
 class SliceMix(torch.autograd.Function):
-    """out[:, c, k] = sum_d x[:, c, d] * weight[d, k, c], slice by slice of the input.
+    """out[:, c, k] = sum_d x[:, c, d] * weight[d, k, c], slice by slice of the input. The weight
+    is (D, D, C), or (B, D, D, C) with matrices of its own for each volume.
 
     Unlike an einsum it stays in the memory format of `x` and makes no copies, forward or in the
     gradient of `x`, which is the same with the transposed matrices.
@@ -67,18 +73,24 @@ class SliceMix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        # (D, C, D, 1, 1): per input slice what broadcasts over the output slices.
-        weight = weight.mT[..., None, None]
-        out = x[:, :, :1] * weight[0]
-        for d in range(1, x.shape[2]):
-            out.addcmul_(x[:, :, d : d + 1], weight[d])
+        # D of (C, D, 1, 1) or (B, C, D, 1, 1): per input slice what broadcasts over the output's.
+        first, *others = weight.mT[..., None, None].unbind(-5)
+        out = x[:, :, :1] * first
+        for d, of_slice in enumerate(others, 1):
+            out.addcmul_(x[:, :, d : d + 1], of_slice)
         return out
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        of_x = SliceMix.apply(gradient, weight.transpose(0, 1)) if ctx.needs_input_grad[0] else None
-        of_weight = sum_of_products(x, gradient) if ctx.needs_input_grad[1] else None
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = SliceMix.apply(gradient, weight.transpose(-3, -2))
+        if ctx.needs_input_grad[1] and weight.ndim == 3:
+            of_weight = sum_of_products(x, gradient)
+        elif ctx.needs_input_grad[1]:
+            pairs = zip(x.split(1), gradient.split(1), strict=True)
+            of_weight = torch.stack([sum_of_products(*pair) for pair in pairs])
         return of_x, of_weight
 
 

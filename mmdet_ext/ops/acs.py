@@ -28,11 +28,18 @@ class ThreeViewConv(SliceConv):
         square_kernel(self, "it is turned into three views")
 
     def view(
-        self, view: int, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
+        self,
+        view: int,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int,
+        spacing: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, D, H, W), the weight (c', C / groups, K, K) -> (B, c', D, H', W')."""
+        """(B, C, D, H, W), the weight (c', C / groups, K, K) -> (B, c', D, H', W'). `spacing` of
+        the taps along depth is as in `conv_depth`."""
         kernel = weight.unsqueeze({AXIAL: 2, CORONAL: 3, SAGITTAL: 4}[view])
-        return self.convolve3d(x, kernel, bias, groups)
+        return self.convolve3d(x, kernel, bias, groups, spacing)
 
 
 @register_operator
@@ -56,11 +63,17 @@ class ACSConv(ThreeViewConv):
         super().__init__(*args, **kwargs)
         if self.groups not in (1, self.in_channels):
             raise ValueError(
-                f"ACSConv splits channels into views: groups must be 1 or in_channels="
-                f"{self.in_channels} (depthwise), got {self.groups}"
+                f"{type(self).__name__} splits channels into views: groups must be 1 or "
+                f"in_channels={self.in_channels} (depthwise), got {self.groups}"
             )
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.three_views(x, weight, bias)
+
+    def three_views(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, spacing: Tensor | None = None
+    ) -> Tensor:
+        """`convolve` with taps along depth that are `spacing` slices apart, (B,)."""
         if self.kernel_size == (1, 1):
             return super().convolve(x, weight, bias)
         depthwise = self.groups > 1
@@ -74,7 +87,7 @@ class ACSConv(ThreeViewConv):
                 continue
             part = None if bias is None else bias[start:end]
             inputs, groups = (x[:, start:end], end - start) if depthwise else (x, 1)
-            outputs.append(self.view(view, inputs, weight[start:end], part, groups))
+            outputs.append(self.view(view, inputs, weight[start:end], part, groups, spacing))
         return torch.cat(outputs, dim=1)
 
 

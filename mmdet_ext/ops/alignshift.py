@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from .registry import register_operator
-from .slice_conv import check_thickness
+from .thickness import align_factor, check_reference
 from .tsm import TSMConv
 
 
@@ -42,14 +40,11 @@ class AlignShiftConv(TSMConv):
         self, *args, ref_thickness: float = 2.0, zero_padding: bool = True, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not (math.isfinite(ref_thickness) and ref_thickness > 0):
-            raise ValueError(f"ref_thickness must be a positive number of mm, got {ref_thickness}")
-        self.ref_thickness = ref_thickness
+        self.ref_thickness = check_reference(ref_thickness)
         self.zero_padding = zero_padding
 
     def alpha(self, thickness: Tensor | None, batch: int) -> Tensor:
-        thickness = check_thickness(thickness, batch, type(self).__name__)
-        return (self.ref_thickness / thickness).clamp(max=1)
+        return align_factor(thickness, self.ref_thickness, batch, type(self).__name__)
 
     def extra_repr(self) -> str:
         return (

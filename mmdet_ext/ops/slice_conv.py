@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -27,33 +28,6 @@ def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Te
     scale, shift = affine
     weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
     return weight, shift if bias is None else torch.addcmul(shift, scale, bias)
-
-
-def check_thickness(thickness: Tensor | None, batch: int, operator: str) -> Tensor:
-    """Returns a valid (B,) thickness in mm, which may be infinite.
-
-    Raises ValueError if it is missing, of another length, NaN or <= 0. On a GPU the values are
-    asserted on the device (RuntimeError), since looking at them would wait for it at every layer;
-    compiled code cannot raise for a value, so there an invalid thickness makes the output NaN.
-    """
-    if thickness is None:
-        raise ValueError(f"{operator} needs the slice thickness in mm, one number a volume")
-    if thickness.shape != (batch,):
-        raise ValueError(
-            f"{operator}: thickness must have shape ({batch},), one number a volume of the batch, "
-            f"got {tuple(thickness.shape)}"
-        )
-    if torch.compiler.is_compiling():
-        return torch.where(thickness > 0, thickness, torch.nan)
-    valid = (thickness > 0).all()  # NaN compares false
-    if thickness.is_cuda or thickness.is_meta:
-        torch._assert_async(valid, f"{operator}: slice thickness must be > 0 mm and not NaN")
-    elif not valid:
-        raise ValueError(
-            f"{operator}: slice thickness must be > 0 mm (infinity: no fusion), "
-            f"got {thickness.tolist()}"
-        )
-    return thickness
 
 
 class SliceConv(nn.Module):
@@ -140,6 +114,7 @@ class SliceConv(nn.Module):
         self.reset_parameters()
 
     pixelwise = linear = True
+    convolve_takes_thickness = False
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,6 +136,7 @@ class SliceConv(nn.Module):
             cls.pixelwise = False
         if place("linear") > place("convolve"):
             cls.linear = False
+        cls.convolve_takes_thickness = "thickness" in signature(cls.convolve).parameters
 
     def _sides(self) -> tuple[int, ...]:
         """Zero padding of a K x K (x K) kernel: left, right, top, bottom (, front, back)."""
@@ -206,17 +182,24 @@ class SliceConv(nn.Module):
         """The convolution, (B, C, D, H, W) -> (B, C', D, H', W').
 
         `weight`, shaped as the attribute, and `bias` (C',) or None are the operator's own, or what
-        became of them with a norm folded in: use these, not the attributes.
+        became of them with a norm folded in: use these, not the attributes. One that has a fourth
+        argument `thickness` gets that as well, as `forward` was given it.
         """
         return self.convolve3d(x, weight.unsqueeze(2), bias)
 
     def convolve3d(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int | None = None,
+        spacing: Tensor | None = None,
     ) -> Tensor:
         """3D convolution with this operator's geometry, (B, C, D, H, W) -> (B, c', D', H', W').
 
         `weight` is (c', C / groups, kd, kh, kw). Where an axis has less than K taps, their middle
-        (k - 1) // 2 lies where the K taps have theirs: results of all kernels lie alike.
+        (k - 1) // 2 lies where the K taps have theirs: results of all kernels lie alike. `spacing`
+        of the taps along depth is as in `conv_depth`.
         """
         taps, sizes = weight.shape[2:], (self.kernel_size[0], *self.kernel_size)
         sides, dilation = list(self.sides), list(self.dilation)
@@ -227,17 +210,19 @@ class SliceConv(nn.Module):
                 sides[-2 * axis - 2] -= rate * before
                 sides[-2 * axis - 1] -= rate * (size - k - before)
                 dilation[axis] = rate if k > 1 else 1
-        return conv_depth(
-            x, weight, bias, self.stride, sides, dilation, self.groups if groups is None else groups
-        )
+        groups = self.groups if groups is None else groups
+        return conv_depth(x, weight, bias, self.stride, sides, dilation, groups, spacing)
 
-    def convolve_affine(self, x: Tensor, affine: Affine | None = None) -> Tensor:
+    def convolve_affine(
+        self, x: Tensor, thickness: Tensor | None = None, affine: Affine | None = None
+    ) -> Tensor:
         """`convolve`, then `affine`: the half of `forward` that follows `fuse`."""
+        own = (thickness,) if self.convolve_takes_thickness else ()
         if affine is None:
-            return self.convolve(x, self.weight, self.bias)
+            return self.convolve(x, self.weight, self.bias, *own)
         if self.linear:
-            return self.convolve(x, *fold_affine(self.weight, self.bias, affine))
-        y = self.convolve(x, self.weight, self.bias)
+            return self.convolve(x, *fold_affine(self.weight, self.bias, affine), *own)
+        y = self.convolve(x, self.weight, self.bias, *own)
         scale, shift = (a.to(y.dtype).view(-1, 1, 1, 1) for a in affine)
         return torch.addcmul(shift, y, scale)
 
@@ -265,7 +250,7 @@ class SliceConv(nn.Module):
             (B, C', D, H', W').
         """
         fuse = self.fuse_ if inplace and not torch.is_grad_enabled() else self.fuse
-        return self.convolve_affine(fuse(x, thickness), affine)
+        return self.convolve_affine(fuse(x, thickness), thickness, affine)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"

@@ -57,7 +57,7 @@ def size(kind):
 
 
 def options(operator, depth):
-    return {"num_slices": depth} if operator == "A3DConv" else {}
+    return {"num_slices": depth} if "A3D" in operator else {}
 
 
 def slice_of(output, b, d):
@@ -127,7 +127,9 @@ def reach(model):
     return sum(max(1, conv.kernel_size[0] // 2) for conv in convs[1:])
 
 
-@pytest.mark.parametrize("operator", ["TSMConv", "AlignShiftConv", "I3DConv", "P3DConv", "A3DConv"])
+@pytest.mark.parametrize(
+    "operator", ["TSMConv", "AlignShiftConv", "I3DConv", "P3DConv", "A3DConv", "AlignA3DConv"]
+)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_volume_of_equal_slices_is_answered_as_one_image(kind, operator):
     model = network_2d(kind)
@@ -140,7 +142,7 @@ def test_a_volume_of_equal_slices_is_answered_as_one_image(kind, operator):
             parameter.data.copy_(torch.eye(depth)[:, :, None])
     with torch.no_grad():
         output, expected = network(volume, mm(4.0)), model(image)
-    inside = range(depth) if operator in ("P3DConv", "A3DConv") else [depth // 2]
+    inside = range(depth) if operator in ("P3DConv", "A3DConv", "AlignA3DConv") else [depth // 2]
     for d in inside:
         torch.testing.assert_close(slice_of(output, 0, d), expected, rtol=0, atol=1e-10)
     if len(inside) == 1:
@@ -911,7 +913,7 @@ def test_modules_that_cannot_be_converted_are_named(make, message):
 
 
 @pytest.mark.parametrize(
-    "operator", ["I3DConv", "P3DConv", "ACSConv", "MeanACSConv", "SoftACSConv"]
+    "operator", ["I3DConv", "P3DConv", "ACSConv", "AlignACSConv", "MeanACSConv", "SoftACSConv"]
 )
 def test_operators_own_refusals_name_the_module(operator):
     model = nn.Sequential(

@@ -1,5 +1,8 @@
 """Functional 2D calls on volumes, each against its 3D counterpart written out."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -285,6 +288,8 @@ def test_an_extent_knows_its_volume_through_computation():
     assert isinstance(half, Extent) and half == 3 and half.volume == (2, 3, 4)
     assert type(h * 1.5) is float and type(h - w) is int and h - w == -2
     assert (h % 4).volume == (2, 0, 2)
+    assert (-(-h // 3)).volume == (2, 3, 4)  # rounded up
+    assert copy.deepcopy(h).volume == pickle.loads(pickle.dumps(h)).volume == (6, 8, 10)
 
 
 def test_the_mode_is_over_after_an_error():

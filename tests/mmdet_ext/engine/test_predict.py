@@ -3,6 +3,7 @@ whatever the batch; slices without a body, pixels and sizes of any shape; what i
 
 import json
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmdet.registry import DATASETS
 from pycocotools import mask as coco_mask
 
 from ct_volumes.lesions import Patch
+from ct_volumes.linking import link
 from ct_volumes.stacks import plan_volume_stack
 from deeplesion.data.coco import encode_mask
 from deeplesion.errors import MissingDataError, UserError
@@ -20,7 +22,7 @@ from mmdet_ext.checkpoint import CheckpointError
 from mmdet_ext.config.check import ConfigError
 from mmdet_ext.engine.predict import LesionDetector
 from mmdet_ext.engine.run import test as run_test
-from mmdet_ext.engine.slice_detections import patches
+from mmdet_ext.engine.slice_detections import at_least, patches
 
 from ..small_detector import (
     ROOT,
@@ -133,6 +135,46 @@ def test_the_batch_does_not_matter(detector):
         assert same(found, alone, 1e-3)
 
 
+def test_what_scores_less_is_left_out_and_gets_no_mask(detector):
+    volume = volume_of(body_of(6), 1.0, (3.0, 3.0))
+    everything = detector.detect_slices(volume, 1.0, 2, progress=False)
+    scores = np.sort(np.concatenate([found.scores for found in everything]))
+    masks = []
+    hook = detector.model.roi_head.mask_head.register_forward_pre_hook(
+        lambda _, inputs: masks.append(len(inputs[0]))
+    )
+    # Scores that are there, in float32 and as written with fewer digits, and in between.
+    for least in (float(scores[9]), float(f"{scores[20]:.6f}"), float(scores[-1]), 1.0):
+        expected = [at_least(found, least) for found in everything]
+        number = sum(len(found.boxes) for found in expected)
+        assert number == (scores.astype(float) >= least).sum()
+        masks.clear()
+        found = detector.detect_slices(volume, 1.0, 2, progress=False, least_score=least)
+        assert same(found, expected, 1e-4)
+        assert number <= sum(masks) <= number + 1  # one may be equal in float32 and less
+    hook.remove()
+    assert same(detector.detect_slices(volume, 1.0, 2, progress=False), everything)
+    with pytest.raises(ValueError, match="least_score must be between 0 and 1"):
+        detector.detect_slices(volume, least_score=1.1)
+
+
+def test_lesions_are_those_of_all_detections(detector):
+    """Linking leaves out the same, so it needs no masks of it."""
+    volume = volume_of(body_of(6), 1.0, (3.0, 3.0))
+    found = detector.detect_slices(volume, 1.0, progress=False)
+    scores = np.concatenate([each.scores for each in found])
+    middle = float(np.median(scores))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmdet_ext.engine.predict.LEAST_SCORE", middle)
+        patch.setattr("mmdet_ext.engine.predict.link", partial(link, min_score=middle))
+        lesions = detector.detect(volume, 1.0, 0.0, progress=False)
+        expected = link(found, volume, min_score=middle)
+    assert len(lesions) == len(expected) > 3
+    for one, other in zip(lesions, expected, strict=True):
+        assert one.score == pytest.approx(other.score) and len(one.slices) == len(other.slices)
+        assert one.volume_mm3 == pytest.approx(other.volume_mm3, rel=1e-3)
+
+
 def test_a_batch_sees_each_slice_once(detector):
     """Through the stem, of four stacks of three."""
     seen = []
@@ -173,7 +215,7 @@ def test_slices_without_a_body_are_not_looked_at(detector, monkeypatch):
     monkeypatch.setattr(
         LesionDetector,
         "_detect_batch",
-        lambda s, v, keys: looked_at.extend(keys) or batch(s, v, keys),
+        lambda s, v, keys, *rest: looked_at.extend(keys) or batch(s, v, keys, *rest),
     )
     found = detector.detect_slices(volume_of(hu, 1.0, (3.0, 3.0)), None, progress=False)
     assert looked_at == [1, 2, 4, 5]

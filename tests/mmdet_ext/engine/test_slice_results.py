@@ -108,11 +108,11 @@ def test_interrupted_at_any_batch_it_goes_on(detector, tmp_path, monkeypatch):
     for interrupted_at in range(3):
         calls = []
 
-        def interrupted(self, volume, keys, calls=calls, at=interrupted_at):
+        def interrupted(self, volume, keys, images, calls=calls, at=interrupted_at):
             calls.append(keys)
             if len(calls) == at + 1:
                 raise KeyboardInterrupt
-            return batch(self, volume, keys)
+            return batch(self, volume, keys, images)
 
         store = tmp_path / f"{interrupted_at}.jsonl"
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -144,6 +144,7 @@ def test_another_scan_network_or_interval_is_other_work(detector, tmp_path):
         detector.key(volume, 3.0, False),
         detector.key(volume, None, False),
         detector.key(volume, 2.0, True),
+        detector.key(volume, 2.0, False, 0.1),
         LesionDetector(config, detector.checkpoint, "cpu").key(volume, 2.0, False),
         LesionDetector(
             config_of(), write_checkpoint(config_of(), tmp_path / "epoch_2.pth", 5), "cpu"

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -35,18 +36,55 @@ TABLE_1 = {
 }
 
 
+@pytest.fixture(scope="module")
+def operators_page(repository):
+    return (repository / "docs/operators.md").read_text()
+
+
+def rows(page):
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:]]
+
+
+@pytest.fixture(scope="module")
+def backbones(operators_page, repository):
+    """GFLOPs and million parameters of every operator of the page, as printed."""
+    printed = {}
+    for row in rows(operators_page):
+        for slices in (3, 7):
+            name = row[1].strip("`")
+            config = read_experiment(repository / f"configs/{name}_{slices}slice.py")
+            text = format_complexity({"backbone": detector_complexity(config)["backbone"]})
+            printed[name, slices] = re.match(PRINTED, text).groups()
+    return printed
+
+
+PRINTED = r"backbone +(\S+) GFLOPs \(paper\).*? (\S+) M parameters\n"
+
+
 @pytest.mark.parametrize("slices", [3, 7])
-def test_table_1_of_the_a3d_paper(slices, repository):
-    paths = [f"configs/{name}_{slices}slice.py" for name in TABLE_1]
+def test_table_1_of_the_a3d_paper(slices, backbones):
+    counted = {name: backbones[name, slices][0] for name in TABLE_1}
+    assert counted == {name: row[slices] for name, row in TABLE_1.items()}
+
+
+def test_the_operators_page_has_what_is_counted(operators_page, backbones):
+    for row in rows(operators_page):
+        three, seven = (backbones[row[1].strip("`"), slices] for slices in (3, 7))
+        assert row[5:7] == [three[0], seven[0]]
+        assert set(re.findall(r"\d+\.\d\d", row[4])) == {three[1], seven[1]}, row[0]
+
+
+def test_the_command_prints_what_the_operators_page_shows(operators_page, repository):
+    paths = ["configs/alignshift_3slice.py", "configs/p3d_3slice.py"]
     run = subprocess.run(
         [sys.executable, "tools/complexity.py", *paths],
         cwd=repository, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    backbones = re.findall(r"^backbone +(\S+) GFLOPs \(paper\)", run.stdout, re.M)
-    assert dict(zip(TABLE_1, backbones)) == {name: row[slices] for name, row in TABLE_1.items()}
-    for part in ("neck", "rpn_head", "bbox_head", "mask_head", "total"):
-        assert len(re.findall(rf"^{part} ", run.stdout, re.M)) == len(paths)
+    shown = re.search(r"^\$ python tools/complexity.py .*?\n(.*?)^```", operators_page, re.M | re.S)
+    assert run.stdout.startswith(shown[1])
     assert run.stdout.count("one more BatchNorm and ReLU") == 1, "P3D's figure is explained"
+    assert run.stdout.index("one more") > run.stdout.index("p3d_3slice")
 
 
 def densenet_by_hand(slices, size, growth=32, blocks=(6, 12, 24)):
@@ -87,7 +125,7 @@ def test_backbone_neck_and_heads_by_hand(repository):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_by_formula(name):
     """Overheads over no fusion of A3D, Table 1, and of ACS, Table III."""
-    own = dict(num_slices=3) if name == "A3DConv" else {}
+    own = dict(num_slices=3) if "A3D" in name else {}
     conv = build_conv3d(dict(type=name, **own), 16, 24, 3, padding=1, bias=False)
     result, out = count(conv.to("meta"), *meta(2, 16, 3, 8, 8), torch.ones(2, device="meta"))
     assert out.shape == (2, 24, 3, 8, 8)
@@ -96,6 +134,7 @@ def test_operators_by_formula(name):
         "I3DConv": 3 * weights,
         "P3DConv": weights + 24 * 24 * 3,
         "A3DConv": weights + 9 * 16,
+        "AlignA3DConv": weights + 9 * 16,
         "SoftACSConv": weights + 24 * 3,
     }
     flops = {
@@ -107,8 +146,15 @@ def test_operators_by_formula(name):
     }
     assert result.parameters == parameters.get(name, weights)
     assert result.paper_flops == flops.get(name, weights * pixels)
-    # AlignShift: 2 + 2 of 16 channels, and the align factor of both volumes.
-    mixing = {"A3DConv": 9 * 16 * 2 * 64, "AlignShiftConv": 4 * pixels + 2}
+    mixing = {
+        "A3DConv": 9 * 16 * 2 * 64,
+        # 2 + 2 of 16 channels, and the align factor of both volumes
+        "AlignShiftConv": 4 * pixels + 2,
+        # as A3D, with a matrix blended for each volume
+        "AlignA3DConv": 9 * 16 * 2 * 64 + 9 * 16 * 2 + 2,
+        # 8 + 8 of 24 channels: two taps' shares of the slice itself, and of 2 of 3 neighbours
+        "AlignACSConv": 2 * 8 * 2 * (pixels + pixels * 2 // 3) + 2 * 4 * 2 + 2,
+    }
     if "Mean" not in name and "Soft" not in name:  # these also scale their kernels
         assert result.multiply_adds == flops.get(name, weights * pixels) + mixing.get(name, 0)
 
@@ -262,13 +308,22 @@ def test_volumetric_attention_is_counted_by_its_images(repository, name):
     assert after["attention"].parameters == heads * 371_785 // 5
 
 
-def test_the_command_prints_a_2d_detector(repository):
-    path = MMDETECTION / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
-    run = subprocess.run(
-        [sys.executable, "tools/complexity.py", path, "--size", "64"],
-        cwd=repository, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "FasterRCNN, 3 x 64 x 64" in run.stdout and "mask_head" not in run.stdout
+@pytest.fixture
+def command(repository, monkeypatch):
+    """Runs tools/complexity.py in this process."""
+
+    def run(*arguments):
+        monkeypatch.chdir(repository)
+        monkeypatch.setattr(sys, "argv", ["tools/complexity.py", *map(str, arguments)])
+        runpy.run_path("tools/complexity.py")["main"]()
+
+    return run
+
+
+def test_the_command_prints_a_2d_detector(command, capsys):
+    command(MMDETECTION / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "--size", 64)
+    printed = capsys.readouterr().out
+    assert "FasterRCNN, 3 x 64 x 64" in printed and "mask_head" not in printed
 
 
 def test_the_number_of_slices_is_read_from_the_stack():
@@ -307,11 +362,14 @@ def test_total_adds_the_parts():
     assert line == "total 11.00 GFLOPs (paper) 2.25 G multiply-adds 1.50 M parameters"
 
 
-@pytest.mark.parametrize("arguments", [["--size", "100"], ["--size", "-32"], ["configs/none.py"]])
-def test_bad_arguments_are_named(arguments, repository):
-    run = subprocess.run(
-        [sys.executable, "tools/complexity.py", "configs/acs_3slice.py", *arguments],
-        cwd=repository, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode != 0 and "Traceback" not in run.stderr
-    assert "multiple of 32" in run.stderr or "configs/none.py" in run.stderr
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--size", "100"], "multiple of 32 px, got 100"),
+        (["--size", "-32"], "multiple of 32 px, got -32"),
+        (["configs/none.py", "--size", "32"], "configs/none.py"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, command):
+    with pytest.raises(SystemExit, match=f"^complexity: .*{message}"):
+        command("configs/acs_3slice.py", *arguments)

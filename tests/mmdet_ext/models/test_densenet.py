@@ -405,6 +405,7 @@ def test_imagenet_weights_load_into_every_operator(fusion):
     convolutions = 2 * (6 + 12 + 24)
     kept = {
         "A3DConv": f"({convolutions} fusion_weight)",
+        "AlignA3DConv": f"({convolutions} fusion_weight)",
         "P3DConv": f"({convolutions} depth_weight)",
         "SoftACSConv": f"({convolutions // 2} view_weight)",
     }

@@ -162,7 +162,7 @@ def test_every_config_runs_forward_and_backward(path):
 def test_configs_hold_the_recipe_of_the_papers(path):
     config = read_experiment(ROOT / path)
     slices = int(path.split("_")[-1][0])
-    policy = "keep_thick" if "alignshift" in path else "normalize"
+    policy = "keep_thick" if "align" in path else "normalize"
     for split in ("train", "val", "test"):
         dataset = config[f"{split}_dataloader"].dataset
         assert dataset.stack == dict(

@@ -83,16 +83,18 @@ def test_a_batch_of_one_and_nothing_in_common(fusion, stacks):
         ("SliceConv", None, 7),
         ("AlignShiftConv", [torch.inf] * 5, 7),
         ("AlignShiftConv", [torch.inf] * 4 + [5.0], 15),
+        ("AlignA3DConv", [torch.inf] * 5, 15),
+        ("AlignACSConv", [torch.inf] * 5, 7),
         ("TSMConv", [torch.inf] * 5, 15),
     ],
 )
 def test_without_fusion_the_whole_backbone_is_shared(fusion, thickness, slices):
     batch = batch_of(thickness=thickness)
-    stem, later = same(model_of(dict(type=fusion)), batch)
+    stem, later = same(model_of(config(fusion, 3)), batch)
     assert stem == 7
     # Strips of rows and pieces count more than once: what counts is the area.
     _, written_out = seen_by(
-        (model := model_of(dict(type=fusion))).backbone.transition1.conv,
+        (model := model_of(config(fusion, 3))).backbone.transition1.conv,
         lambda: model.extract_feat(batch.volumes()),
     )
     assert later / written_out == slices / 15

@@ -11,6 +11,7 @@ from mmdet_ext.ops import (
     TSMConv,
     check_operator,
     check_thickness,
+    conv_depth,
     register_operator,
     shift_depth,
 )
@@ -176,6 +177,30 @@ def test_what_a_parent_says_does_not_hold_for_a_mixin_either():
 
     with pytest.raises(TypeError, match="override fuse or convolve, not forward"):
         type("Mixed", (Own, SliceConv), {})
+
+
+def test_a_convolution_may_ask_for_the_thickness():
+    class Near(SliceConv):
+        pixelwise = linear = True
+
+        def convolve(self, x, weight, bias, thickness):
+            spacing = (1 / check_thickness(thickness, len(x), "Near")).clamp(max=1)
+            weight = torch.stack([0.5 * weight, weight, 0.5 * weight], 2)
+            geometry = (self.stride, self.sides, self.dilation, self.groups)
+            return conv_depth(x, weight, bias, *geometry, spacing)
+
+    class Flat(Near):
+        def convolve(self, x, weight, bias):
+            return SliceConv.convolve(self, x, weight, bias)
+
+    check_operator(Near)
+    check_operator(Flat)
+    conv, x = Near(2, 3, 1), torch.randn(1, 2, 3, 4, 4)
+    with torch.no_grad():
+        doubled = nn.functional.conv2d(x[:, :, 1], 2 * conv.weight, conv.bias)
+        torch.testing.assert_close(conv(x, torch.tensor([torch.inf]))[:, :, 1], doubled)
+        with pytest.raises(ValueError, match="Near: slice thickness must be > 0"):
+            conv(x, torch.tensor([0.0]), affine=(torch.ones(3), torch.zeros(3)))
 
 
 def test_forward_is_not_to_be_overridden():

@@ -16,6 +16,8 @@ from mmdet_ext.ops import (
     OPERATORS,
     A3DConv,
     ACSConv,
+    AlignA3DConv,
+    AlignACSConv,
     AlignShiftConv,
     I3DConv,
     MeanACSConv,
@@ -48,12 +50,8 @@ CASES = {
     for options in variants
 }
 # Those that mix slices ahead of a per-slice convolution.
-PER_SLICE = ("SliceConv", "TSMConv", "AlignShiftConv", "A3DConv")
-# Those that start as the 2D network does.
-OF_THE_PAPERS = (
-    *PER_SLICE,
-    *("I3DConv", "P3DConv", "ACSConv", "MeanACSConv", "SoftACSConv"),
-)
+PER_SLICE = ("SliceConv", "TSMConv", "AlignShiftConv", "A3DConv", "AlignA3DConv")
+ALIGNED = ("AlignShiftConv", "AlignA3DConv", "AlignACSConv")
 every_operator = pytest.mark.parametrize("case", CASES)
 
 
@@ -124,7 +122,7 @@ def test_operator_and_its_gradients_equal_the_twin(case, geometry):
 @every_operator
 def test_grouped_operator_equals_the_twin_or_is_refused(case):
     options = dict(kernel_size=3, padding=1, groups=2)
-    if case == "ACSConv":
+    if issubclass(OPERATORS[CASES[case][0]], ACSConv):
         with pytest.raises(ValueError, match=r"groups must be 1 or in_channels=4.*got 2"):
             make(case, 4, 6, **options)
         return
@@ -254,6 +252,98 @@ def test_thin_alignshift_is_tsm_and_infinite_no_fusion(batch, channels, depth, n
     assert_same(conv(x, mm(torch.inf).expand(batch)), unfused(x))
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    batch=st.integers(1, 3),
+    depth=st.integers(1, 6),
+    seed=st.integers(0, 100),
+    kernel_size=st.sampled_from([1, 2, 3, 5]),
+    thin=st.floats(0.01, 2.0),
+)
+def test_thin_aligned_operators_are_the_plain_ones_to_the_bit(
+    batch, depth, seed, kernel_size, thin
+):
+    x = volume(batch, 5, depth, 6, 5, seed=seed)
+    for aligned, plain_one in ((AlignA3DConv, A3DConv), (AlignACSConv, ACSConv)):
+        own = config(aligned.__name__, depth)
+        name = own.pop("type")
+        conv = make(name, 5, 4, kernel_size, depth=depth, seed=seed, padding=kernel_size // 2)
+        expected = plain_one(5, 4, kernel_size, padding=kernel_size // 2, **own).double()
+        expected.load_state_dict(conv.state_dict())
+        got = conv(x, mm(thin).expand(batch))
+        if depth > kernel_size // 2:
+            assert torch.equal(got, expected(x))
+        else:  # ACS leaves taps out that reach no slice: a convolution of another shape
+            assert_same(got, expected(x), 1e-12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(batch=st.integers(1, 3), depth=st.integers(1, 6), seed=st.integers(0, 100))
+def test_infinitely_thick_aligned_a3d_is_no_fusion(batch, depth, seed):
+    conv = make("AlignA3DConv", 5, 4, 3, depth=depth, seed=seed, padding=1)
+    x = volume(batch, 5, depth, 6, 5, seed=seed)
+    assert torch.equal(conv.fuse(x, mm(torch.inf).expand(batch)), x)
+    unfused = with_weights_of(conv, SliceConv)
+    assert_same(conv(x, mm(torch.inf).expand(batch)), unfused(x))
+
+
+def test_aligned_a3d_is_alpha_parts_of_a3d():
+    conv = make("AlignA3DConv", 5, 4, 3, padding=1)
+    a3d = A3DConv(5, 4, 3, padding=1, num_slices=3).double()
+    a3d.load_state_dict(conv.state_dict())
+    x = volume(1, 5, 3, 6, 5)
+    for thickness, alpha in ((1.0, 1), (2.0, 1), (4.0, 0.5), (5.0, 0.4), (20.0, 0.1)):
+        mixed = alpha * a3d(x) + (1 - alpha) * with_weights_of(conv, SliceConv)(x)
+        assert_same(conv(x, mm(thickness)), mixed)
+
+
+@pytest.mark.parametrize("name", ["AlignA3DConv", "AlignACSConv"])
+def test_the_reference_thickness_is_what_thicknesses_are_measured_by(name):
+    x, at_two = volume(3, 5, 3, 6, 5), make(name, 5, 4, 3, padding=1)
+    at_one = build_conv3d({**config(name, 3), "ref_thickness": 1.0}, 5, 4, 3, padding=1).double()
+    at_one.load_state_dict(at_two.state_dict())
+    assert torch.equal(at_one(x, mm(0.5, 1.5, 4.0)), at_two(x, mm(1.0, 3.0, 8.0)))
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_infinitely_thick_aligned_acs_sums_its_kernels_along_depth(kernel_size):
+    """The coronal kernel (depth, width) is left with a row, the sagittal (depth, height) with a
+    column."""
+    conv = make("AlignACSConv", 5, 6, kernel_size, padding=kernel_size // 2, bias=False)
+    x = volume(2, 5, 3, 7, 6)
+    got = conv(x, mm(torch.inf, torch.inf))
+    half = kernel_size // 2
+    for d in range(3):
+        axial, coronal, sagittal = conv.weight.split(2)
+        row, column = coronal.sum(2).unsqueeze(2), sagittal.sum(2).unsqueeze(3)
+        expected = [
+            nn.functional.conv2d(x[:, :, d], axial, padding=half),
+            nn.functional.conv2d(x[:, :, d], row, padding=(0, half)),
+            nn.functional.conv2d(x[:, :, d], column, padding=(half, 0)),
+        ]
+        assert_same(got[:, :, d], torch.cat(expected, dim=1))
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
+@pytest.mark.parametrize("times", [2, 3])
+def test_aligned_acs_is_acs_on_slices_interpolated_to_the_reference(kernel_size, times):
+    """Of slices `times` the reference apart, zeros beyond both ends included."""
+    conv = make("AlignACSConv", 5, 6, kernel_size, padding=kernel_size // 2)
+    acs = ACSConv(5, 6, kernel_size, padding=kernel_size // 2).double()
+    acs.load_state_dict(conv.state_dict())
+    x = volume(1, 5, 4, 6, 5)
+    ends = nn.functional.pad(x, (0, 0, 0, 0, 1, 1))
+    fine = torch.stack(
+        [
+            ends[:, :, d].lerp(ends[:, :, d + 1], step / times)
+            for d in range(5)
+            for step in range(times)
+        ],
+        dim=2,
+    )
+    assert_same(conv(x, mm(2.0 * times)), acs(fine)[:, :, times::times])
+
+
 @settings(deadline=None, max_examples=40)
 @given(**volumes, thickness=st.lists(st.floats(0.1, 20), min_size=3, max_size=3))
 def test_shifts_only_move_what_they_should(batch, channels, depth, n_fold, seed, thickness):
@@ -278,7 +368,7 @@ def test_shifts_only_move_what_they_should(batch, channels, depth, n_fold, seed,
             assert set(moved[channel].nonzero().flatten().tolist()) <= allowed
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if CASES[c][0] in OF_THE_PAPERS])
+@pytest.mark.parametrize("case", CASES)
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 100), kernel_size=st.sampled_from([1, 2, 3, 5]))
 def test_as_initialised_equal_slices_are_answered_as_the_2d_network_does(case, seed, kernel_size):
@@ -289,16 +379,16 @@ def test_as_initialised_equal_slices_are_answered_as_the_2d_network_does(case, s
     kind = OPERATORS[name]
     options = config(name, depth, own)
     conv = build_conv3d(options, 6, 4, kernel_size, padding=kernel_size // 2).double()
-    if kind is A3DConv:
+    if issubclass(kind, A3DConv):
         conv.fusion_weight.data.copy_(torch.eye(depth).unsqueeze(2).expand(-1, -1, 6))
     reference = nn.Conv2d(6, 4, kernel_size, padding=kernel_size // 2).double()
     torch.nn.init.normal_(reference.weight)
     conv.load_weight2d(reference.weight)
     conv.bias.data.copy_(reference.bias)
-    if kind in (ACSConv, MeanACSConv, SoftACSConv):
+    if issubclass(kind, (ACSConv, MeanACSConv)):
         # They turn the kernel: only a volume equal in all directions is answered alike.
         x = torch.full((2, 6, depth, 12, 12), 1.5, dtype=DOUBLE)
-        got, expected = conv(x), reference(x[:, :, 0])
+        got, expected = conv(x, mm(1.0, 3.0)), reference(x[:, :, 0])
         inside = slice(kernel_size, -kernel_size)
         for d in range(kernel_size // 2, depth - kernel_size // 2):
             assert_same(got[:, :, d, inside, inside], expected[:, :, inside, inside])
@@ -433,23 +523,30 @@ def test_fusion_as_initialised():
 # --- Refusals ---
 
 
+def aligned(name, kernel_size):
+    return build_conv3d(config(name, 3), 8, 4, kernel_size, padding=kernel_size // 2)
+
+
+@pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
-def test_bad_thickness_is_refused(bad):
-    conv = AlignShiftConv(8, 4, 1)
+def test_bad_thickness_is_refused(name, bad):
+    conv = aligned(name, 3)
     with pytest.raises(ValueError, match="must be > 0 mm"):
         conv(torch.zeros(2, 8, 3, 4, 4), torch.tensor([2.0, bad]))
 
 
-def test_bad_thickness_marks_compiled_output():
-    conv = AlignShiftConv(8, 4, 3, padding=1)
+@pytest.mark.parametrize("name", ALIGNED)
+def test_bad_thickness_marks_compiled_output(name):
+    conv = aligned(name, 3)
     compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
     marked = compiled(volume(2, 8, 3, 4, 4, dtype=torch.float32), torch.tensor([2.0, 0.0]))
     assert not marked[0].isnan().any() and marked[1].isnan().any()
 
 
-def test_missing_or_misshapen_thickness_is_refused():
-    conv = AlignShiftConv(8, 4, 1)
-    with pytest.raises(ValueError, match="needs the slice thickness"):
+@pytest.mark.parametrize("name", ALIGNED)
+def test_missing_or_misshapen_thickness_is_refused(name):
+    conv = aligned(name, 3)
+    with pytest.raises(ValueError, match=f"{name} needs the slice thickness"):
         conv(torch.zeros(2, 8, 3, 4, 4))
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         conv(torch.zeros(2, 8, 3, 4, 4), torch.tensor([2.0]))
@@ -477,9 +574,11 @@ def test_another_depth_is_refused_by_a3d():
         (AlignShiftConv, dict(kernel_size=3, ref_thickness=0.0), "ref_thickness"),
         (AlignShiftConv, dict(kernel_size=3, ref_thickness=float("nan")), "ref_thickness"),
         (A3DConv, dict(kernel_size=3, num_slices=0), "num_slices"),
+        (AlignA3DConv, dict(kernel_size=3, num_slices=3, ref_thickness=-2.0), "ref_thickness"),
+        (AlignACSConv, dict(kernel_size=3, ref_thickness=float("inf")), "ref_thickness"),
         *(
             (kind, dict(kernel_size=(1, 3)), "square kernel.*got 1 x 3")
-            for kind in (I3DConv, P3DConv, ACSConv, MeanACSConv, SoftACSConv)
+            for kind in (I3DConv, P3DConv, ACSConv, AlignACSConv, MeanACSConv, SoftACSConv)
         ),
     ],
 )
