@@ -1,24 +1,37 @@
-"""convert_to_3d: any 2D network becomes a 3D one that sees the neighbouring slices.
+"""convert_to_3d: any 2D network becomes a 3D one, with its weights.
 
-The 2D network runs as it is, on the B*D slices of a batch of volumes as on B*D images; only its
-`nn.Conv2d`s become context-fusion operators, each of which sees the volumes.
+Either depth is kept and the 2D network runs as it is on the slices, only its `nn.Conv2d`s becoming
+operators that see the volumes (`slice_network.py`); or everything acts along all three axes
+(`isotropic.py`).
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import threading
 import warnings
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmdet_ext.ops import OPERATORS, SliceConv, build_conv3d, fold, unfold
+from mmdet_ext.isotropic import (
+    Convolve2D,
+    IsotropicNetwork,
+    become_3d,
+    enter,
+    go_on,
+    has_own_code,
+    isotropic_operator,
+    leave,
+    pad_volume,
+    refuse_isotropic,
+    suspend,
+    transposed_3d,
+)
+from mmdet_ext.ops import OPERATORS, SliceConv, build_conv3d
+from mmdet_ext.slice_network import Calls, Network3D, slices_to_volumes, volumes_to_slices
 
 # With slices as images these would take the batch for channels or depth.
 MODULES_3D = (
@@ -33,245 +46,188 @@ def convert_to_3d(
     conv: str | dict = "AlignShiftConv",
     in_channels: int = 1,
     stem: str = "middle",
-    skip_first_conv: bool = True,
+    skip_first_conv: bool | None = None,
+    depth: str = "keep",
     **conv_kwargs,
-) -> Network3D:
+) -> Network3D | IsotropicNetwork:
     """Makes a 3D network out of a 2D one, keeping its weights (AlignShift, MICCAI 2020; ACS, JBHI
     2021). `model` itself stays as it is.
 
         network = convert_to_3d(resnet, "AlignShiftConv", n_fold=8)
         features = network(volume, thickness)  # (B, 1, D, H, W) and (B,) mm -> (B, C, D, h, w)
 
-    Every `nn.Conv2d` becomes an operator; the rest of the network, code in its `forward` included,
-    runs slice by slice. So BatchNorm counts slices as images, and a pooled feature is a slice's.
+        network = convert_to_3d(resnet, "ACSConv", depth="isotropic")
+        features = network(volume)  # (B, 1, D, H, W) -> (B, C, d, h, w)
+
+    Every `nn.Conv2d` becomes an operator. With depth='keep' the rest of the network, code in its
+    `forward` included, runs slice by slice: BatchNorm counts slices as images, and a pooled feature
+    is a slice's. With 'isotropic' stride, padding, dilation, pooling, interpolation and norms act
+    along depth as in-plane; a functional call in a `forward` does so too.
 
     Args:
         model: the network. "First" below means in the order of registration.
-        conv: operator, by name or as `dict(type='AlignShiftConv', n_fold=8)`.
+        conv: operator, by name or as `dict(type='AlignShiftConv', n_fold=8)`. Isotropic networks
+            take 'ACSConv', 'MeanACSConv', 'SoftACSConv', 'I3DConv' (plain 3D), 'SliceConv' (2.5D),
+            'P3DConv' and 'TSMConv'.
         in_channels: channels of the volume. If the first convolution has more, it is reduced to 1.
         stem: the reduced first kernel is the 'middle' one of the channels (of RGB the green, as in
             the released DeepLesion models) or their 'sum'.
-        skip_first_conv: the first convolution does not fuse, whatever `conv` is.
+        skip_first_conv: the first convolution does not fuse, whatever `conv` is. None: so it is
+            with depth='keep'.
+        depth: 'keep' or 'isotropic'.
         **conv_kwargs: options of the operator.
 
     Raises:
-        ValueError: a module, named by its path, that an operator cannot stand in for or that would
-            mix the slices; options out of range.
+        ValueError: a module, named by its path, that an operator cannot stand in for, that would
+            mix the slices, or that has no 3D counterpart; options out of range.
         TypeError: the operator does not take one of the options, or lacks one.
     """
     if stem not in ("middle", "sum"):
         raise ValueError(f"stem must be 'middle' or 'sum', got {stem!r}")
+    if depth not in ("keep", "isotropic"):
+        raise ValueError(f"depth must be 'keep' or 'isotropic', got {depth!r}")
+    isotropic = depth == "isotropic"
+    skip_first_conv = not isotropic if skip_first_conv is None else skip_first_conv
     config = dict(**({"type": conv} if isinstance(conv, str) else conv), **conv_kwargs)
     # Options are refused even where no convolution would come to take them.
     probe = nn.Conv2d(16, 16, 1, device="meta")
-    operator_for(probe, config, probe.weight)
+    operator_for(probe, config, probe.weight, isotropic)
 
-    calls = Calls()
     operators: dict[nn.Module, nn.Module] = {}
+    kept: dict[nn.Module, SimpleNamespace] = {}
+    convolve, first = Convolve2D(config), True
     for name, module in model.named_modules():
         try:
-            refuse(module)
+            refuse(module, isotropic)
+            if isotropic and isinstance(module, nn.ConvTranspose2d):
+                operators[module] = transposed_3d(module)
             if not isinstance(module, nn.Conv2d):
                 continue
-            first = not operators
-            operators[module] = operator = operator_for(
-                module,
-                {"type": "SliceConv"} if first and skip_first_conv else config,
-                stem_weight(module, in_channels, stem) if first else module.weight,
-            )
+            weight = stem_weight(module, in_channels, stem) if first else module.weight
+            if isotropic and computes_by_itself(module):
+                kept[module] = SimpleNamespace(weight=convolve.weight_3d(module, weight))
+            else:
+                options = {"type": "SliceConv"} if first and skip_first_conv else config
+                operators[module] = operator_for(module, options, weight, isotropic)
+            first = False
         except ValueError as error:
             raise ValueError(f"{name or 'the model itself'}: {error}") from None
-        operator.register_forward_pre_hook(
-            functools.partial(slices_to_volumes, calls, name), with_kwargs=True
-        )
-        operator.register_forward_hook(volumes_to_slices)
-    refuse_torn_weights(model, operators)
+    refuse_torn_weights(model, {**operators, **kept})
 
-    if config["type"] != "SliceConv" and all(map(is_plain, operators.values())):
+    fusing = [m for m in operators.values() if isinstance(m, SliceConv)]
+    none = not kept and (fusing or not isotropic) and all(map(is_plain, fusing))
+    if config["type"] != "SliceConv" and none:
         warnings.warn(
-            f"none of the {len(operators)} convolutions of the converted {type(model).__name__} "
+            f"none of the {len(fusing)} convolutions of the converted {type(model).__name__} "
             f"sees another slice, with skip_first_conv={skip_first_conv} and {config}",
             stacklevel=2,
         )
+    if isotropic:
+        return isotropic_network(model, operators, kept, convolve)
+    return slice_network(model, operators)
+
+
+def slice_network(model: nn.Module, operators: dict[nn.Module, nn.Module]) -> Network3D:
+    """The copy of `model` on slices, with operators for convolutions."""
+    calls = Calls()
+    for name, module in model.named_modules():
+        if module in operators:
+            operators[module].register_forward_pre_hook(
+                functools.partial(slices_to_volumes, calls, name), with_kwargs=True
+            )
+            operators[module].register_forward_hook(volumes_to_slices)
+    return Network3D(copy_with(model, operators), calls)
+
+
+def isotropic_network(
+    model: nn.Module,
+    operators: dict[nn.Module, nn.Module],
+    kept: dict[nn.Module, SimpleNamespace],
+    convolve: Convolve2D,
+) -> IsotropicNetwork:
+    """The copy of `model` with operators for convolutions and all else of three axes. `kept` are
+    the convolutions that stay in their place, and their weights."""
+    for module, operator in operators.items():
+        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+            sides = [*module._reversed_padding_repeated_twice[:2]] * 3
+            operator.register_forward_pre_hook(
+                functools.partial(pad_volume, sides, module.padding_mode)
+            )
+    weights = {
+        id(conv.weight): new.weight
+        for conv, new in kept.items()
+        if "weight" in conv._parameters and new.weight is not conv.weight
+    }
+    network = copy_with(model, operators, weights)
+    for module in network.modules():
+        become_3d(module)
+        if has_own_code(module):
+            module.register_forward_pre_hook(functools.partial(enter, convolve))
+            module.register_forward_hook(leave, always_call=True)
+        elif not any(module.children()):
+            module.register_forward_pre_hook(suspend)
+            module.register_forward_hook(go_on)
+    return IsotropicNetwork(network, convolve)
+
+
+def copy_with(
+    model: nn.Module, operators: dict[nn.Module, nn.Module], weights: dict[int, Any] | None = None
+) -> nn.Module:
+    """A deep copy of `model` with `operators` in place of its convolutions, and of weights by their
+    id."""
     # What the memo holds, deepcopy takes instead of a copy: wherever the network refers to a
     # convolution or to a weight, its copy refers to the operator and to the new weight.
     memo: dict[int, Any] = {id(module): operator for module, operator in operators.items()}
+    memo |= weights or {}
     for module, operator in operators.items():
         take_over(operator, module, memo)
-    return Network3D(copy.deepcopy(model, memo), calls)
+    return copy.deepcopy(model, memo)
 
 
-class Network3D(nn.Module):
-    """A 2D network that runs on volumes; made by `convert_to_3d`.
-
-    Attributes:
-        model: the 2D network with operators for convolutions; its state dict has the 2D keys.
-    """
-
-    def __init__(self, model: nn.Module, calls: Calls) -> None:
-        super().__init__()
-        self.model = model
-        self.calls = calls
-        self.training = model.training
-
-    def forward(self, volume: Any, thickness: Tensor | None = None) -> Any:
-        """Runs the network on all slices of the volumes.
-
-        Args:
-            volume: (B, C, D, H, W), or what the 2D network takes: a tuple, list or dict of such
-                volumes, equal in B and D.
-            thickness: (B,) mm, for the operators that ask for it.
-
-        Returns:
-            what the 2D network returns, D put after the second dimension of every tensor that has
-            B*D in the first ((B*D, C, h, w) -> (B, C, D, h, w), (B*D, K) -> (B, K, D)), inside
-            tuples, lists and dicts too; all else as it is.
-
-        Raises:
-            ValueError: volumes or thickness of another shape; a convolution that is given other
-                images than the B*D slices.
-        """
-        batch, depth = batch_and_depth(volume)
-        if thickness is not None and getattr(thickness, "shape", None) != (batch,):
-            raise ValueError(
-                f"thickness must be a tensor of shape ({batch},), one number of mm a volume, "
-                f"got {thickness}"
-            )
-        call = Call(batch, depth, thickness)
-        outer, self.calls.running = self.calls.running, call
-        try:
-            output = self.model(map_tensors(fold, volume))
-        finally:
-            self.calls.running = outer
-        return map_tensors(functools.partial(self.finish, call), output)
-
-    def finish(self, call: Call, output: Tensor) -> Tensor:
-        """Unfolds an output of `call`."""
-        # The node of the tensor that `output` is a view of: a change in place leaves just this one.
-        base = output if output._base is None else output._base
-        if not torch.compiler.is_compiling() and base.grad_fn is not None:
-            # Activation checkpointing in the model runs operators again in the backward pass, which
-            # begins here: by then this call is over, and others may have come since.
-            base.grad_fn.register_prehook(lambda gradients: self.calls.resume(call))
-        if output.ndim == 0 or output.shape[0] != call.batch * call.depth:
-            return output
-        if output.ndim == 1:
-            return output.unflatten(0, (call.batch, call.depth))
-        return unfold(output, call.batch)
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the operators must know of one forward pass: B, D and thickness, (B,) mm."""
-
-    batch: int
-    depth: int
-    thickness: Tensor | None
-
-
-class Calls(threading.local):
-    """The calls of one converted network, which its operators look at; apart in every thread.
-
-    Copies and pickles are empty.
-    """
-
-    running: Call | None = None
-    # Weak, so that a call is not taken for a later one's once its graph is gone.
-    resumed: Callable[[], Call | None] = staticmethod(lambda: None)
-
-    def resume(self, call: Call) -> None:
-        """From now on this thread computes the backward pass of `call`."""
-        self.resumed = weakref.ref(call)
-
-    def __reduce__(self):
-        return type(self), ()
-
-
-def slices_to_volumes(
-    calls: Calls, name: str, operator: nn.Module, args: tuple, kwargs: dict
-) -> tuple[tuple, dict]:
-    """Forward pre-hook: (B*D, C, H, W) -> (B, C, D, H, W) and the thickness."""
-    (x,) = (*args, *kwargs.values())
-    call = calls.running or calls.resumed()
-    if call is None:
-        raise RuntimeError(
-            f"{name}: this {type(operator).__name__} belongs to a converted network and runs only "
-            "within that network's forward, or backward from its outputs"
-        )
-    if x.ndim != 4 or x.shape[0] != call.batch * call.depth:
-        raise ValueError(
-            f"{name}: expected the {call.batch} x {call.depth} slices of the volumes as images, "
-            f"got {tuple(x.shape)}: a network that regroups its images cannot be converted"
-        )
-    return (unfold(x, call.batch), call.thickness), {}
-
-
-def volumes_to_slices(operator: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    """Forward hook: (B, C, D, H, W) -> (B*D, C, H, W)."""
-    images = fold(output)
-    # Checkpointing's first pass records no gradients, and a view made in it may not be changed in
-    # place afterwards, as the network may do with what a convolution gave it.
-    return images if torch.is_grad_enabled() else images.detach()
-
-
-def batch_and_depth(volume: Any) -> tuple[int, int]:
-    """B and D of a volume or of a collection of them; refuses what is not (B, C, D, H, W)."""
-    shapes: list[torch.Size] = []
-    map_tensors(lambda x: shapes.append(x.shape), volume)
-    for shape in shapes:
-        if len(shape) != 5:
-            hint = "; one image is a volume of one slice, x.unsqueeze(2)" if len(shape) == 4 else ""
-            raise ValueError(f"expected a (B, C, D, H, W) volume, got {tuple(shape)}{hint}")
-    if len({(shape[0], shape[2]) for shape in shapes}) != 1:
-        found = ", ".join(str(tuple(shape)) for shape in shapes) or type(volume).__name__
-        raise ValueError(f"expected (B, C, D, H, W) volumes, equal in B and D, got {found}")
-    return shapes[0][0], shapes[0][2]
-
-
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """`function` of every tensor in nested tuples, lists and dicts; all else as it is."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        mapped = value.copy()
-        for key, item in value.items():
-            mapped[key] = map_tensors(function, item)
-        return mapped
-    if isinstance(value, (tuple, list)):
-        items = [map_tensors(function, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def refuse(module: nn.Module) -> None:
-    """Raises ValueError for a module that operators cannot stand in for, or that mixes slices."""
+def refuse(module: nn.Module, isotropic: bool) -> None:
+    """Raises ValueError for a module that operators cannot stand in for, that would mix the slices
+    or has no 3D counterpart."""
     kind = type(module).__name__
-    if isinstance(module, (Network3D, *OPERATORS.values())):
+    if isinstance(module, (Network3D, IsotropicNetwork, *OPERATORS.values())):
         raise ValueError(f"{kind} is 3D already; convert the 2D network it came from")
     if isinstance(module, MODULES_3D):
         raise ValueError(f"{kind} would mix the slices; convert the 2D part of the network alone")
     if not isinstance(module, nn.Conv2d):
+        if isotropic:
+            refuse_isotropic(module)
         return
     if isinstance(module, nn.LazyConv2d):
         raise ValueError(f"{kind} has no weight yet; run the network once on an image")
-    if not {"weight", "bias"} <= module._parameters.keys():
-        raise ValueError(
+    why = computes_by_itself(module)
+    if why:
+        # Its functional convolution is converted as it runs.
+        if isotropic:
+            return
+        raise ValueError(why)
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(vars(module)[key] for key in hooks):
+        raise ValueError(f"the hooks of this {kind} would be lost; remove them")
+    if module.padding_mode != "zeros" and not isotropic:
+        raise ValueError(f"operators pad with zeros, not by padding_mode={module.padding_mode!r}")
+
+
+def computes_by_itself(conv: nn.Conv2d) -> str:
+    """Why an operator cannot stand in for `conv`, which convolves by more than weight and bias."""
+    kind = type(conv).__name__
+    if not {"weight", "bias"} <= conv._parameters.keys():
+        return (
             f"weight or bias of this {kind} is computed (parametrization, weight norm, pruning); "
             "make it a parameter first, e.g. by torch.nn.utils.parametrize.remove_parametrizations"
         )
     methods = ("forward", "_conv_forward")
-    if "forward" in vars(module) or any(
-        getattr(type(module), method) is not getattr(nn.Conv2d, method) for method in methods
+    if "forward" in vars(conv) or any(
+        getattr(type(conv), method) is not getattr(nn.Conv2d, method) for method in methods
     ):
-        raise ValueError(
+        return (
             f"{kind} has a forward of its own; put an nn.Conv2d in its place (if it computes the "
             "same, by `module.__class__ = torch.nn.Conv2d`)"
         )
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(vars(module)[key] for key in hooks):
-        raise ValueError(f"the hooks of this {kind} would be lost; remove them")
-    if module.padding_mode != "zeros":
-        raise ValueError(f"operators pad with zeros, not by padding_mode={module.padding_mode!r}")
+    return ""
 
 
 def stem_weight(conv: nn.Conv2d, in_channels: int, stem: str) -> Tensor:
@@ -289,16 +245,25 @@ def stem_weight(conv: nn.Conv2d, in_channels: int, stem: str) -> Tensor:
     return conv.weight[:, middle : middle + 1] if stem == "middle" else conv.weight.sum(1, True)
 
 
-def operator_for(conv: nn.Conv2d, config: dict, weight: Tensor) -> nn.Module:
+def operator_for(conv: nn.Conv2d, config: dict, weight: Tensor, isotropic: bool) -> nn.Module:
     """The operator of `config` for the place of `conv`. Its weight is set from `weight` if it has
     another shape than conv's; if not, `take_over` will do."""
     # The weight's sizes, not the attributes: they are what nn.Conv2d computes with.
     out_channels, in_channels, *kernel_size = weight.shape
-    operator = build_conv3d(
-        config, in_channels * conv.groups, out_channels, tuple(kernel_size), stride=conv.stride,
-        padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-        bias=conv.bias is not None,
-    ).to(conv.weight.device, conv.weight.dtype)  # fmt: skip
+    if isotropic:
+        # With another padding than by zeros a hook pads.
+        padding = conv.padding if conv.padding_mode == "zeros" else 0
+        operator = isotropic_operator(
+            config, weight.shape, conv.stride, padding, conv.dilation, conv.groups,
+            bias=conv.bias is not None,
+        )  # fmt: skip
+    else:
+        operator = build_conv3d(
+            config, in_channels * conv.groups, out_channels, tuple(kernel_size),
+            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+            bias=conv.bias is not None,
+        )  # fmt: skip
+    operator.to(conv.weight.device, conv.weight.dtype)
     if operator.weight.shape != conv.weight.shape:
         operator.load_weight2d(weight)
         operator.weight.requires_grad_(conv.weight.requires_grad)

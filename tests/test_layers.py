@@ -30,10 +30,15 @@ MAY_IMPORT = {
     ],
     "ct_volumes": ["ct_volumes", "deeplesion"],
     "mmdet_ext.ops": ["mmdet_ext.ops"],
-    "mmdet_ext.convert": ["mmdet_ext.ops"],
+    "mmdet_ext.image_shape": [],
+    "mmdet_ext.functional_3d": ["mmdet_ext.image_shape"],
+    "mmdet_ext.isotropic": ["mmdet_ext.ops", "mmdet_ext.functional_3d", "mmdet_ext.image_shape"],
+    "mmdet_ext.slice_network": ["mmdet_ext.ops"],
+    "mmdet_ext.convert": ["mmdet_ext.ops", "mmdet_ext.isotropic", "mmdet_ext.slice_network"],
     "mmdet_ext.random_states": [],
     "mmdet_ext.checkpoint": ["ground"],
     "mmdet_ext.models.attention": [],
+    "mmdet_ext.models.shapes_unet": [],
     "mmdet_ext.models": [
         "mmdet_ext.models",
         "mmdet_ext.ops",
@@ -70,8 +75,13 @@ LIBRARIES = {
     "deeplesion.evaluation.froc": {"numpy"},
     "deeplesion.evaluation.intervals": {"numpy"},
     "mmdet_ext.ops": {"torch"},
+    "mmdet_ext.image_shape": {"torch"},
+    "mmdet_ext.functional_3d": {"torch"},
+    "mmdet_ext.isotropic": {"torch"},
+    "mmdet_ext.slice_network": {"torch"},
     "mmdet_ext.convert": {"torch"},
     "mmdet_ext.models.attention": {"torch"},
+    "mmdet_ext.models.shapes_unet": {"torch"},
     "mmdet_ext.engine.run_check": {"matplotlib"},
 }
 
@@ -162,7 +172,15 @@ ABOVE_TORCH = {"mmengine", "mmcv", "mmdet", "pandas", "cv2", "skimage", "matplot
     [
         ([name for name in MODULES if not name.startswith("mmdet_ext")], FRAMEWORK),
         (["deeplesion.evaluation.froc"], FRAMEWORK | ABOVE_TORCH),
-        (["mmdet_ext.ops", "mmdet_ext.convert", "mmdet_ext.models.attention"], ABOVE_TORCH),
+        (
+            [
+                "mmdet_ext.ops",
+                "mmdet_ext.convert",
+                "mmdet_ext.models.attention",
+                "mmdet_ext.models.shapes_unet",
+            ],
+            ABOVE_TORCH,
+        ),
     ],
     ids=["deeplesion", "froc", "ops"],
 )

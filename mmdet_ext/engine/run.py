@@ -101,7 +101,8 @@ def train(
     Args:
         resume: None, 'auto' (the work directory's last checkpoint, if any) or a checkpoint's path.
         amp: mixed precision.
-        compile_static: torch.compile the part of static shape, backbone and neck.
+        compile_static: torch.compile the part of static shape: backbone and neck of a detector,
+            the network of a segmentor.
         auto_scale_lr: scale the learning rate with the total batch (`settle_learning_rate`).
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
@@ -122,9 +123,10 @@ def train(
                 runner.logger.warning(TAKEN_OVER.format(folder=config.work_dir, holder=taken_over))
             if compile_static:
                 model = getattr(runner.model, "module", runner.model)
-                # Sizes are static: an epoch's last batch, if smaller, gets a program of its own.
-                model.backbone.compile(dynamic=False)
-                model.neck.compile(dynamic=False)
+                for part in ("backbone", "neck", "network"):
+                    # Sizes are static: an epoch's last batch, if smaller, gets its own program.
+                    if hasattr(model, part):
+                        getattr(model, part).compile(dynamic=False)
             runner.train()
 
 

@@ -53,9 +53,11 @@ def facts_of(runner: Runner) -> dict[str, Any]:
     data = {"train": runner.train_dataloader.dataset}
     if runner.val_loop is not None:
         data["val"] = runner.val_dataloader.dataset
-    detector = getattr(runner.model, "module", runner.model)
-    init = getattr(getattr(detector, "backbone", None), "init_cfg", None) or {}
-    copied = getattr(detector, "pretrained", None) or {}
+    model = getattr(runner.model, "module", runner.model)
+    init = getattr(getattr(model, "backbone", None), "init_cfg", None) or {}
+    copied = getattr(model, "pretrained", None) or {}
+    if isinstance(copied, str):  # a segmentor's: all weights but the head's
+        copied = dict(checkpoint=copied)
     pretrained = init.get("checkpoint") if isinstance(init, dict) else None
     return dict(
         data={split: counts(dataset) for split, dataset in data.items()},
@@ -77,7 +79,7 @@ def facts_of(runner: Runner) -> dict[str, Any]:
         stack=dict(config.get("stack") or {}),
         masks=masks_of(data["train"]),
         pretrained=copied.get("checkpoint") or pretrained,
-        pretrained_parts=list(copied["parts"]) if copied.get("checkpoint") else None,
+        pretrained_parts=list(copied["parts"]) if copied.get("parts") else None,
         weights=runner._load_from,
         seed=runner.seed,
         versions={m.__name__: m.__version__ for m in (torch, mmengine, mmcv, mmdet)},
@@ -91,7 +93,7 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for split, name in (("train", "training"), ("val", "validation")):
         if split in data:
-            there = f" (DeepLesion: {published[split]:,})" if split in published else ""
+            there = f" (DeepLesion: {published[split]:,})" if published.get(split) else ""
             lines.append((name, describe(data[split]) + there))
     share = facts["total_batch"] // (facts["processes"] * facts["accumulative_counts"])
     batch = f"{facts['total_batch']} images an update = {facts['processes']} process(es) x {share}"
@@ -130,27 +132,38 @@ def card(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:
-    """How many images and lesions an mmdet data set has, and its file."""
-    classes = getattr(dataset, "metainfo", {}).get("classes", ())
-    of_lesions = classes.index("lesion") if len(classes) > 1 and "lesion" in classes else None
-    lesions = sum(
-        of_lesions is None or instance["bbox_label"] == of_lesions
-        for i in range(len(dataset))
-        for instance in dataset.get_data_info(i)["instances"]
-    )
+    """How many images and lesions an mmdet data set has, and its file; lesions of others: None."""
+    lesions = None
+    if holds_lesions(dataset):
+        classes = getattr(dataset, "metainfo", {}).get("classes", ())
+        of_lesions = classes.index("lesion") if len(classes) > 1 and "lesion" in classes else None
+        lesions = sum(
+            of_lesions is None or instance["bbox_label"] == of_lesions
+            for i in range(len(dataset))
+            for instance in dataset.get_data_info(i)["instances"]
+        )
     source = " and ".join(files_of(dataset)) or type(dataset).__name__
     return dict(images=len(dataset), lesions=lesions, source=source)
 
 
-def published(dataset: Dataset, split: str) -> int:
+def holds_lesions(dataset: Dataset) -> bool:
+    """Whether it is of mmdet's kind: of images with instances."""
+    return hasattr(dataset, "get_data_info")
+
+
+def published(dataset: Dataset, split: str) -> int | None:
     """How many key slices DeepLesion has in the splits that a data set is of, by its files' names,
-    or, where they are others, in `split`."""
+    or, where they are others, in `split`. None of a data set that is not of lesions."""
+    if not holds_lesions(dataset):
+        return None
     names = [Path(file).stem for file in files_of(dataset)]
     known = [PUBLISHED_KEY_SLICES[name] for name in names if name in PUBLISHED_KEY_SLICES]
     return sum(known) if known and len(known) == len(names) else PUBLISHED_KEY_SLICES[split]
 
 
 def describe(counted: dict[str, Any]) -> str:
+    if counted["lesions"] is None:
+        return f"{counted['images']:,} samples, {counted['source']}"
     return f"{counted['images']:,} images with {counted['lesions']:,} lesions, {counted['source']}"
 
 

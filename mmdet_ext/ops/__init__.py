@@ -7,8 +7,9 @@ import importlib
 import pkgutil
 
 from .check import check_operator
+from .conv_depth import conv_depth, fold, unfold
 from .registry import OPERATORS, build_conv3d, register_operator
-from .slice_conv import Affine, SliceConv, conv_depth, fold, shift_depth, unfold
+from .slice_conv import Affine, SliceConv, shift_depth
 from .thickness import align_factor, check_thickness
 
 for _module in pkgutil.iter_modules(__path__):

@@ -29,7 +29,7 @@ class A3DConv(SliceConv):
         ValueError: num_slices < 1; in `forward`, a volume of another depth.
     """
 
-    pixelwise = True
+    pixelwise = keeps_depth = True
 
     def __init__(self, *args, num_slices: int, **kwargs) -> None:
         super().__init__(*args, **kwargs)

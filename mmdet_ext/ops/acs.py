@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .registry import register_operator
-from .slice_conv import SliceConv, conv_depth, square_kernel
+from .slice_conv import SliceConv, square_kernel
 
 AXIAL, CORONAL, SAGITTAL = range(3)
 
@@ -18,8 +19,8 @@ class ThreeViewConv(SliceConv):
     """What the three operators share: one 2D kernel in one view.
 
     The K x K kernel lies in (H, W) axially, (D, W) in the coronal view and (D, H) in the sagittal
-    one. Coronal and sagittal outputs are taken at the axial outputs' positions: the middle tap
-    (K - 1) // 2 of the axis that a view lacks. A 1 x 1 kernel is the same in all three.
+    one. The outputs of all views are taken at the same positions: each kernel lies in the middle
+    plane, (K - 1) // 2, of the axis that it lacks. A 1 x 1 kernel is the same in all three.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -37,26 +38,8 @@ class ThreeViewConv(SliceConv):
     ) -> Tensor:
         """(B, C, D, H, W), the weight (c', C / groups, K, K) -> (B, c', D, H', W'). `spacing` of
         the taps along depth is as in `conv_depth`."""
-        left, right, top, bottom = self.sides
-        height, width = self.dilation
-        before = (self.kernel_size[0] - 1) // 2
-        after = self.kernel_size[0] - 1 - before
-        if view == CORONAL:
-            top, bottom = top - height * before, bottom - height * after
-            height = 1
-        elif view == SAGITTAL:
-            left, right = left - width * before, right - width * after
-            width = 1
-        return conv_depth(
-            x,
-            weight.unsqueeze({AXIAL: 2, CORONAL: 3, SAGITTAL: 4}[view]),
-            bias,
-            self.stride,
-            (left, right, top, bottom),
-            (height, width),
-            groups,
-            spacing,
-        )
+        kernel = weight.unsqueeze({AXIAL: 2, CORONAL: 3, SAGITTAL: 4}[view])
+        return self.convolve3d(x, kernel, bias, groups, spacing)
 
 
 @register_operator
@@ -67,7 +50,7 @@ class ACSConv(ThreeViewConv):
                   conv3d(x, W_s as K x K x 1)) + bias
 
     W_a, W_c and W_s are three near-equal parts of the 2D weight's output channels; of C' mod 3
-    channels left over the first parts get one each. Depth is padded with zeros.
+    channels left over the first parts get one each. All axes are padded with zeros.
 
     Raises:
         ValueError: a kernel that is not square; groups other than 1 or in_channels (depthwise,
@@ -137,9 +120,9 @@ class MeanACSConv(ThreeViewConv):
             for view in (AXIAL, CORONAL, SAGITTAL)
         )
 
-    def shares(self) -> Tensor:
-        """Weight of each view, (3, C', 1, 1, 1) or what broadcasts to it."""
-        return self.weight.new_full((3, 1, 1, 1, 1), 1 / 3)
+    def shares(self) -> Sequence[float] | Tensor:
+        """Weight of each view: numbers, or (3, C', 1, 1, 1)."""
+        return (1 / 3,) * 3
 
 
 @register_operator

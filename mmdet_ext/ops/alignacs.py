@@ -32,7 +32,7 @@ class AlignACSConv(ACSConv):
             not a positive finite number; in `forward`, thickness missing, NaN or <= 0.
     """
 
-    pixelwise = linear = True
+    pixelwise = linear = keeps_depth = True
 
     def __init__(self, *args, ref_thickness: float = 2.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -34,6 +34,8 @@ class AlignShiftConv(TSMConv):
             thickness missing, NaN or <= 0.
     """
 
+    keeps_depth = True
+
     def __init__(
         self, *args, ref_thickness: float = 2.0, zero_padding: bool = True, **kwargs
     ) -> None:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .slice_conv import SliceConv, fold, unfold
+from .conv_depth import fold, unfold
+from .slice_conv import SliceConv
 
 CHANNELS, OUTPUTS, SIZE, SLICES = 8, 6, 6, 3
 

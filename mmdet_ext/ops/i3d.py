@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .registry import register_operator
-from .slice_conv import SliceConv, conv_depth, square_kernel
+from .slice_conv import SliceConv, square_kernel
 
 
 @register_operator
@@ -15,9 +15,10 @@ class I3DConv(SliceConv):
 
         out[:, d] = sum_j conv2d(x[:, d + j - (K - 1) // 2], weight[:, :, j]) + bias
 
-    with zeros for slices that do not exist. As initialised every weight[:, :, j] is the 2D weight
-    divided by K: a volume of equal slices is answered, away from its ends, as the 2D convolution
-    answers one slice. A 1 x 1 kernel stays 1 x 1 x 1.
+    with zeros for slices that do not exist; with `depth='isotropic'`, what `torch.nn.Conv3d`
+    computes. As initialised every weight[:, :, j] is the 2D weight divided by K: a volume of equal
+    slices is answered, away from its ends, as the 2D convolution answers one slice. A 1 x 1 kernel
+    stays 1 x 1 x 1.
 
     Attributes:
         weight: (out_channels, in_channels / groups, K, K, K). A state dict that holds the 2D
@@ -48,4 +49,4 @@ class I3DConv(SliceConv):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return conv_depth(x, weight, bias, self.stride, self.sides, self.dilation, self.groups)
+        return self.convolve3d(x, weight, bias)

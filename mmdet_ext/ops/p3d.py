@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .conv_depth import conv_depth
 from .registry import register_operator
-from .slice_conv import SliceConv, conv_depth, square_kernel
+from .slice_conv import SliceConv, square_kernel
 
 
 @register_operator
@@ -46,5 +47,17 @@ class P3DConv(SliceConv):
         self.depth_weight[:, :, (taps - 1) // 2, 0, 0] = identity.to(self.depth_weight)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = super().convolve(x, weight, bias)
-        return conv_depth(y, self.depth_weight, groups=self.groups)
+        # In-plane geometry alone: all slices are kept for the second step.
+        sides, (*_, height, width) = self.sides[:4], self.stride
+        kernel = weight.unsqueeze(2)
+        y = conv_depth(x, kernel, bias, (height, width), sides, self.dilation[-2:], self.groups)
+        if self.depth == "keep":
+            return conv_depth(y, self.depth_weight, groups=self.groups)
+        # The middle taps lie where those of K taps do.
+        rate, taps, size = self.dilation[0], self.depth_weight.shape[2], self.kernel_size[0]
+        more = (taps - 1) // 2 - (size - 1) // 2
+        front, back = self.sides[4] + rate * more, self.sides[5] + rate * (taps - size - more)
+        return conv_depth(
+            y, self.depth_weight, None, (self.stride[0], 1, 1), (0, 0, 0, 0, front, back),
+            (rate, 1, 1), self.groups,
+        )  # fmt: skip

@@ -1,34 +1,18 @@
-"""The per-slice 2D convolution that every context-fusion operator is built on ("no fusion").
-
-A 1 x K x K convolution over D slices is a 2D convolution over B*D images. In
-`torch.channels_last_3d` memory folding depth into the batch is a view, so the operators speak
-(B, C, D, H, W) to the outside and run 2D kernels inside; kernels that reach along depth do so in
-`conv_depth`.
-"""
+"""The per-slice 2D convolution that every context-fusion operator is built on ("no fusion")."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv_depth import conv_depth
+
 Pair = int | tuple[int, int]
+Triple = int | tuple[int, int, int]
 Affine = tuple[Tensor, Tensor]
-
-
-def fold(x: Tensor) -> Tensor:
-    """(B, C, D, H, W) -> (B*D, C, H, W), slices of a volume next to each other.
-
-    A view when `x` lies in `torch.channels_last_3d` memory, a copy otherwise.
-    """
-    return x.transpose(1, 2).flatten(0, 1)
-
-
-def unfold(x: Tensor, batch: int) -> Tensor:
-    """(B*D, C, H, W) -> (B, C, D, H, W), the inverse of `fold`; always a view."""
-    return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def shift_depth(x: Tensor, step: int) -> Tensor:
@@ -37,85 +21,6 @@ def shift_depth(x: Tensor, step: int) -> Tensor:
     `tsm.shift_channels_`."""
     beyond = torch.zeros_like(x[:, :, :1])
     return torch.cat([x[:, :, 1:], beyond] if step == 1 else [beyond, x[:, :, :-1]], dim=2)
-
-
-def conv_depth(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: tuple[int, int] = (1, 1),
-    sides: tuple[int, int, int, int] = (0, 0, 0, 0),
-    dilation: tuple[int, int] = (1, 1),
-    groups: int = 1,
-    spacing: Tensor | None = None,
-) -> Tensor:
-    """3D convolution that keeps the depth, on 2D kernels.
-
-        out[:, :, d] = sum_j conv2d(x[:, :, d + j - (K - 1) // 2], weight[:, :, j]) + bias
-
-    over the K depth taps whose slice exists. One 2D convolution makes all taps' terms, which are
-    then added, each moved by its offset.
-
-    Args:
-        x: (B, C, D, H, W).
-        weight: (C', C / groups, K, kh, kw).
-        sides: in-plane zero padding left, right, top, bottom; a negative number crops.
-        spacing: (B,), how far apart the depth taps lie, 0 to 1 slices; None is 1. Between slices
-            (the zeros beyond the ends included) x is interpolated linearly.
-
-    Returns:
-        (B, C', D, H', W').
-    """
-    depth, taps = x.shape[2], weight.shape[2]
-    centre = (taps - 1) // 2
-    first, last = 0, taps
-    if spacing is None:
-        # A tap that reaches no slice at all is left out: with D = 1 only the centre is computed.
-        first, last = max(0, centre - depth + 1), min(taps, centre + depth)
-    taps, centre = last - first, centre - first
-    # Output channels in the order (group, tap, channel), so that groups stay together.
-    weight = weight[:, :, first:last].unflatten(0, (groups, -1)).movedim(3, 1).flatten(0, 2)
-    if bias is not None:
-        bias = F.pad(bias.view(groups, 1, -1), (0, 0, centre, taps - 1 - centre)).flatten()
-    left, right, top, bottom = sides
-    folded = fold(x)
-    if left == right >= 0 and top == bottom >= 0:
-        padding = (top, left)
-    else:
-        folded, padding = F.pad(folded, sides), 0
-    y = unfold(F.conv2d(folded, weight, bias, stride, padding, dilation, groups), len(x))
-    if taps == 1:
-        return y
-    terms = y.unflatten(1, (groups, taps, -1)).unbind(2)
-    total = terms[centre].clone()
-    for j, term in enumerate(terms):
-        if (offset := j - centre) == 0:
-            continue
-        if spacing is None:
-            add_moved_(total, term, offset)
-            continue
-        # Convolution is linear: the terms are interpolated, which have fewer channels than x.
-        towards = 1 if offset > 0 else -1
-        for step in range(0, offset + towards, towards):
-            share = (1 - (spacing * offset - step).abs()).clamp(min=0)
-            add_moved_(total, term, step, share.to(term.dtype).view(-1, *[1] * (term.ndim - 1)))
-    # A copy of a single volume's channels has a batch stride that hides its memory format from
-    # what comes next, torch.cat for one; going to images and back gives it the usual one.
-    return unfold(fold(total.flatten(1, 2)), len(x))
-
-
-def add_moved_(total: Tensor, term: Tensor, step: int, share: Tensor | None = None) -> None:
-    """total[..., d, :, :] += share * term[..., d + step, :, :] for all d where that slice exists;
-    without `share` it is 1."""
-    depth = total.shape[-3]
-    if abs(step) >= depth:
-        return
-    into = total.narrow(-3, max(0, -step), depth - abs(step))
-    of = term.narrow(-3, max(0, step), depth - abs(step))
-    if share is None:
-        into.add_(of)
-    else:
-        into.addcmul_(of, share)
 
 
 def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor]:
@@ -130,7 +35,8 @@ class SliceConv(nn.Module):
 
         out[b, :, d] = conv2d(fuse(x)[b, :, d], weight) + bias
 
-    where `fuse` is the identity. Depth is kept.
+    where `fuse` is the identity. Depth is kept; with `depth='isotropic'` stride, padding and
+    dilation act along depth as well, as if the kernel were the middle slice of a K x K x K one.
 
     An operator of one's own derives from this class and overrides `fuse`, which mixes slices before
     the per-slice convolution (TSM, AlignShift, A3D), or `convolve`, whose kernel may reach along
@@ -149,26 +55,38 @@ class SliceConv(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             `torch.nn.Conv2d`, all in-plane: an int or a (height, width) pair, `padding` also
             'same' or 'valid'.
+        depth: 'keep'; or 'isotropic', where stride, padding and dilation are an int, for all three
+            axes, or a (depth, height, width) triple, and the kernel is square.
 
     Attributes:
         weight: (out_channels, in_channels / groups, K, K), so that 2D checkpoints load unchanged.
 
     Raises:
-        ValueError: sizes out of range, or channels that `groups` does not divide.
+        ValueError: sizes out of range, or channels that `groups` does not divide; 'isotropic' for
+            an operator that takes slices to stay as far apart as they were (`keeps_depth`).
     """
+
+    # Set by operators that know what lies between slices: striding along depth would belie them.
+    keeps_depth = False
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair | str = 0,
-        dilation: Pair = 1,
+        stride: Pair | Triple = 1,
+        padding: Pair | Triple | str = 0,
+        dilation: Pair | Triple = 1,
         groups: int = 1,
         bias: bool = True,
+        depth: str = "keep",
     ) -> None:
         super().__init__()
+        kind = type(self).__name__
+        if depth not in ("keep", "isotropic"):
+            raise ValueError(f"depth must be 'keep' or 'isotropic', got {depth!r}")
+        if depth == "isotropic" and self.keeps_depth:
+            raise ValueError(f"{kind} works between slices of one stack: depth must be 'keep'")
         if min(in_channels, out_channels) < 1:
             raise ValueError(
                 f"there must be at least 1 channel, got in_channels={in_channels}, "
@@ -181,12 +99,14 @@ class SliceConv(nn.Module):
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
+        axes = axes_3d if depth == "isotropic" else in_plane_pair
+        self.depth = depth
         self.kernel_size = in_plane_pair("kernel_size", kernel_size)
-        self.stride = in_plane_pair("stride", stride)
-        self.dilation = in_plane_pair("dilation", dilation)
+        self.stride = axes("stride", stride)
+        self.dilation = axes("dilation", dilation)
         self.groups = groups
         if padding != "same":
-            padding = in_plane_pair("padding", 0 if padding == "valid" else padding, least=0)
+            padding = axes("padding", 0 if padding == "valid" else padding, least=0)
         self.padding = padding
         self.sides = self._sides()
         self.weight = nn.Parameter(torch.empty(self.weight_shape()))
@@ -218,16 +138,18 @@ class SliceConv(nn.Module):
             cls.linear = False
         cls.convolve_takes_thickness = "thickness" in signature(cls.convolve).parameters
 
-    def _sides(self) -> tuple[int, int, int, int]:
-        """Zero padding left, right, top, bottom."""
+    def _sides(self) -> tuple[int, ...]:
+        """Zero padding of a K x K (x K) kernel: left, right, top, bottom (, front, back)."""
+        sizes = self.kernel_size
+        if self.depth == "isotropic":
+            sizes = (square_kernel(self, "along depth it is to act as in-plane"), *sizes)
         if self.padding != "same":
-            height, width = self.padding
-            return (width, width, height, height)
-        if self.stride != (1, 1):
+            return tuple(n for n in reversed(self.padding) for _ in range(2))
+        if set(self.stride) != {1}:
             raise ValueError(f"padding='same' needs stride 1, got {self.stride}")
-        height, width = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size))
-        # As torch does: of an odd number the larger half goes right and below.
-        return (width // 2, width - width // 2, height // 2, height - height // 2)
+        sums = [d * (k - 1) for d, k in zip(self.dilation, sizes)]
+        # As torch does: of an odd number the larger half goes right, below and behind.
+        return tuple(n for total in reversed(sums) for n in (total // 2, total - total // 2))
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of `weight`."""
@@ -263,9 +185,33 @@ class SliceConv(nn.Module):
         became of them with a norm folded in: use these, not the attributes. One that has a fourth
         argument `thickness` gets that as well, as `forward` was given it.
         """
-        return conv_depth(
-            x, weight.unsqueeze(2), bias, self.stride, self.sides, self.dilation, self.groups
-        )
+        return self.convolve3d(x, weight.unsqueeze(2), bias)
+
+    def convolve3d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int | None = None,
+        spacing: Tensor | None = None,
+    ) -> Tensor:
+        """3D convolution with this operator's geometry, (B, C, D, H, W) -> (B, c', D', H', W').
+
+        `weight` is (c', C / groups, kd, kh, kw). Where an axis has less than K taps, their middle
+        (k - 1) // 2 lies where the K taps have theirs: results of all kernels lie alike. `spacing`
+        of the taps along depth is as in `conv_depth`.
+        """
+        taps, sizes = weight.shape[2:], (self.kernel_size[0], *self.kernel_size)
+        sides, dilation = list(self.sides), list(self.dilation)
+        for axis in range(-1, -1 - len(dilation), -1):
+            rate, k, size = dilation[axis], taps[axis], sizes[axis]
+            if k != size:
+                before = (size - 1) // 2 - (k - 1) // 2
+                sides[-2 * axis - 2] -= rate * before
+                sides[-2 * axis - 1] -= rate * (size - k - before)
+                dilation[axis] = rate if k > 1 else 1
+        groups = self.groups if groups is None else groups
+        return conv_depth(x, weight, bias, self.stride, sides, dilation, groups, spacing)
 
     def convolve_affine(
         self, x: Tensor, thickness: Tensor | None = None, affine: Affine | None = None
@@ -308,22 +254,33 @@ class SliceConv(nn.Module):
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        for name, default in (("stride", (1, 1)), ("dilation", (1, 1)), ("groups", 1)):
-            if getattr(self, name) != default:
+        for name in ("stride", "dilation"):
+            if set(getattr(self, name)) != {1}:
                 text += f", {name}={getattr(self, name)}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
         if any(self.sides):
             text += f", padding={self.padding!r}"
+        if self.depth != "keep":
+            text += f", depth={self.depth!r}"
         return text if self.bias is not None else text + ", bias=False"
 
 
 def in_plane_pair(name: str, value: Pair, least: int = 1) -> tuple[int, int]:
     """(height, width) out of an int or a pair; anything else is refused."""
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
-        raise ValueError(
-            f"{name} is in-plane: an int or a (height, width) pair, at least {least}, got {value!r}"
-        )
-    return pair
+    return _axes(name, value, least, 2, "is in-plane: an int or a (height, width) pair")
+
+
+def axes_3d(name: str, value: Triple, least: int = 1) -> tuple[int, int, int]:
+    """(depth, height, width) out of an int or a triple; anything else is refused."""
+    return _axes(name, value, least, 3, "must be an int or a (depth, height, width) triple")
+
+
+def _axes(name: str, value: int | Sequence[int], least: int, count: int, what: str) -> tuple:
+    axes = tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
+    if len(axes) != count or not all(isinstance(n, int) and n >= least for n in axes):
+        raise ValueError(f"{name} {what}, at least {least}, got {value!r}")
+    return axes
 
 
 def square_kernel(operator: SliceConv, why: str) -> int:

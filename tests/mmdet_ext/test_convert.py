@@ -20,8 +20,9 @@ from torch.nn.utils import prune
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 from torch.utils.checkpoint import checkpoint
 
-from mmdet_ext.convert import convert_to_3d, map_tensors
+from mmdet_ext.convert import convert_to_3d
 from mmdet_ext.ops import OPERATORS, AlignShiftConv, SliceConv, TSMConv, fold
+from mmdet_ext.slice_network import map_tensors
 
 from .networks_2d import NETWORKS, ResNet, ResNetFPN
 

@@ -1,0 +1,298 @@
+"""Functional 2D calls on volumes, each against its 3D counterpart written out."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmdet_ext.functional_3d import Functions3D, inflate_transposed
+from mmdet_ext.image_shape import Extent, NoCounterpart, image_shape
+
+DOUBLE = torch.float64
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+
+
+def never(*args, **kwargs):
+    raise AssertionError("there is no convolution here")
+
+
+X = randn(2, 4, 6, 8, 10)
+Y = randn(2, 4, 3, 5, 7, seed=1)  # another map
+ROW, GATE = randn(4, seed=2), randn(2, 4, seed=3)
+KERNEL = randn(4, 3, 3, 3, seed=4)
+LAST = X.permute(0, 2, 3, 4, 1)  # channels last
+
+
+def to_size_of(x, other):
+    h, w = other.shape[-2:]
+    return F.interpolate(x, size=(h, w))
+
+
+def shuffle(x):
+    b, c, h, w = x.size()
+    return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+def tokens_and_back(x):
+    b, c, h, w = x.shape
+    y = x.view(b, c, h * w).transpose(1, 2)
+    return y.transpose(1, 2).reshape(b, c, h, w) + y.sum()
+
+
+def crop_to(x, other):
+    return x[:, :, : other.shape[2], : other.size(3)]
+
+
+def pad_to(x, other):
+    """Of a U-Net whose maps differ by a pixel."""
+    dy, dx = other.size()[2] - x.size()[2], other.size()[3] - x.size()[3]
+    return F.pad(x, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2])
+
+
+def to_larger(x, other):
+    """What `pad_to` is to give, along all three axes."""
+    widths = []
+    for axis in (4, 3, 2):
+        more = other.shape[axis] - x.shape[axis]
+        widths += [more // 2, more - more // 2]
+    return F.pad(x, widths)
+
+
+def double_by_int(x):
+    return F.interpolate(x, size=[int(n * 2.0) for n in x.shape[-2:]])
+
+
+# The call of a network's code, and what it is to give.
+CALLS = {
+    "max_pool2d": (lambda: F.max_pool2d(X, 2), lambda: F.max_pool3d(X, 2)),
+    "max_pool2d, pairs": (
+        lambda: F.max_pool2d(X, (3, 3), stride=(2, 2), padding=1, ceil_mode=True),
+        lambda: F.max_pool3d(X, 3, 2, 1, ceil_mode=True),
+    ),
+    "torch.max_pool2d": (lambda: torch.max_pool2d(X, 2, 2), lambda: F.max_pool3d(X, 2, 2)),
+    "max_pool2d with indices": (
+        lambda: F.max_pool2d(X, 2, return_indices=True)[1],
+        lambda: F.max_pool3d(X, 2, return_indices=True)[1],
+    ),
+    "max_unpool2d": (
+        lambda: F.max_unpool2d(*F.max_pool2d(X, 2, return_indices=True), 2),
+        lambda: F.max_unpool3d(*F.max_pool3d(X, 2, return_indices=True), 2),
+    ),
+    "avg_pool2d": (
+        lambda: F.avg_pool2d(X, 3, 2, 1, count_include_pad=False),
+        lambda: F.avg_pool3d(X, 3, 2, 1, count_include_pad=False),
+    ),
+    "avg_pool2d, own divisor": (
+        lambda: F.avg_pool2d(X, kernel_size=2, divisor_override=2),
+        lambda: F.avg_pool3d(X, 2, divisor_override=4),
+    ),
+    "avg_pool2d of the whole map": (
+        lambda: F.avg_pool2d(X, X.shape[2:]),
+        lambda: F.avg_pool3d(X, (6, 8, 10)),
+    ),
+    "lp_pool2d": (lambda: F.lp_pool2d(X, 2, 2), lambda: F.lp_pool3d(X, 2, 2)),
+    "adaptive_avg_pool2d": (
+        lambda: F.adaptive_avg_pool2d(input=X, output_size=(3, 3)),
+        lambda: F.adaptive_avg_pool3d(X, 3),
+    ),
+    "adaptive_avg_pool2d to another map": (
+        lambda: F.adaptive_avg_pool2d(X, Y.shape[-2:]),
+        lambda: F.adaptive_avg_pool3d(X, (3, 5, 7)),
+    ),
+    "adaptive_max_pool2d": (
+        lambda: F.adaptive_max_pool2d(X, 1), lambda: X.amax((2, 3, 4), keepdim=True)
+    ),
+    "interpolate bilinear": (
+        lambda: F.interpolate(X, scale_factor=2, mode="bilinear", align_corners=True),
+        lambda: F.interpolate(X, scale_factor=2, mode="trilinear", align_corners=True),
+    ),
+    "interpolate by a pair": (
+        lambda: F.interpolate(X, scale_factor=(0.5, 0.5)),
+        lambda: F.interpolate(X, scale_factor=0.5),
+    ),
+    "interpolate to another map": (
+        lambda: F.interpolate(X, Y.shape[-2:], mode="bilinear"),
+        lambda: F.interpolate(X, (3, 5, 7), mode="trilinear"),
+    ),
+    "interpolate to shape[2:]": (
+        lambda: F.interpolate(X, size=Y.size()[2:]), lambda: F.interpolate(X, (3, 5, 7))
+    ),
+    "interpolate to h, w": (lambda: to_size_of(X, Y), lambda: F.interpolate(X, (3, 5, 7))),
+    "interpolate to h * 2": (
+        lambda: F.interpolate(X, (X.shape[2] * 2, 2 * X.shape[3])),
+        lambda: F.interpolate(X, scale_factor=2),
+    ),
+    "interpolate to int(h * 2.0)": (
+        lambda: double_by_int(X), lambda: F.interpolate(X, scale_factor=2)
+    ),
+    "mean of all pixels": (lambda: X.mean((2, 3)), lambda: X.mean((2, 3, 4))),
+    "mean, negative axes": (
+        lambda: torch.mean(X, dim=[-1, -2], keepdim=True),
+        lambda: X.mean((2, 3, 4), keepdim=True),
+    ),
+    "sum over channels and pixels": (lambda: X.sum((1, 2, 3)), lambda: X.sum((1, 2, 3, 4))),
+    "mean of channels": (lambda: X.mean(1), lambda: X.mean(dim=1)),
+    "max of channels": (lambda: X.max(1)[0], lambda: X.amax(1)),
+    "mean of all": (lambda: X.mean(), lambda: X.mean((0, 1, 2, 3, 4))),
+    "norm, channels last": (
+        lambda: LAST.norm(p=2, dim=(1, 2), keepdim=True),
+        lambda: LAST.square().sum((1, 2, 3), keepdim=True).sqrt(),
+    ),
+    "axes of five": (lambda: X.amax((3, 4)), lambda: X.flatten(3).amax(3)),
+    "flatten": (lambda: X.flatten(2), lambda: X.reshape(2, 4, 480)),
+    "flatten the last two": (lambda: X.flatten(-2), lambda: X.reshape(2, 4, 480)),
+    "flatten, channels last": (lambda: LAST.flatten(1, 2), lambda: LAST.reshape(2, 480, 4)),
+    "to channels last": (lambda: X.permute(0, 2, 3, 1), lambda: LAST),
+    "to channels first": (lambda: torch.permute(LAST, (0, 3, 1, 2)), lambda: X),
+    "pixels first": (lambda: X.permute(2, 3, 0, 1), lambda: X.permute(2, 3, 4, 0, 1)),
+    "pad": (
+        lambda: F.pad(X, (1, 2, 1, 2), mode="replicate"),
+        lambda: F.pad(X, (1, 2, 1, 2, 1, 2), mode="replicate"),
+    ),
+    "pad channels": (
+        lambda: F.pad(X, (0, 0, 0, 0, 1, 3)),
+        lambda: torch.cat([X[:, :1] * 0, X, X[:, :3] * 0], 1),
+    ),
+    "pad to another map": (lambda: pad_to(Y, X), lambda: to_larger(Y, X)),
+    "every other pixel": (lambda: X[:, :, ::2, ::2], lambda: X[:, :, ::2, ::2, ::2]),
+    "but the border": (lambda: X[..., 1:-1, 1:-1], lambda: X[:, :, 1:-1, 1:-1, 1:-1]),
+    "crop to another map": (lambda: crop_to(X, Y), lambda: X[:, :, :3, :5, :7]),
+    "channels": (lambda: X[:, 1:3], lambda: X.narrow(1, 1, 2)),
+    "gate": (
+        lambda: X * GATE.view(2, 4, 1, 1), lambda: torch.einsum("ncdhw,nc->ncdhw", X, GATE)
+    ),
+    "gate, the other way round": (
+        lambda: GATE[:, :, None, None] * X, lambda: torch.einsum("ncdhw,nc->ncdhw", X, GATE)
+    ),
+    "scale and shift": (
+        lambda: ROW[:, None, None] * X + ROW.view(1, -1, 1, 1),
+        lambda: torch.einsum("ncdhw,c->ncdhw", X + 1, ROW),
+    ),
+    "scale, channels last": (
+        lambda: LAST * ROW.view(1, 1, 1, 4), lambda: torch.einsum("ndhwc,c->ndhwc", LAST, ROW)
+    ),
+    "gate, channels last": (
+        lambda: LAST * GATE.view(2, 1, 1, 4), lambda: torch.einsum("ndhwc,nc->ndhwc", LAST, GATE)
+    ),
+    "drop path": (
+        lambda: X * GATE[:, 0].view((2,) + (1,) * (X.ndim - 1)),
+        lambda: torch.einsum("ncdhw,n->ncdhw", X, GATE[:, 0]),
+    ),
+    "expand_as": (
+        lambda: GATE.view(2, 4, 1, 1).expand_as(X),
+        lambda: GATE.view(2, 4, 1, 1, 1).expand(2, 4, 6, 8, 10),
+    ),
+    "expand to h, w": (
+        lambda: Y[:, :, :1, :1].expand(-1, -1, *X.shape[-2:]),
+        lambda: Y[:, :, :1, :1, :1].expand(-1, -1, 6, 8, 10),
+    ),
+    "repeat": (lambda: X.repeat(1, 2, 1, 1), lambda: torch.cat([X, X], 1)),
+    "zeros": (lambda: X.new_zeros(X.shape), lambda: torch.zeros_like(X)),
+    "channel shuffle": (lambda: shuffle(X), lambda: F.channel_shuffle(X, 2)),
+    "tokens": (lambda: tokens_and_back(X), lambda: X + X.sum()),
+    "dimensions": (
+        lambda: torch.tensor([X.ndim, X.dim(), len(X.shape)]), lambda: torch.tensor([4, 4, 4])
+    ),
+    "conv_transpose2d": (
+        lambda: F.conv_transpose2d(X, KERNEL, stride=2, padding=1, output_padding=1),
+        lambda: F.conv_transpose3d(X, inflate_transposed(KERNEL, 2, 1), None, 2, 1, 1),
+    ),
+    "images": (
+        lambda: F.max_pool2d(X.select(2, 0), 2), lambda: F.max_pool3d(X[:, :, 0], (1, 2, 2))
+    ),
+    "tokens' mean": (lambda: X.flatten(2).mean(2), lambda: X.mean((2, 3, 4))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_on_volumes_is_its_counterpart(call):
+    of_images, of_volumes = CALLS[call]
+    with Functions3D(never):
+        got = of_images()
+    torch.testing.assert_close(got, of_volumes(), rtol=0, atol=1e-12)
+
+
+def test_dropout2d_drops_whole_channels_of_volumes():
+    torch.manual_seed(0)
+    with Functions3D(never):
+        dropped = F.dropout2d(torch.ones(8, 16, 3, 4, 5), 0.5)
+    of_channel = dropped.flatten(2)
+    assert (of_channel == of_channel[..., :1]).all() and 0.3 < (dropped == 0).float().mean() < 0.7
+
+
+def test_in_place_on_part_of_a_map():
+    x = X.clone()
+    with Functions3D(never):
+        x[:, :, ::2, ::2] = 0.0
+        x[:, :, 1:, 1:].mul_(GATE.view(2, 4, 1, 1))
+    expected = X.clone()
+    expected[:, :, ::2, ::2, ::2] = 0.0
+    expected[:, :, 1:, 1:, 1:] *= GATE.view(2, 4, 1, 1, 1)
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: F.max_pool2d(X, (1, 2)), "is 1 along height and 2 along width"),
+        (lambda: F.avg_pool2d(X, (2, 1)), "kernel_size is 2 along height"),
+        (lambda: F.pad(X, (1, 1)), "padding"),
+        (lambda: F.pad(X, (1, 1, 2, 2)), "padding is 2 along height and 1 along width"),
+        (lambda: F.interpolate(X, size=(16, 16)), "nothing says how deep"),
+        (lambda: F.interpolate(X, scale_factor=(1, 2)), "scale_factor"),
+        (lambda: F.interpolate(X, scale_factor=2, mode="bicubic"), "mode='bicubic'"),
+        (lambda: F.interpolate(X, scale_factor=0.5, mode="bilinear", antialias=True), "antialias"),
+        (lambda: X.mean(2), "one alone"),
+        (lambda: X.sum(-1), "one alone"),
+        (lambda: X.amax((1, 3)), "one alone"),
+        (lambda: X.permute(0, 1, 3, 2), "nothing says where depth goes"),
+        (lambda: X[:, :, 1:, :-1], "an index is"),
+        (lambda: X + randn(1, 4, 8, 10), "a table of an image's pixels"),
+        (lambda: F.pixel_shuffle(X, 2), "pixel_shuffle has no counterpart"),
+        (lambda: F.conv_transpose2d(X, randn(4, 2, 1, 3)), "1 x 3"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused(call, message):
+    with Functions3D(never), pytest.raises(NoCounterpart, match=message):
+        call()
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_a_transposed_convolution_answers_equal_slices_as_one_image(size, stride, dilation):
+    """Away from the ends; slices that no tap reaches hold nothing."""
+    weight, image = randn(3, 2, size, size), randn(2, 3, 4, 5)
+    depth = 11
+    got = F.conv_transpose3d(
+        image[:, :, None].expand(-1, -1, depth, -1, -1),
+        inflate_transposed(weight, stride, dilation), None, stride, dilation=dilation,
+    )  # fmt: skip
+    expected = F.conv_transpose2d(image, weight, stride=stride, dilation=dilation)
+    reached = {dilation * j % stride for j in range(size)}
+    reach = dilation * (size - 1)
+    for d in range(reach, stride * (depth - 1) + 1):
+        wanted = expected if d % stride in reached else torch.zeros_like(expected)
+        torch.testing.assert_close(got[:, :, d], wanted, rtol=0, atol=1e-12)
+
+
+def test_an_extent_knows_its_volume_through_computation():
+    _, _, h, w = image_shape(torch.Size((2, 4, 6, 8, 10)))
+    assert (h, w, h * w, w * h) == (8, 10, 480, 480)
+    half = (h + 1) // 2 - 1
+    assert isinstance(half, Extent) and half == 3 and half.volume == (2, 3, 4)
+    assert type(h * 1.5) is float and type(h - w) is int and h - w == -2
+    assert (h % 4).volume == (2, 0, 2)
+    assert (-(-h // 3)).volume == (2, 3, 4)  # rounded up
+    assert copy.deepcopy(h).volume == pickle.loads(pickle.dumps(h)).volume == (6, 8, 10)
+
+
+def test_the_mode_is_over_after_an_error():
+    with pytest.raises(NoCounterpart), Functions3D(never):
+        X.mean(2)
+    assert X.mean(2).shape == (2, 4, 8, 10)
