@@ -104,6 +104,7 @@ def test_peak_memory_is_what_tensors_take_at_once():
     assert peak_memory(three_then_one) == pytest.approx(3 * 4 << 20, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cases",
     [
@@ -212,6 +213,7 @@ def test_command_prints_and_writes(repository, tmp_path):
     assert "commit" in content["environment"]
 
 
+@pytest.mark.slow
 def test_gpu_recipe_repeats_the_losses_of_the_cpu(phantom, monkeypatch, own_threads):
     """Both runs are on the CPU then: the second, of a process group, is to see the same samples."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

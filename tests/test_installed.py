@@ -73,6 +73,7 @@ def commands(wheel, tmp_path_factory):
     return folder / "bin"
 
 
+@pytest.mark.slow
 def test_from_an_empty_folder_to_the_tables(commands, tmp_path):
     def call(name, *arguments):
         return run(commands / f"deeplesion-{name}", *arguments, folder=tmp_path, **variables)

@@ -49,6 +49,7 @@ NO_MODEL_FAMILIES = {
 TWIN = re.compile("(?!.*(dconv|dcn)).*([rx]101|[23]x_)")
 
 
+@pytest.mark.slow
 def test_every_model_of_mmdetection_that_builds_passes():
     models, refused = {}, {}
     root = Path(mmdet.__file__).parent / ".mim/configs"

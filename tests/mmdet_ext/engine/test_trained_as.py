@@ -174,7 +174,10 @@ def test_a_checkpoint_without_the_record_is_warned_of(trained, load):
 # The record
 
 
-@pytest.mark.parametrize("which", ["**/*_3slice.py", "volumetric_attention/*.py"])
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param("**/*_3slice.py", marks=pytest.mark.slow), "volumetric_attention/*.py"],
+)
 def test_every_two_experiments_differ_and_each_equals_itself(repository, which):
     files = sorted((repository / "configs").glob(which))
     networks = {str(file): network_of(load_config(str(file))) for file in files}
