@@ -119,10 +119,11 @@ def build(path):
     config.model.train_cfg.rcnn.sampler.num = 8
     config.model.test_cfg.rcnn.max_per_img = 3
     config.model.test_cfg.rpn.max_per_img = 100
+    # Of 2048 outputs, 50 million weights, which take long to draw.
+    config.model.roi_head.bbox_head.fc_out_channels = 64
     if "base_channels" not in backbone and backbone.type == "TorchvisionResNet":
         # A narrow network; depth and parts are the config's.
         backbone.base_channels = 8
-        config.model.roi_head.bbox_head.fc_out_channels = 64
         config.model.neck.in_channels = [c // 8 for c in config.model.neck.in_channels]
     return MODELS.build(config.model), config
 

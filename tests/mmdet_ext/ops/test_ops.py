@@ -455,7 +455,7 @@ def test_precisions(case, dtype, tolerance):
 
 
 @every_operator
-@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("kernel_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_compiled_whole_operator_agrees_and_so_do_its_gradients(case, kernel_size):
     torch._dynamo.reset()
     conv = make(case, 8, 6, kernel_size, padding=kernel_size // 2)
