@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-PARTS = ("configs", "deeplesion", "mmdet_ext", "tools")
+PARTS = ("configs", "ct_volumes", "deeplesion", "mmdet_ext", "tools")
 METADATA = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 COMMANDS = runpy.run_path(str(TOOLS / "installed.py"))["COMMANDS"]
 # A network of seconds: what is tested is that everything is there.

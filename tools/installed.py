@@ -19,6 +19,7 @@ COMMANDS = {
     "deeplesion-complexity": "complexity",
     "deeplesion-convert": "convert_checkpoint",
     "deeplesion-proof-of-concept": "proof_of_concept",
+    "deeplesion-show-attention": "show_attention",
 }
 
 

@@ -245,7 +245,7 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
                 memory = children.wait(child)
                 status = child.returncode
             finally:  # of an interrupted start, too
-                into["seconds"] = round(into.get("seconds", 0) + time.time() - began, 1)
+                into["seconds"] = round(into.get("seconds", 0) + time.time() - began, 3)
                 into["memory_mb"] = round(max(into.get("memory_mb", 0), memory))
                 save()
         return None if status == 0 else Outcome(job, command, log, _how_it_ended(status))
