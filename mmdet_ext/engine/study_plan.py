@@ -109,11 +109,13 @@ def _take_out_files(parts: dict, config: str) -> dict[str, str]:
     """Replaces the names of files in a config by nothing; returns what is in them, by option."""
     contents = {}
     for path, node in list(dicts(parts, "")):
-        if isinstance(node.get("ann_file"), str):
-            file = Path(node.pop("data_root", None) or "", node.pop("ann_file"))
-            if not file.is_file():
-                raise MissingDataError(NOT_PREPARED.format(file=file, config=config))
-            contents[f"{path}.ann_file"] = _file_hash(file)
+        if node.get("ann_file"):
+            root, files = Path(node.pop("data_root", None) or ""), node.pop("ann_file")
+            files = [root / file for file in ([files] if isinstance(files, str) else files)]
+            for file in files:
+                if not file.is_file():
+                    raise MissingDataError(NOT_PREPARED.format(file=file, config=config))
+            contents[f"{path}.ann_file"] = " ".join(map(_file_hash, files))
         weights = node.get("checkpoint")
         if isinstance(weights, str) and Path(weights).is_file():
             contents[f"{path}.checkpoint"] = _file_hash(Path(node.pop("checkpoint")))

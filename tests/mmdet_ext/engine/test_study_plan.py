@@ -115,6 +115,21 @@ def test_a_fingerprint_is_of_what_is_done(fingerprints, phantom, tmp_path):
         fingerprints(root=moved)
 
 
+def test_of_several_annotation_files_the_contents_count_too(fingerprints, phantom, tmp_path):
+    both = 'train_dataloader.dataset.ann_file=["annotations/train.json","annotations/test.json"]'
+    plain = fingerprints(both)
+    assert changed(plain, fingerprints()) == {"training data"}
+    moved = tmp_path / "moved"
+    shutil.copytree(phantom / "annotations", moved / "annotations")
+    assert changed(plain, fingerprints(both, root=moved)) == set()
+    second = moved / "annotations/test.json"
+    second.write_text(second.read_text() + "\n")
+    assert changed(plain, fingerprints(both, root=moved)) == {"training data", "test data"}
+    second.unlink()
+    with pytest.raises(MissingDataError, match=r"test\.json.*prepare_data"):
+        fingerprints(both, root=moved)
+
+
 def test_weights_that_training_starts_from_count_by_their_content(fingerprints, tmp_path):
     found = []
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
