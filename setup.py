@@ -22,7 +22,7 @@ setup(
     package_dir={"mmdet_ext.configs": "configs", "mmdet_ext.tools": "tools"},
     package_data={
         "ct_volumes": ["page.html", "page.js"],
-        "deeplesion.report": ["report.html", "study.html"],
+        "deeplesion.report": ["page.css", "report.html", "study.html"],
         "mmdet_ext.configs": ["*/*.py"],
         "mmdet_ext.engine": ["references/*.json"],
     },

@@ -4,14 +4,16 @@ and by lesion size."""
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from deeplesion.evaluation.breakdowns import by_diameter, by_thickness
 from deeplesion.evaluation.evaluate import band, table
@@ -80,13 +82,28 @@ def render_figures(
 
     Results without lesions have no curve; there are no figures if none has one.
     """
-    files = {}
     results = [result for result in results if result.curve.num_lesions]
     if not results:
-        return files
+        return {}
+    return rendered(
+        {
+            "froc": lambda: froc_figure(results, resamples, seed),
+            "groups": lambda: groups_figure(results, resamples, seed),
+        },
+        kinds,
+    )
+
+
+def rendered(figures: Mapping[str, Callable[[], Figure]], kinds: Sequence[str]) -> dict[str, bytes]:
+    """Figures in the style of all of them, as files of these kinds: 'froc.png' -> content.
+
+    Args:
+        figures: name -> what draws it.
+    """
+    files = {}
     with matplotlib.rc_context(STYLE):
-        for name, draw in (("froc", froc_figure), ("groups", groups_figure)):
-            figure = draw(results, resamples, seed)
+        for name, draw in figures.items():
+            figure = draw()
             for kind in kinds:
                 canvas, metadata = FORMATS[kind]
                 content = io.BytesIO()
@@ -97,23 +114,34 @@ def render_figures(
     return files
 
 
-def froc_figure(results: Sequence[Result], resamples: int, seed: int) -> Figure:
-    """The FROC curves of several results with their 95 % bands."""
-    figure = Figure(figsize=(4.8, 3.6))
-    axes = figure.add_subplot()
-    lowest, entries = 100.0, {}
-    for i, result in enumerate(results):
-        look = dict(color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)], linewidth=1.4)
-        look["marker"], look["markersize"] = MARKERS[i % len(MARKERS)], 4.5
-        low, high = 100 * band(result.curve, result.patients, CURVE_FPS, resamples, seed)
-        axes.fill_between(CURVE_FPS, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        (row,) = table(result, {"all": result.curve}, resamples, seed)
-        for fps, unused in ((CURVE_FPS, "marker"), (TABLE_FPS, "linestyle")):
-            sensitivity = 100 * result.curve.sensitivity_at(fps)
-            axes.plot(fps, sensitivity, **look | {unused: "none"})
-        entries[f"{result.name}: {with_interval(row)}"] = axes.plot([], [], **look)[0]
-        first = [low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])], row["sensitivity"]["0.5"]]
-        lowest = min(lowest, np.nanmin(first))
+def look(i: int) -> dict:
+    """Colour, line and marker of the i-th curve."""
+    return dict(
+        color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)],
+        marker=MARKERS[i % len(MARKERS)], linewidth=1.4, markersize=4.5,
+    )  # fmt: skip
+
+
+def plot_froc(
+    axes: Axes, i: int, band: np.ndarray, curve: np.ndarray, points: np.ndarray
+) -> tuple[Line2D, float]:
+    """Draws the i-th FROC curve, in %.
+
+    Args:
+        band: (2, n) ends of its band at CURVE_FPS.
+        curve, points: sensitivity at CURVE_FPS and at TABLE_FPS.
+
+    Returns its entry for a legend, and the lower end of its band at the first of TABLE_FPS.
+    """
+    style, (low, high) = look(i), band
+    axes.fill_between(CURVE_FPS, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.plot(CURVE_FPS, curve, **style | {"marker": "none"})
+    axes.plot(TABLE_FPS, points, **style | {"linestyle": "none"})
+    return axes.plot([], [], **style)[0], low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])]
+
+
+def label_froc(axes: Axes, lowest: float, entries: Mapping[str, Line2D], **legend) -> None:
+    """Axes and legend of FROC curves; `lowest` is what must be seen."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(TABLE_FPS, [f"{fps:g}" for fps in TABLE_FPS])
     axes.minorticks_off()
@@ -122,7 +150,22 @@ def froc_figure(results: Sequence[Result], resamples: int, seed: int) -> Figure:
     axes.set_xlabel("False positives per image")
     axes.set_ylabel("Sensitivity (%)")
     title = "Average at 0.5, 1, 2, 4 (%) [95 % interval]"
-    axes.legend(entries.values(), entries.keys(), loc="best", title=title)
+    axes.legend(entries.values(), entries.keys(), title=title, **{"loc": "best", **legend})
+
+
+def froc_figure(results: Sequence[Result], resamples: int, seed: int) -> Figure:
+    """The FROC curves of several results with their 95 % bands."""
+    figure = Figure(figsize=(4.8, 3.6))
+    axes = figure.add_subplot()
+    lowest, entries = 100.0, {}
+    for i, result in enumerate(results):
+        bounds = 100 * band(result.curve, result.patients, CURVE_FPS, resamples, seed)
+        (row,) = table(result, {"all": result.curve}, resamples, seed)
+        curve, points = (100 * result.curve.sensitivity_at(fps) for fps in (CURVE_FPS, TABLE_FPS))
+        entry, low = plot_froc(axes, i, bounds, curve, points)
+        entries[f"{result.name}: {with_interval(row)}"] = entry
+        lowest = min(lowest, np.nanmin([low, row["sensitivity"]["0.5"]]))
+    label_froc(axes, lowest, entries)
     return figure
 
 

@@ -28,7 +28,7 @@ from deeplesion.report.tables import (
 __all__ = ["write_figures", "write_report"]
 
 EXAMPLES = 200
-TEMPLATE = Path(__file__).with_name("report.html")
+FOLDER = Path(__file__).parent
 
 
 def write_report(
@@ -76,8 +76,8 @@ def write_report(
         for e in evaluations
         if e["froc"][0]["average"] is not None
     )
-    page = fill(
-        TEMPLATE.read_text(encoding="utf-8"),
+    page = page_of(
+        "report.html",
         title=escape(" · ".join(names)),
         colours=_colours(),
         summary=_summary(results, settings),
@@ -93,6 +93,12 @@ def write_report(
     path = Path(out_dir) / "report.html"
     write_whole(path, page)
     return path
+
+
+def page_of(template: str, **parts: str) -> str:
+    """A template of this folder, filled with its parts and, as {{style}}, what all pages share."""
+    text, style = (FOLDER.joinpath(name).read_text("utf-8") for name in (template, "page.css"))
+    return fill(text, style=style, **parts)
 
 
 def fill(template: str, **parts: str) -> str:

@@ -3,17 +3,15 @@ reference as a forest plot, and thin slices against thick ones."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from deeplesion.evaluation.froc import TABLE_FPS
 from deeplesion.evaluation.results import Result
-from deeplesion.report.figures import COLOURS, CURVE_FPS, FORMATS, LINES, MARKERS, STYLE
+from deeplesion.report.figures import COLOURS, CURVE_FPS, label_froc, plot_froc, rendered
 
 GROUPS = {"all": "All slices", "thin": "Thin (≤ 2 mm)", "thick": "Thick (> 2 mm)"}
 BESIDE = 6  # more methods than these have their legend beside the curves
@@ -29,30 +27,12 @@ def render_study(
         results: method -> one a seed.
         statistics: of them, by `deeplesion.evaluation.study.study`.
     """
-    files = {}
-    with matplotlib.rc_context(STYLE):
-        figures = {"froc": froc_figure(results, statistics)}
-        if statistics["differences"]:
-            figures["differences"] = differences_figure(statistics)
-        if any({"thin", "thick"} <= set(groups) for groups in statistics["methods"].values()):
-            figures["thickness"] = thickness_figure(statistics)
-        for name, figure in figures.items():
-            for kind in kinds:
-                canvas, metadata = FORMATS[kind]
-                content = io.BytesIO()
-                canvas(figure).print_figure(
-                    content, format=kind, dpi=300, metadata=metadata, bbox_inches="tight"
-                )
-                files[f"{name}.{kind}"] = content.getvalue()
-    return files
-
-
-def look(i: int) -> dict:
-    """Colour, line and marker of the i-th method."""
-    return dict(
-        color=COLOURS[i % len(COLOURS)], linestyle=LINES[i % len(LINES)],
-        marker=MARKERS[i % len(MARKERS)], linewidth=1.4, markersize=4.5,
-    )  # fmt: skip
+    figures = {"froc": lambda: froc_figure(results, statistics)}
+    if statistics["differences"]:
+        figures["differences"] = lambda: differences_figure(statistics)
+    if any({"thin", "thick"} <= set(groups) for groups in statistics["methods"].values()):
+        figures["thickness"] = lambda: thickness_figure(statistics)
+    return rendered(figures, kinds)
 
 
 def froc_figure(results: Mapping[str, Sequence[Result]], statistics: dict) -> Figure:
@@ -61,25 +41,16 @@ def froc_figure(results: Mapping[str, Sequence[Result]], statistics: dict) -> Fi
     axes = figure.add_subplot()
     lowest, entries = 100.0, {}
     for i, (name, runs) in enumerate(results.items()):
-        style = look(i)
-        curves = 100 * np.array([run.curve.sensitivity_at(CURVE_FPS) for run in runs])
-        low, high = curves.min(axis=0), curves.max(axis=0)
-        axes.fill_between(CURVE_FPS, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        axes.plot(CURVE_FPS, curves.mean(axis=0), **style | {"marker": "none"})
-        points = 100 * np.mean([run.curve.sensitivity_at(TABLE_FPS) for run in runs], axis=0)
-        axes.plot(TABLE_FPS, points, **style | {"linestyle": "none"})
-        entries[f"{name}: {average_of(statistics, name)}"] = axes.plot([], [], **style)[0]
-        lowest = min(lowest, low[np.searchsorted(CURVE_FPS, TABLE_FPS[0])])
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(TABLE_FPS, [f"{fps:g}" for fps in TABLE_FPS])
-    axes.minorticks_off()
-    axes.set_xlim(0.4, 20)
-    axes.set_ylim(max(10 * np.floor(lowest / 10 - 1), 0), 101)
-    axes.set_xlabel("False positives per image")
-    axes.set_ylabel("Sensitivity (%)")
-    title = "Average at 0.5, 1, 2, 4 (%) [95 % interval]"
+        curves, points = (
+            100 * np.array([run.curve.sensitivity_at(fps) for run in runs])
+            for fps in (CURVE_FPS, TABLE_FPS)
+        )
+        band = np.stack([curves.min(axis=0), curves.max(axis=0)])
+        entry, low = plot_froc(axes, i, band, curves.mean(axis=0), points.mean(axis=0))
+        entries[f"{name}: {average_of(statistics, name)}"] = entry
+        lowest = min(lowest, low)
     place = dict(loc="upper left", bbox_to_anchor=(1.01, 1.02)) if len(entries) > BESIDE else {}
-    axes.legend(entries.values(), entries.keys(), title=title, **{"loc": "best", **place})
+    label_froc(axes, lowest, entries, **place)
     return figure
 
 

@@ -18,12 +18,11 @@ from deeplesion.evaluation.evaluate import resampled
 from deeplesion.evaluation.results import Result, read_results
 from deeplesion.evaluation.study import study
 from deeplesion.files import write_whole
-from deeplesion.report.page import fill, to_html
+from deeplesion.report.page import page_of, to_html
 from deeplesion.report.study_figures import render_study
 from deeplesion.report.study_tables import NOTE, study_tables
-from deeplesion.report.tables import Table, key_slices_note, to_csv, to_latex, to_markdown, to_text
+from deeplesion.report.tables import Table, as_files, key_slices_note, to_text
 
-TEMPLATE = Path(__file__).with_name("study.html")
 CAPTIONS = {
     "froc": "FROC: mean of each method's seeds; the band reaches from the lowest seed to the"
     " highest.",
@@ -90,11 +89,7 @@ def write_study(
     files: dict[str, str | bytes] = {
         "study.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
         "study.txt": "\n\n".join([*map(to_text, tables), NOTE]) + "\n",
-        "study.csv": to_csv(tables),
-        "study.md": "\n\n".join(map(to_markdown, tables)) + "\n",
-        "study.tex": "% needs \\usepackage{booktabs}\n\n"
-        + "\n\n".join(map(to_latex, tables))
-        + "\n",
+        **{f"study.{kind}": text for kind, text in as_files(tables).items()},
     }
     for i, each in enumerate(found):
         mark = f"-{i + 1}" if i else ""
@@ -163,8 +158,8 @@ def _page(
     told = [f"{'; '.join(each.title for each in found)}. {READING}"]
     if without:
         told.append(f"Without a finished run, hence left out: {', '.join(without)}.")
-    return fill(
-        TEMPLATE.read_text(encoding="utf-8"),
+    return page_of(
+        "study.html",
         title=f"{len(methods) - len(without)} methods, {runs} runs",
         summary="".join(f"<p>{escape(text)}</p>" for text in told),
         sets="".join(sections),

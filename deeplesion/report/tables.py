@@ -384,13 +384,16 @@ def _escape_latex(text: str) -> str:
 
 def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
     """Writes the tables to evaluation.csv, table.md and table.tex; returns the paths."""
-    contents = {
-        "evaluation.csv": to_csv(tables),
-        "table.md": "\n\n".join(map(to_markdown, tables)) + "\n",
-        "table.tex": "% needs \\usepackage{booktabs}\n\n"
-        + "\n\n".join(map(to_latex, tables))
-        + "\n",
+    names = {"csv": "evaluation.csv", "md": "table.md", "tex": "table.tex"}
+    for kind, content in as_files(tables).items():
+        write_whole(folder / names[kind], content)
+    return [folder / name for name in names.values()]
+
+
+def as_files(tables: Sequence[Table]) -> dict[str, str]:
+    """What files of all tables hold, by their endings: 'csv', 'md', 'tex'."""
+    return {
+        "csv": to_csv(tables),
+        "md": "\n\n".join(map(to_markdown, tables)) + "\n",
+        "tex": "\n\n".join(["% needs \\usepackage{booktabs}", *map(to_latex, tables)]) + "\n",
     }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
