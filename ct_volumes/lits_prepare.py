@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 from ct_volumes.lits import STEP_MM, Files, Folder, find_cases, read_case, resample, split
 from ct_volumes.lits_samples import ANNOTATION_FILES, instances_of, to_coco
-from deeplesion.conventions import HU_OFFSET
 from deeplesion.data.coco import read_json
 from deeplesion.data.locate import IMAGES
-from deeplesion.data.slices import slice_name
+from deeplesion.data.slices import slice_name, write_slice
 from deeplesion.errors import DataError, UserError
 from deeplesion.files import write_whole
 from deeplesion.lock import only_writer
@@ -158,11 +155,7 @@ def prepare_case(out: Path, step_mm: float, files: Files) -> dict:
     slices = []
     for index in range(len(hu)):
         name = slice_name(series, index)
-        pixels = (hu[index].astype(np.int32) + HU_OFFSET).astype(np.uint16)
-        encoded, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
-        if not encoded:
-            raise RuntimeError(f"OpenCV could not encode {name}")
-        write_whole(out / IMAGES / name, data.tobytes())
+        write_slice(out / IMAGES / name, hu[index])
         slices.append(
             dict(
                 image={"file_name": name, **image, "key_slice": index},

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from deeplesion.conventions import PIXEL_CENTRE
-from deeplesion.data.annotation_check import annotation_problems, image_problems
+from deeplesion.data.annotation_check import annotation_problems, image_problems, refuse_if
 from deeplesion.data.coco import encode_mask, read_json
 from deeplesion.data.plausible import is_whole
 from deeplesion.errors import DataError
@@ -17,7 +17,6 @@ from deeplesion.errors import DataError
 CLASSES = ("liver", "lesion")  # categories 1 and 2
 LABELS = {1: 1, 2: 2}  # category -> the lowest label that counts as it: a lesion is liver, too
 ANNOTATION_FILES = {"train": "annotations/train.json", "val": "annotations/val.json"}
-MOST_LISTED = 20
 
 
 def instances_of(labels: np.ndarray) -> list[dict]:
@@ -107,11 +106,5 @@ def read_samples(path: Path, need_instances: bool = False) -> dict:
         for category, annotations in of_category.items():
             known = category if category in (1, 2) else 1
             problems += annotation_problems(annotations, content["images"], known)
-    if problems:
-        more = len(problems) - MOST_LISTED
-        listed = problems[:MOST_LISTED] + ([f"and {more} more"] if more > 0 else [])
-        raise DataError(
-            "\n  ".join([f"{path}: {len(problems)} problem{'s'[: len(problems) > 1]}", *listed])
-            + "\nRun tools/prepare_data.py --lits again."
-        )
+    refuse_if(problems, path, "Run tools/prepare_data.py --lits again.")
     return content

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from types import ModuleType
 
 from deeplesion.errors import UserError
+
+INSTALL = "pip install 'deeplesion-mmdet[ct]'"
 
 
 def module(name: str, use: str) -> ModuleType:
@@ -18,4 +21,11 @@ def module(name: str, use: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ct_volumes"):
             raise
-        raise UserError(f"{use} needs {error.name}: pip install 'deeplesion-mmdet[ct]'") from None
+        raise UserError(f"{use} needs {error.name}: {INSTALL}") from None
+
+
+def need(use: str, *libraries: str) -> None:
+    """Raises UserError, '`use` pydicom and nibabel: pip install ...', for libraries that are not
+    there, before any work is done."""
+    if missing := [name for name in libraries if find_spec(name) is None]:
+        raise UserError(f"{use} {' and '.join(missing)}: {INSTALL}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from deeplesion.errors import UserError
+from ct_volumes import optional
 from deeplesion.files import write_whole
 from deeplesion.phantom.liver import LiverScan, draw_liver_scan
 from deeplesion.phantom.make import check_options, claim
@@ -57,8 +56,7 @@ def make_lits(
         ("seed", seed, 0, 2**32 - 1),
         ("workers", workers, 1, 1024),
     )
-    if find_spec("nibabel") is None:
-        raise UserError("LiTS is written with nibabel: pip install 'deeplesion-mmdet[ct]'")
+    optional.need("LiTS is written with", "nibabel")
     root = Path(root)
     arguments = {"lits_version": 1, "cases": cases, "size": size, "seed": seed}
     claim(root, root / "arguments.json", arguments)

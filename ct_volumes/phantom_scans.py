@@ -7,17 +7,16 @@ import json
 import shutil
 from contextlib import closing
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from ct_volumes import optional
 from ct_volumes.scan_out import write_dicom_series, write_nifti_labels, write_nifti_scan
 from ct_volumes.volume import CTVolume, Source
-from deeplesion.errors import UserError
 from deeplesion.files import write_whole
-from deeplesion.phantom.make import check_options, claim
+from deeplesion.phantom.make import check_options, claim, once
 from deeplesion.phantom.scans import PhantomScan, ScanPlan, TrueFinding, draw_scan
 from deeplesion.processes import in_processes
 
@@ -57,10 +56,7 @@ def make_scans(
         ("seed", seed, 0, 2**32 - 1),
         ("workers", workers, 1, 1024),
     )
-    if missing := [name for name in ("pydicom", "nibabel") if find_spec(name) is None]:
-        raise UserError(
-            f"scans are written with {' and '.join(missing)}: pip install 'deeplesion-mmdet[ct]'"
-        )
+    optional.need("scans are written with", "pydicom", "nibabel")
     root = Path(root)
     arguments = {"scans_version": 2, "patients": patients, "size": size, "seed": seed}
     claim(root, root / "arguments.json", arguments)
@@ -78,13 +74,12 @@ def make_scans(
 
 
 def write_scan(root: Path, plan: ScanPlan) -> dict:
-    """Draw a scan and write all of it but its part of the two JSON files, which is returned.
+    """Draw a scan and write all of it but its part of the two JSON files, which is returned, unless
+    `once` knows of it."""
+    return once(root / "unfinished" / f"{plan.name}.json", lambda: _write_scan(root, plan))
 
-    The return value is also left on disk, by which a later call knows that there is nothing to do.
-    """
-    record_file = root / "unfinished" / f"{plan.name}.json"
-    if record_file.exists():
-        return json.loads(record_file.read_text())
+
+def _write_scan(root: Path, plan: ScanPlan) -> dict:
     scan = draw_scan(plan)
     volume = volume_of(scan, root)
     folder = root / "dicom" / plan.name
@@ -100,9 +95,7 @@ def write_scan(root: Path, plan: ScanPlan) -> dict:
         )
     write_nifti_scan(volume, root / "nifti" / f"{plan.name}.nii.gz")
     write_nifti_labels(scan.labels, volume, root / "truth" / f"{plan.name}.nii.gz")
-    record = _record(scan)
-    write_whole(record_file, json.dumps(record))
-    return record
+    return _record(scan)
 
 
 def volume_of(scan: PhantomScan, path: Path) -> CTVolume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from deeplesion.conventions import LESION_TYPES, PIXEL_CENTRE
 from deeplesion.data.plausible import (
@@ -15,7 +16,9 @@ from deeplesion.data.plausible import (
     short,
 )
 from deeplesion.data.run_lengths import mask_areas
+from deeplesion.errors import DataError
 
+MOST_LISTED = 20
 _TYPES = tuple(sorted(LESION_TYPES))
 # An image reaches half a pixel beyond its pixels' centres; files are rounded. Those of others count
 # pixel edges, which reach a pixel beyond the last centre.
@@ -136,6 +139,17 @@ def annotation_problems(annotations: list[dict], images: list[dict], category: i
     if boxes and all(box[1] + box[3] <= 1 and box[2] + box[4] <= 1 for box in boxes):
         problems.append("all annotations: bbox: expected pixels, got fractions of the image")
     return problems
+
+
+def refuse_if(problems: list[str], path: Path, advice: str) -> None:
+    """Raises DataError with the number of problems, the first 20 of them and what to do, if there
+    are any."""
+    if not problems:
+        return
+    more = len(problems) - MOST_LISTED
+    listed = problems[:MOST_LISTED] + ([f"and {more} more"] if more > 0 else [])
+    number = f"{path}: {len(problems)} problem{'s'[: len(problems) > 1]}"
+    raise DataError("\n  ".join([number, *listed]) + f"\n{advice}")
 
 
 def _polygons(mask: object) -> bool:

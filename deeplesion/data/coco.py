@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
-from deeplesion.data.annotation_check import annotation_problems, image_problems
+from deeplesion.data.annotation_check import annotation_problems, image_problems, refuse_if
 from deeplesion.data.plausible import is_whole, short
 from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import parse_json
-
-MOST_LISTED = 20
 
 
 def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
@@ -70,13 +68,7 @@ def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
     problems = image_problems(images)
     if not problems:  # without sound images nothing can be said about what is in them
         problems = annotation_problems(annotations, images, categories[0]["id"])
-    if problems:
-        more = len(problems) - MOST_LISTED
-        listed = problems[:MOST_LISTED] + ([f"and {more} more"] if more > 0 else [])
-        raise DataError(
-            "\n  ".join([f"{path}: {len(problems)} problem{'s'[: len(problems) > 1]}", *listed])
-            + "\nRun tools/prepare_data.py again, or correct the file."
-        )
+    refuse_if(problems, path, "Run tools/prepare_data.py again, or correct the file.")
     return content
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from deeplesion.conventions import HU_OFFSET, HU_SHIFT, HU_WINDOW
 from deeplesion.errors import DataError, MissingDataError
+from deeplesion.files import write_whole
 
 try:
     import kornia_rs  # optional: decodes PNGs faster
@@ -255,6 +256,19 @@ def _series_and_index(file_name: str) -> tuple[str, int]:
 def slice_name(series: str, index: int) -> str:
     """File name, below `Images_png`, of slice `index` of `series`: '000001_01_01/109.png'."""
     return f"{series}/{index:03d}.png"
+
+
+def write_slice(path: Path, hu: np.ndarray) -> None:
+    """Writes (H, W) Hounsfield units as a slice that `SliceFolder` reads."""
+    write_png(path, (hu.astype(np.int32) + HU_OFFSET).astype(np.uint16))
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes (H, W) uint8 or uint16 as a grey PNG."""
+    encoded, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
+    if not encoded:
+        raise RuntimeError(f"{path}: OpenCV could not encode a {pixels.dtype} {pixels.shape} image")
+    write_whole(path, data.tobytes())
 
 
 def _decode_png(encoded: bytes) -> np.ndarray | None:

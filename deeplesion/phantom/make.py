@@ -10,17 +10,18 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from deeplesion.conventions import DL_INFO_COLUMNS, HU_OFFSET, RECIST_MARGIN
+from deeplesion.conventions import DL_INFO_COLUMNS, RECIST_MARGIN
 from deeplesion.data.coco import read_json
+from deeplesion.data.slices import slice_name, write_png, write_slice
 from deeplesion.errors import UserError
 from deeplesion.files import write_whole
 from deeplesion.phantom.body import (
@@ -179,28 +180,36 @@ def draw_series(series: Series) -> DrawnSeries:
 
 
 def make_series(root: Path, series: Series) -> dict:
-    """Write slices and truth masks of a series; return {"rows": of the CSV, "truth": by key slice}.
-
-    The return value is also left on disk, by which a later call knows that there is nothing to do.
-    """
+    """Write slices and truth masks of a series, unless `once` knows of them; return {"rows": of the
+    CSV, "truth": by key slice}."""
     record_file = root / "phantom_truth" / "series" / f"{series.name}.json"
+    return once(record_file, lambda: _make_series(root, series))
+
+
+def once(record_file: Path, make: Callable[[], dict]) -> dict:
+    """What `make` returns. It is also left on disk, by which a later call knows that there is
+    nothing to do."""
     if record_file.exists():
         return json.loads(record_file.read_text())
+    record = make()
+    write_whole(record_file, json.dumps(record))
+    return record
+
+
+def _make_series(root: Path, series: Series) -> dict:
     drawn = draw_series(series)
     body, keys, rng = drawn.body, drawn.keys, drawn.rng
     findings = [finding for key in keys for finding, _, _ in key.findings]
     for index in sorted({i for key in keys for i in range(key.first, key.last + 1)}):
         hu, _ = render_slice(body, index * series.thickness, series.thickness, findings)
         hu = add_noise(rng, hu, drawn.noise_level)
-        pixels = (hu + HU_OFFSET).astype(np.uint16)
-        _write_png(root / "Images_png" / series.name / f"{index:03d}.png", pixels)
+        write_slice(root / "Images_png" / slice_name(series.name, index), hu)
     record: dict = {"rows": [], "truth": {}}
     for key in keys:
         rows, truth, labels = _describe(rng, series, body, key)
-        _write_png(root / "phantom_truth" / "masks" / f"{series.name}_{key.index:03d}.png", labels)
+        write_png(root / "phantom_truth" / "masks" / f"{series.name}_{key.index:03d}.png", labels)
         record["rows"] += rows
         record["truth"][f"{series.name}/{key.index:03d}.png"] = truth
-    write_whole(record_file, json.dumps(record).encode())
     return record
 
 
@@ -277,13 +286,6 @@ def _lengths(recist: np.ndarray) -> np.ndarray:
 
 def _numbers(values) -> str:
     return ", ".join(f"{value:.6g}" for value in np.ravel(values))
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    encoded, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 2])
-    if not encoded:
-        raise RuntimeError(f"{path}: OpenCV could not encode a {pixels.dtype} {pixels.shape} image")
-    write_whole(path, data.tobytes())
 
 
 def claim(root: Path, note: Path, arguments: dict) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ct_volumes import phantom_scans
+from ct_volumes import optional, phantom_scans
 from ct_volumes.phantom_scans import make_scans
 from deeplesion.errors import UserError
+from deeplesion.phantom import make
 from deeplesion.phantom import scans as drawing
 
 pydicom = pytest.importorskip("pydicom")
@@ -111,17 +112,20 @@ def test_same_bytes_in_whatever_order_the_scans_are_made(root, tmp_path, monkeyp
     assert contents(tmp_path / "new") == contents(root)
 
 
-@pytest.mark.parametrize("at", ["write_nifti_labels", "write_whole"])
-def test_goes_on_after_an_interruption(root, tmp_path, monkeypatch, at):
-    write, calls, made = getattr(phantom_scans, at), [], []
+@pytest.mark.parametrize(
+    "module, at, call", [(phantom_scans, "write_nifti_labels", 2), (make, "write_whole", 3)]
+)
+def test_goes_on_after_an_interruption(root, tmp_path, monkeypatch, module, at, call):
+    """In the truth of the second scan, or in its record; `make` writes the folder's note first."""
+    write, calls, made = getattr(module, at), [], []
 
     def interrupted(*arguments):
         calls.append(arguments)
-        if len(calls) == 2:
+        if len(calls) == call:
             raise KeyboardInterrupt
         write(*arguments)
 
-    monkeypatch.setattr(phantom_scans, at, interrupted)
+    monkeypatch.setattr(module, at, interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_scans(tmp_path, **OPTIONS)
     assert not (tmp_path / "truth.json").exists()
@@ -158,7 +162,7 @@ def test_options_out_of_range_are_refused(tmp_path, option, value):
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantom_scans, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pydicom and nibabel: pip install .*\[ct\]"):
         make_scans(tmp_path / "new", **OPTIONS)
     assert not (tmp_path / "new").exists()

@@ -511,27 +511,27 @@ def test_another_seed_is_another_phantom(small, tmp_path):
 
 
 def test_goes_on_after_an_interruption(small, tmp_path, monkeypatch):
-    made, make_series, write_png = [], phantom.make_series, phantom._write_png
+    made, make_series, write_slice = [], phantom.make_series, phantom.write_slice
 
-    def interrupted(path, pixels):
+    def interrupted(path, hu):
         if len(made) == 3:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_name(path.name + ".part").write_bytes(b"half a pic")
             raise KeyboardInterrupt
-        write_png(path, pixels)
+        write_slice(path, hu)
 
     def counted(root, series):
         made.append(series.name)
         return make_series(root, series)
 
     monkeypatch.setattr(phantom, "make_series", counted)
-    monkeypatch.setattr(phantom, "_write_png", interrupted)
+    monkeypatch.setattr(phantom, "write_slice", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_phantom(tmp_path, patients=3, size=128, seed=5, progress=False)
     assert not (tmp_path / "DL_info.csv").exists()
 
     drawn = []
-    monkeypatch.setattr(phantom, "_write_png", lambda p, x: (drawn.append(p), write_png(p, x)))
+    monkeypatch.setattr(phantom, "write_slice", lambda p, x: (drawn.append(p), write_slice(p, x)))
     make_phantom(tmp_path, patients=3, size=128, seed=5, progress=False)
     assert contents(tmp_path) == contents(small)
     redone = {path.parent.name for path in drawn if path.parent.name != "masks"}
