@@ -2,6 +2,7 @@
 segmentation of volumes: python tools/proof_of_concept.py --preset small"""
 
 import argparse
+import itertools
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from deeplesion.errors import DataError
 from deeplesion.files import write_whole
 from deeplesion.lock import only_writer
 from mmdet_ext.engine.run import find_checkpoint, load_config, train
+from mmdet_ext.engine.run_check import logged
 from mmdet_ext.evaluation.feature_auc import FeatureAUC
 from mmdet_ext.evaluation.shapes_table import PUBLISHED, format_orders, format_table
 
@@ -141,10 +143,8 @@ def trained(name: str, folder: Path, options: dict) -> dict[str, float]:
     # Runs of one name in one process would share their history.
     config.experiment_name = "_".join(folder.resolve().parts[1:])
     train(config, resume="auto")
-    epochs = {}
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        lines = (json.loads(line) for line in path.read_text().splitlines())
-        epochs |= {line["step"]: line for line in lines if "Shapes/dice" in line}
+    entries = itertools.chain.from_iterable(logged(folder))
+    epochs = {entry["step"]: entry for entry in entries if "Shapes/dice" in entry}
     scores = {name: epochs[max(epochs)][f"Shapes/{name}"] for name in ("dice", "iou")}
     for way in ("paper", "code"):
         best = max(epochs.values(), key=lambda line: line[f"Shapes/{way}_dice"])

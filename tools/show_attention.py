@@ -12,6 +12,7 @@ from mmengine.dataset import pseudo_collate
 from tqdm import tqdm
 
 from deeplesion.command_line import command
+from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.slices import plan_stack
 from deeplesion.errors import UserError
 from deeplesion.files import write_whole
@@ -64,7 +65,7 @@ def draw(detector: LesionDetector, dataset, index: int, number: int) -> np.ndarr
     data = detector.model.data_preprocessor(pseudo_collate([sample]))
     # Files count pixel centres, the network pixel edges.
     scale = np.tile(meta["scale_factor"], 2)
-    edges = (np.array(meta["lesions"][number]["bbox"], np.float32) + 0.5) * scale
+    edges = (np.array(meta["lesions"][number]["bbox"], np.float32) + PIXEL_CENTRE) * scale
     boxes = torch.tensor(edges[None], dtype=torch.float32, device=detector.device)
     attention = detector.model.attention_weights(data["inputs"], [boxes])
     weights = {
@@ -76,7 +77,7 @@ def draw(detector: LesionDetector, dataset, index: int, number: int) -> np.ndarr
         sample["inputs"][0, middles].numpy(),
         weights,
         distances_mm(meta, dataset.stack)[middles],
-        edges - 0.5,
+        edges - PIXEL_CENTRE,
         f"{meta['file_name']}  {meta['file_thickness_mm']:g} mm slices",
     )
 

@@ -9,7 +9,7 @@ custom_imports = dict(
         "mmdet_ext.engine.hooks",
         "mmdet_ext.engine.loop",
         "mmdet_ext.evaluation.shapes_metric",
-        "mmdet_ext.models.dice_loss",
+        "mmdet_ext.models.losses",
         "mmdet_ext.models.segmentors",
     ],
     allow_failed_imports=False,

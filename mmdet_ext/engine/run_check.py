@@ -3,9 +3,10 @@ validation against the ranges of a reference. Needs no framework, only the log o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -210,6 +211,16 @@ def medians(history: Mapping[str, Sequence[float]], accumulated: int = 1) -> dic
     return found
 
 
+def logged(work_dir: str | Path) -> Iterator[list[dict]]:
+    """The entries of `*/vis_data/scalars.json`, start by start of a run."""
+    for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
+        entries = []
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # the line that is being written
+                entries.append(json.loads(line))
+        yield entries
+
+
 def read_log(work_dir: str | Path, updates_per_epoch: int) -> dict[int, dict[str, float]]:
     """What the log of a run holds, also of one that is still going on: update -> its values.
 
@@ -217,13 +228,9 @@ def read_log(work_dir: str | Path, updates_per_epoch: int) -> dict[int, dict[str
     a run that was resumed the later start counts.
     """
     values: dict[int, dict[str, float]] = {}
-    for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
+    for entries in logged(work_dir):
         started = False
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the line that is being written
-                continue
+        for entry in entries:
             found = {name: entry[f"median/{name}"] for name in CURVES if f"median/{name}" in entry}
             update = entry["step"]
             if not found and VALIDATION in entry:

@@ -1,8 +1,9 @@
-"""SoftDiceMaskLoss: the mask head's loss."""
+"""Soft Dice: SoftDiceMaskLoss of the mask head, SoftDiceLoss of a segmentation."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
@@ -44,3 +45,36 @@ class SoftDiceMaskLoss(nn.Module):
         t = target.to(dtype).flatten(1)
         dice = (2 * (p * t).sum(1) + self.eps) / (p.sum(1) + t.sum(1) + self.eps)
         return self.loss_weight * (1 - dice.mean())
+
+
+@MODELS.register_module()
+class SoftDiceLoss(nn.Module):
+    """Soft Dice of each class over the whole batch (the ACS paper's proof of concept, as coded).
+
+        loss = sum_c (1 - (2 sum(p_c t_c) + smooth) / (sum(p_c) + sum(t_c) + smooth)) / classes
+
+    p is the softmax over the classes, t one-hot, and the sums are over all pixels of the batch. The
+    sum over c leaves out classes that the batch does not have; the divisor counts them.
+
+    Args:
+        smooth: in pixels.
+    """
+
+    def __init__(self, smooth: float = 0.01) -> None:
+        super().__init__()
+        if not smooth > 0:
+            raise ValueError(f"smooth must be above 0, got {smooth}")
+        self.smooth = smooth
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, classes, ...) and (B, ...) of 0 to classes - 1 -> a scalar."""
+        # At least float32: sums over millions of voxels lose too much in half precision.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        classes, losses = logits.shape[1], []
+        for p, number in zip(F.softmax(logits, dim=1).unbind(1), range(classes)):
+            there = labels == number
+            size = there.sum()
+            dice = (2 * (p * there).sum() + self.smooth) / (p.sum() + size + self.smooth)
+            # Without looking at `size`, for which a GPU would have to be waited.
+            losses.append(torch.where(size > 0, 1 - dice, 0 * dice))
+        return torch.stack(losses).sum() / classes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
 from mmdet_ext.convert import convert_to_3d
-from mmdet_ext.models.dice_loss import SoftDiceLoss
+from mmdet_ext.models.losses import SoftDiceLoss
 from mmdet_ext.models.shapes_unet import ShapesUNet
 from mmdet_ext.ops import SliceConv
 

@@ -105,8 +105,12 @@ class SliceGroups:
         (B, C, H_i, W_i), the target's with attention before the RPN or without any; with attention
         on RoI features (B, N C, H_i, W_i), the maps of the N images one after the other.
         """
+        return self.attend(self.bags_of(batch_inputs))
+
+    def bags_of(self, batch_inputs: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """What `extract_feat` takes -> (B, N, C, H_i, W_i), a level each."""
         images = self.image_features(self.regroup(batch_inputs[0]))
-        return self.attend([level.unflatten(0, (-1, self.num_images)) for level in images])
+        return [level.unflatten(0, (-1, self.num_images)) for level in images]
 
     def regroup(self, volumes: Tensor) -> Tensor:
         """(B, 1, D, H, W) -> (B N, 3, H, W): three neighbouring slices an image, sorted along z."""
@@ -181,8 +185,7 @@ class SliceGroups:
             'P2' ... of the levels, or 'bbox' -> 'channel', 'spatial' -> (B, N), of RoI features
             (boxes, N); see `VolumetricAttention.attend`. Empty without attention.
         """
-        images = self.image_features(self.regroup(batch_inputs[0]))
-        bags = [level.unflatten(0, (-1, self.num_images)) for level in images]
+        bags = self.bags_of(batch_inputs)
         if self.attention_location == "rpn":
             levels = zip(self.attention.levels, bags, strict=True)
             return {f"P{i}": level.attend(bag)[1] for i, (level, bag) in enumerate(levels, 2)}

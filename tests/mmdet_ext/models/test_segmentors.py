@@ -9,7 +9,7 @@ from mmengine.structures import BaseDataElement
 
 from deeplesion.errors import MissingDataError
 from mmdet_ext.checkpoint import CheckpointError, save_checkpoint_file
-from mmdet_ext.models.dice_loss import SoftDiceLoss
+from mmdet_ext.models.losses import SoftDiceLoss
 from mmdet_ext.models.segmentors import VolumeSegmentor
 
 
