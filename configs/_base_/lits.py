@@ -3,6 +3,7 @@
 # tools/prepare_data.py FOLDER --lits --out LITS_ROOT. docs/lits.md says what the paper leaves open.
 _base_ = [
     "faster_rcnn_resnet50_fpn.py",
+    "deeplesion.py",
     "schedule_12e.py",
     "default_runtime.py",
 ]
@@ -16,7 +17,7 @@ custom_imports = dict(
 data_root = "{{$LITS_ROOT:data/LiTS_prepared}}"
 
 # One image of 3 slices, and with attention a bag of N images: 3 N slices.
-stack = dict(num_slices=3, policy="normalize", target_mm=1.5)
+stack = dict(_delete_=True, num_slices=3, policy="normalize", target_mm=1.5)
 resize = dict(size=1024, prob=0)  # of the augmentations the flips alone
 
 model = dict(
@@ -51,47 +52,23 @@ model = dict(
     test_cfg=dict(rcnn=dict(mask_thr_binary=0.5)),
 )
 
+# Loaded and augmented as DeepLesion's slices are.
 train_dataloader = dict(
-    batch_size=16,  # in all: of N processes each takes 16 / N
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="EpochSampler", shuffle=True),
+    batch_size=16,
     dataset=dict(
         type="LiTSDataset",
         data_root=data_root,
-        ann_file="annotations/train.json",
-        data_prefix=dict(img="Images_png"),
+        cache=None,
         background_step=4,  # of the slices without liver, more than half, every fourth
-        pipeline=[
-            dict(type="LoadCTSlices"),
-            dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-            dict(type="RandomAffineResize"),
-            dict(type="PackCTInputs"),
-        ],
     ),
 )
 # The paper chooses no model by validation, as far as it says: the last epoch is scored on the
 # validation cases, there being no labels of the challenge's test set.
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="LiTSDataset",
-        data_root=data_root,
-        ann_file="annotations/val.json",
-        data_prefix=dict(img="Images_png"),
-        pipeline=[
-            dict(type="LoadCTSlices"),
-            dict(type="RandomAffineResize", augment=False),
-            dict(type="PackCTInputs"),
-        ],
-        test_mode=True,
-    ),
+    dataset=dict(type="LiTSDataset", data_root=data_root, ann_file="annotations/val.json")
 )
 val_dataloader = None
 val_evaluator = None
-test_evaluator = dict(type="DiceMetric", lesion_scores=[0.5, 0.1, 0.3, 0.7, 0.9])
+test_evaluator = dict(_delete_=True, type="DiceMetric", lesion_scores=[0.5, 0.1, 0.3, 0.7, 0.9])
 # The losses of sound runs are known for the recipe of the other papers only.
 default_hooks = dict(checkpoint=dict(save_best=None), run_check=dict(reference=None))

@@ -1,7 +1,7 @@
 # Mask R-CNN for liver and lesions on a phantom LiTS: the detector of
 # configs/volumetric_attention/lits_mask_rcnn_r50.py, with a narrow ResNet-18 from random weights,
 # whose BatchNorm learns its own statistics, on slices of 128 px.
-_base_ = "../volumetric_attention/lits_mask_rcnn_r50.py"
+_base_ = ["../volumetric_attention/lits_mask_rcnn_r50.py", "../_base_/from_scratch.py"]
 channels = 64
 resize = dict(size=128)
 
@@ -34,23 +34,8 @@ train_dataloader = dict(
 )
 test_dataloader = dict(num_workers=1)
 
-# As in nofusion_3slice.py: from random weights Adam gets there in fewer steps.
 epochs = 3
-slower = dict(lr_mult=0.5)
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type="AdamW", lr=2e-3, weight_decay=1e-2),
-    paramwise_cfg=dict(custom_keys=dict(neck=slower, rpn_head=slower, roi_head=slower)),
-    clip_grad=dict(max_norm=5),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=60),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=True,
-        T_max=epochs,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+optim_wrapper = _base_.adam
+param_scheduler = [_base_.warm_up, dict(_base_.cosine, T_max=epochs, end=epochs)]
 train_cfg = dict(max_epochs=epochs)
 default_hooks = dict(logger=dict(interval=20))

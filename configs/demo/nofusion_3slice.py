@@ -1,6 +1,6 @@
 # For trying operators: the detector of configs/nofusion_3slice.py, narrower and on smaller images,
 # trained from scratch on a phantom in a few minutes of two CPU cores. Same classes, other numbers.
-_base_ = "../nofusion_3slice.py"
+_base_ = ["../nofusion_3slice.py", "../_base_/from_scratch.py"]
 channels = 64
 resize = dict(size=192, prob=0.3)
 
@@ -34,24 +34,8 @@ train_dataloader = dict(batch_size=4, num_workers=1)
 val_dataloader = dict(num_workers=1)
 test_dataloader = dict(num_workers=1)
 
-# From random weights Adam gets there in fewer steps than SGD; what has no normalisation follows
-# more slowly than the backbone.
 epochs = 10
-slower = dict(lr_mult=0.5)
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type="AdamW", lr=2e-3, weight_decay=1e-2),
-    paramwise_cfg=dict(custom_keys=dict(neck=slower, rpn_head=slower, roi_head=slower)),
-    clip_grad=dict(max_norm=5),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=60),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=True,
-        T_max=epochs,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+optim_wrapper = _base_.adam
+param_scheduler = [_base_.warm_up, dict(_base_.cosine, T_max=epochs, end=epochs)]
 train_cfg = dict(max_epochs=epochs, val_interval=5)
 default_hooks = dict(logger=dict(interval=20), run_check=dict(reference="demo"))

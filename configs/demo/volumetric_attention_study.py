@@ -28,15 +28,6 @@ optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
     paramwise_cfg=dict(custom_keys=dict(attention=dict(lr_mult=10.0))),  # it alone is new
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=15),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=True,
-        T_max=epochs,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = [dict(_base_.warm_up, end=15), dict(_base_.cosine, T_max=epochs, end=epochs)]
 train_cfg = dict(max_epochs=epochs)
 default_hooks = dict(logger=dict(interval=10))

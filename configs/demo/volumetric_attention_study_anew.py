@@ -17,14 +17,5 @@ optim_wrapper = dict(
         )
     ),
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=15),
-    dict(
-        type="CosineAnnealingLR",
-        by_epoch=True,
-        T_max=epochs,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = [dict(_base_.warm_up, end=15), dict(_base_.cosine, T_max=epochs, end=epochs)]
 train_cfg = dict(max_epochs=epochs)
