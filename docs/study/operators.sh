@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The study of docs/study/operators.md: operators x policies at D = $1 slices. What follows $1 goes
-# to tools/study.py (--seeds 3, --jobs 2, --dry-run, --report ...).
+# to tools/study.py (--seeds 3, --jobs 2, --dry-run, --report ...). OPERATORS and POLICIES choose
+# some of them, to have these done first.
 set -eu
 slices=$1
 shift
@@ -10,21 +11,31 @@ fusion=model.backbone.fusion
 folder=$PWD/work_dirs/study/test
 parts='["annotations/train.json","annotations/val.json","annotations/test.json"]'
 
+operators=${OPERATORS-single none 2.5D TSM AlignShift A3D ACS I3D P3D AlignA3D AlignACS}
+reference=${POLICIES-normalize}
 methods=()
-if [ "$slices" = 7 ]; then methods+=(--variant "single slice" $none stack.num_slices=1); fi
-for policy in normalize keep_thick; do
-    add() {  # NAME CONFIG [k=v ...]
-        methods+=(--variant "$1, $policy" "${@:2}" stack.num_slices="$slices" stack.policy=$policy)
-    }
-    add none $none
-    add 2.5D $none model.backbone.slices_as_channels=True model.backbone.stem=tile
-    add TSM $none $fusion.type=TSMConv $fusion.n_fold=8
-    add AlignShift $align
-    for name in A3D ACS I3D P3D AlignA3D AlignACS; do
-        add $name $none $fusion.type=${name}Conv
+for policy in ${POLICIES-normalize keep_thick}; do
+    for operator in $operators; do
+        config=$none name=$operator options=()
+        case $operator in
+            none) ;;
+            # One slice is the same with either policy; D = 3 and 7 would repeat each other.
+            single)
+                if [ "$slices" = 7 ] && [ "$policy" = normalize ]; then
+                    methods+=(--variant "single slice" $none stack.num_slices=1)
+                fi
+                continue ;;
+            2.5D) options=(model.backbone.slices_as_channels=True model.backbone.stem=tile) ;;
+            TSM) options=($fusion.type=TSMConv $fusion.n_fold=8) ;;
+            AlignShift) config=$align ;;
+            *) options=($fusion.type="${operator}Conv") ;;
+        esac
+        methods+=(--variant "$name, $policy" "$config" "${options[@]}"
+            stack.num_slices="$slices" stack.policy="$policy")
     done
 done
 
-exec "${PYTHON:-python}" tools/study.py --out "docs/study/operators/$slices" --data work_dirs/study/train \
-    --reference "none, normalize" "$@" "${methods[@]}" --cfg-options \
-    test_dataloader.dataset.data_root="$folder" test_dataloader.dataset.ann_file="$parts"
+exec "${PYTHON:-python}" tools/study.py --out "docs/study/operators/$slices" \
+    --data work_dirs/study/train --reference "none, ${reference%% *}" "$@" "${methods[@]}" \
+    --cfg-options test_dataloader.dataset.data_root="$folder" \
+    test_dataloader.dataset.ann_file="$parts"
