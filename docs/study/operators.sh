@@ -9,7 +9,8 @@ none=configs/demo/nofusion_3slice.py
 align=configs/demo/alignshift_3slice.py
 fusion=model.backbone.fusion
 folder=$PWD/work_dirs/study/test
-parts='["annotations/train.json","annotations/val.json","annotations/test.json"]'
+# All key slices of the second phantom are for testing, whatever split they were drawn for.
+"${PYTHON:-python}" docs/study/all_key_slices.py "$folder/annotations"
 
 operators=${OPERATORS-single none 2.5D TSM AlignShift A3D ACS I3D P3D AlignA3D AlignACS}
 reference=${POLICIES-normalize}
@@ -38,4 +39,4 @@ done
 exec "${PYTHON:-python}" tools/study.py --out "docs/study/operators/$slices" \
     --data work_dirs/study/train --reference "none, ${reference%% *}" "$@" "${methods[@]}" \
     --cfg-options test_dataloader.dataset.data_root="$folder" \
-    test_dataloader.dataset.ann_file="$parts"
+    test_dataloader.dataset.ann_file=annotations/all.json
