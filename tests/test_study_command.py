@@ -124,6 +124,10 @@ def test_a_failing_run_leaves_a_table_of_the_others(study, tmp_path):
         ([DEMO, "--data", "nowhere"], "there is no folder nowhere"),
         ([DEMO, "--cfg-options", "stack.polcy=keep_thick"], "did you mean stack.policy"),
         ([DEMO, "--variant", "x", DEMO, "stack.num_slices=3"], "are the same"),
+        (
+            ["--variant", "x", DEMO, 'test_dataloader.dataset.ann_file=["annotations/test.json"]'],
+            "x: its test: DeepLesionDataset: ann_file=",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_run(study, tmp_path, arguments, message):

@@ -38,6 +38,7 @@ from mmdet_ext.engine.study import (
 )
 from mmdet_ext.engine.study_plan import (
     check_methods,
+    check_tests,
     code_hash,
     methods_of,
     modules_of,
@@ -154,6 +155,7 @@ def make_plan(options: argparse.Namespace) -> dict:
         found.append(with_fingerprints(method, config, code_hash(modules_of(config), TOOLS)))
         configs.append(config)
     check_methods(found)
+    check_tests(found, configs)
     methods = []
     for method, config in zip(tqdm(found, desc="counting", leave=False, disable=None), configs):
         cost = known.get(method.training["config"]) or cost_of(config)

@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from deeplesion.errors import MissingDataError, UserError
-from mmdet_ext.config.check import RUNNER, find
+from mmdet_ext.config.check import RUNNER, find, refused_by_parts
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.study_run import Method
@@ -206,6 +208,23 @@ def _named(value: Any) -> str:
 def _file_hash(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def check_tests(methods: Sequence[Method], configs: Sequence[Config]) -> None:
+    """Reads the images of every test, of equal ones once: a test that cannot be done would be
+    noticed only after the training. Raises UserError, with the method's name."""
+    seen = set()
+    for method, config in zip(methods, configs, strict=True):
+        test = (method.test["config"], method.test["data"])
+        if test in seen:
+            continue
+        seen.add(test)
+        try:
+            scope = config.get("default_scope", "mmdet")
+            with refused_by_parts(), DefaultScope.overwrite_default_scope(scope):
+                DATASETS.build(config.test_dataloader["dataset"])
+        except UserError as error:
+            raise UserError(f"{method.name}: its test: {error}") from error
 
 
 def check_methods(methods: Sequence[Method]) -> None:
