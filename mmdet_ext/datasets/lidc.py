@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from torch.utils.data import Dataset
@@ -69,7 +69,7 @@ class LIDCDataset(Dataset):
                 logging.WARNING,
             )
         self.metainfo = dict(classes=CLASSES[task], masks=info["masks"], split_by=info["split_by"])
-        self.pipeline = Compose(pipeline)
+        self.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
 
     def __len__(self) -> int:
         return len(self.samples)
