@@ -20,7 +20,7 @@ class VolumeClassifier(VolumeNetwork):
 
     Args:
         network: as in `VolumeNetwork`; it returns (B, classes).
-        fusion, pretrained, init, data_preprocessor: see there.
+        fusion, pretrained, init, data_preprocessor, transfer: see there.
     """
 
     def forward(
@@ -29,7 +29,7 @@ class VolumeClassifier(VolumeNetwork):
         data_samples: Sequence[BaseDataElement] | None = None,
         mode: str = "tensor",
     ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
-        """Of B tensors (C, H, W) or (C, D, H, W): with 'loss' the loss against the samples'
+        """Of B tensors (1, H, W) or (1, D, H, W): with 'loss' the loss against the samples'
         `label`, with 'predict' the samples with `probabilities` (classes,), with 'tensor' the
         logits (B, classes)."""
         logits = self.logits(inputs)

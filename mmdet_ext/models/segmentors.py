@@ -22,7 +22,7 @@ class VolumeSegmentor(VolumeNetwork):
     """Segments images, or volumes by a network converted to 3D.
 
     Args:
-        network, fusion, pretrained, init, data_preprocessor: see `VolumeNetwork`.
+        network, fusion, pretrained, init, data_preprocessor, transfer: see `VolumeNetwork`.
         loss: takes logits and labels; None: `SoftDiceLoss`.
     """
 
@@ -34,8 +34,9 @@ class VolumeSegmentor(VolumeNetwork):
         pretrained: str | None = None,
         init: str = "torch",
         data_preprocessor: dict | None = None,
+        transfer: str = "network",
     ) -> None:
-        super().__init__(network, fusion, pretrained, init, data_preprocessor)
+        super().__init__(network, fusion, pretrained, init, data_preprocessor, transfer)
         self.loss = MODELS.build(loss) if loss else SoftDiceLoss()
 
     def forward(
@@ -44,7 +45,7 @@ class VolumeSegmentor(VolumeNetwork):
         data_samples: Sequence[BaseDataElement] | None = None,
         mode: str = "tensor",
     ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
-        """Of B tensors (C, H, W) or (C, D, H, W): with 'loss' the loss against the samples'
+        """Of B tensors (1, H, W) or (1, D, H, W): with 'loss' the loss against the samples'
         `labels`, with 'predict' the samples with `prediction`, uint8 (H, W) or (D, H, W), with
         'tensor' the logits (B, classes, ...)."""
         logits = self.logits(inputs)

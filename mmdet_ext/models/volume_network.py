@@ -3,12 +3,12 @@ volumes, and begins with random weights, ImageNet's, or those of a 2D training."
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -16,12 +16,10 @@ from mmdet_ext.checkpoint import CheckpointError, download, load_checkpoint_file
 from mmdet_ext.convert import convert_to_3d
 from mmdet_ext.ops import SliceConv
 
-OWN = "network."  # what the weights of a training begin with
 NOT_OF_THIS_NETWORK = (
     "model.pretrained={path} does not hold the weights of the 2D {network}: {reason}. Give the "
     "checkpoint of a 2D training of the same network"
 )
-OR_IMAGENET = ", or torchvision's ImageNet file of its backbone"
 
 
 class VolumeNetwork(BaseModel):
@@ -31,15 +29,16 @@ class VolumeNetwork(BaseModel):
         network: of 2D, with a last layer `head`.
         fusion: the operator that its convolutions become, as `convert_to_3d(depth='isotropic')`
             takes it; None for images.
-        pretrained: checkpoint of a training without `fusion`, of which all is transferred but the
-            `head`, BatchNorm's statistics included. Or, of a network with `load_imagenet`, path or
-            address of torchvision's file, which gives what that method takes of it.
+        pretrained: checkpoint of a training without `fusion`, or a file of torchvision's (path or
+            URL) that the network's `load_published` takes. All of it is transferred but the `head`,
+            BatchNorm's statistics included.
+        transfer: 'network', or 'encoder': of `pretrained` the network's `encoder` alone.
         init: how convolutions begin without `pretrained`: as in 'torch', or 'kaiming': uniform, by
             the fan-in of the kernels as they are, in 3D of all their taps.
         data_preprocessor: of mmengine.
 
     Raises:
-        ValueError: an `init` that is neither.
+        ValueError: an `init` or a `transfer` that is neither.
     """
 
     def __init__(
@@ -49,10 +48,14 @@ class VolumeNetwork(BaseModel):
         pretrained: str | None = None,
         init: str = "torch",
         data_preprocessor: dict | None = None,
+        transfer: str = "network",
     ) -> None:
         super().__init__(data_preprocessor)
         if init not in ("torch", "kaiming"):
             raise ValueError(f"init must be 'torch' or 'kaiming', got {init!r}")
+        if transfer not in ("network", "encoder"):
+            raise ValueError(f"transfer must be 'network' or 'encoder', got {transfer!r}")
+        self.encoder_only = transfer == "encoder"
         self.network_2d, self.fusion = dict(network), dict(fusion) if fusion else None
         self.pretrained, self.init = pretrained, init
         self.network = self.converted(MODELS.build(self.network_2d))
@@ -60,7 +63,8 @@ class VolumeNetwork(BaseModel):
     def converted(self, network: nn.Module) -> nn.Module:
         if self.fusion is None:
             return network
-        return convert_to_3d(network, self.fusion, depth="isotropic")
+        channels = getattr(network, "in_channels", 1)
+        return convert_to_3d(network, self.fusion, in_channels=channels, depth="isotropic")
 
     def init_weights(self) -> None:
         """Called by the runner when a training begins.
@@ -71,7 +75,7 @@ class VolumeNetwork(BaseModel):
         """
         if self.pretrained:
             network = MODELS.build(self.network_2d)
-            load_all_but_head(network, self.pretrained)
+            load_all_but_head(network, self.pretrained, self.encoder_only)
             self.network.load_state_dict(self.converted(network).state_dict())
         elif self.init == "kaiming":
             for module in self.network.modules():
@@ -79,33 +83,37 @@ class VolumeNetwork(BaseModel):
                     nn.init.kaiming_uniform_(module.weight)
 
     def logits(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Of B tensors (C, H, W) or (C, D, H, W) what the network returns of them together."""
+        """What the network returns of B tensors (1, H, W) or (1, D, H, W) together."""
         return self.network(torch.stack(tuple(inputs)))
 
 
-def load_all_but_head(network: nn.Module, source: str) -> None:
-    """Gives a 2D network the weights that it was trained to without `fusion`, all but those of its
-    `head`, or, if it has `load_imagenet`, those of ImageNet. Raises MissingDataError or
-    CheckpointError."""
-    path = download(source) if re.match(r"https?://", source) else Path(source)
-    checkpoint = load_checkpoint_file(path)
+def load_all_but_head(network: nn.Module, path: str, encoder_only: bool = False) -> None:
+    """Gives a 2D network the weights of its training without `fusion`, or
+    those that torchvision published: all but those of its `head`, or those of its `encoder` alone.
+    Raises MissingDataError, UnreachableError or CheckpointError."""
+    checkpoint = load_checkpoint_file(download(path) if "://" in path else Path(path))
     state = checkpoint.get("state_dict", checkpoint)
-    takes_imagenet = hasattr(network, "load_imagenet")
-    if takes_imagenet and not any(str(name).startswith(OWN) for name in state):
-        network.load_imagenet(path)
+    ours = [name for name in state if name.startswith("network.")]
+    if not ours and hasattr(network, "load_published"):
+        try:
+            report = network.load_published(state, encoder_only)
+        except CheckpointError as error:
+            raise CheckpointError(f"model.pretrained={path}: {error}") from None
+        print_log(f"{type(network).__name__}: {path}: {report}", logger="current")
         return
-    weights = {
-        name.removeprefix(OWN): weight
-        for name, weight in state.items()
-        if name.startswith(OWN) and not name.startswith(f"{OWN}head.")
-    }
-    own = {name: w for name, w in network.state_dict().items() if not name.startswith("head.")}
+    part = "encoder." if encoder_only else ""
+    weights = {name.removeprefix("network."): state[name] for name in ours}
+    weights, own = (
+        {name: w for name, w in of.items() if name.startswith(part) and name[:5] != "head."}
+        for of in (weights, network.state_dict())
+    )
+    if not own:
+        raise ValueError(f"transfer='encoder': a {type(network).__name__} has no `encoder`")
     wrong = sorted(own.keys() ^ weights.keys())
     wrong += [name for name in own if name in weights and own[name].shape != weights[name].shape]
     if wrong:
         reason = f"{len(wrong)} of its names or shapes differ, such as {wrong[0]}"
-        text = NOT_OF_THIS_NETWORK + (OR_IMAGENET if takes_imagenet else "")
         raise CheckpointError(
-            text.format(path=source, network=type(network).__name__, reason=reason)
+            NOT_OF_THIS_NETWORK.format(path=path, network=type(network).__name__, reason=reason)
         )
     network.load_state_dict(weights, strict=False)
