@@ -41,6 +41,7 @@ NODULE_METRICS = ("NoduleDiceMetric", "NoduleAUCMetric")
 RESULT_FILES = {
     "FROCMetric": "results.json.gz",
     "DiceMetric": "dice.json",
+    "VolumeDiceMetric": "dice.json",
     **dict.fromkeys(NODULE_METRICS, "nodules.json"),
 }
 TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
