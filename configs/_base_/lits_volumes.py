@@ -41,7 +41,8 @@ train_pipeline = [
 test_pipeline = [window, dict(type="PackVolume")]
 
 train_dataloader = dict(
-    batch_size=8,  # in all, and two at least of each process: BatchNorm sees one voxel of a volume
+    batch_size=8,  # in all, two at least of each process
+    drop_last=True,  # which might be a single crop, too few for DeepLab's BatchNorm
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="EpochSampler", shuffle=True),

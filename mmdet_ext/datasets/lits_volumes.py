@@ -27,7 +27,7 @@ class LiTSVolumes(Dataset):
     """The cases of LiTS (or a phantom's), straight from its NIfTI files.
 
     The pipeline gets `volume` (1, S, H, W) int16 HU and `labels` (1, S, H, W) uint8, 0, 1 liver, 2
-    lesion, both perhaps mapped from a file: to be read, not written to. With them come `name`,
+    lesion, in training perhaps mapped from a file: to be read, not written to. With them come `name`,
     `patient` (the number of the case), `index` and `img_path`.
 
     Args:
@@ -79,6 +79,8 @@ class LiTSVolumes(Dataset):
         index = key.index if key else index
         files = self.files[index]
         hu, labels = self.arrays_of(files, self.cache)
+        if self.test_mode:  # training copies what it crops
+            hu = np.array(hu)
         results = dict(
             volume=hu[None],
             name=f"lits_{files.number:03d}",

@@ -1,5 +1,5 @@
-"""DeepLabV3: torchvision's segmentation network for images, on mmdet's ResNet; `convert_to_3d` makes
-the ACS paper's network for livers of it (JBHI 2021, section IV-C)."""
+"""DeepLabV3: torchvision's segmentation network for images, on mmdet's ResNet; `convert_to_3d`
+makes the ACS paper's network for livers of it (JBHI 2021, section IV-C)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from deeplesion.errors import UserError
 from mmdet_ext.checkpoint import CheckpointError
 from mmdet_ext.models.encoders_2d import draw_weights
 from mmdet_ext.models.pretrained import load_published
@@ -28,6 +29,11 @@ NAMES = {
     r"classifier\.1\.": "conv.",
     r"classifier\.2\.": "norm.",
 }
+ONE_IMAGE = (
+    "DeepLabV3 learns from two images at least at once, on each process: raise "
+    "train_dataloader.batch_size, and set train_dataloader.drop_last=True, so that the last batch "
+    "of an epoch is no smaller"
+)
 LEFT = r"classifier\.4\.|aux_classifier\."
 
 
@@ -50,7 +56,9 @@ class DeepLabV3(nn.Module):
     Attributes:
         encoder: the ResNet. head: the last convolution.
 
-    In training a batch has two images at least: the pyramid normalises a mean over the whole image.
+    Raises:
+        ValueError: fewer classes than 2.
+        UserError: in training, a batch of one: the pyramid normalises means over whole images.
     """
 
     def __init__(
@@ -125,6 +133,9 @@ class Pyramid(nn.Module):
         self.project.append(nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
+        norm = self.convs[-1][2]
+        if self.training and len(x) < 2 and not isinstance(norm, nn.SyncBatchNorm):
+            raise UserError(ONE_IMAGE)
         *maps, mean = (branch(x) for branch in self.convs)
         mean = F.interpolate(mean, size=x.shape[2:], mode="bilinear", align_corners=False)
         return self.project(torch.cat([*maps, mean], dim=1))
