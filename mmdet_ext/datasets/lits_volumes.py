@@ -27,8 +27,8 @@ class LiTSVolumes(Dataset):
     """The cases of LiTS (or a phantom's), straight from its NIfTI files.
 
     The pipeline gets `volume` (1, S, H, W) int16 HU and `labels` (1, S, H, W) uint8, 0, 1 liver, 2
-    lesion, in training perhaps mapped from a file: to be read, not written to. With them come `name`,
-    `patient` (the number of the case), `index` and `img_path`.
+    lesion, in training perhaps mapped from a file: to be read, not written to. With them come
+    `name`, `patient` (the number of the case), `index` and `img_path`.
 
     Args:
         data_root: folder of volume-N.nii and segmentation-N.nii.

@@ -192,8 +192,8 @@ def test_it_segments_volumes(operator):
 def test_training_on_a_single_volume_is_refused():
     network = convert_to_3d(DeepLabV3(**SMALL), "SliceConv", in_channels=3, depth="isotropic")
     with pytest.raises(UserError, match=r"two images.*batch_size.*drop_last=True"):
-        network.train()(torch.randn(1, 1, 8, 8, 8))
-    assert network(torch.randn(2, 1, 8, 8, 8)).shape == (2, 3, 8, 8, 8)
+        network.train()(torch.randn(1, 1, 16, 16, 16))
+    assert network(torch.randn(2, 1, 16, 16, 16)).shape == (2, 3, 16, 16, 16)
 
 
 def test_options_are_checked():
