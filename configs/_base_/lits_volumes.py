@@ -27,8 +27,7 @@ model = dict(
     type="SlidingWindowSegmentor",
     network=dict(type="DeepLabV3", num_classes=3, depth=101),
     loss=dict(type="SoftDiceLoss", smooth=1.0),
-    window=[64, 512, 512],
-    step=[24, 512, 512],
+    test_cfg=dict(window=[64, 512, 512], step=[24, 512, 512]),
 )
 
 window = dict(type="WindowHU", low=-200, high=250)

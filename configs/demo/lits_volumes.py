@@ -3,8 +3,7 @@
 _base_ = "../acs_volumes/lits_acs.py"
 model = dict(
     network=dict(depth=18, base_channels=16, channels=32, rates=[1, 2, 4], dropout=0.1),
-    window=[32, 128, 128],
-    step=[12, 128, 128],
+    test_cfg=dict(window=[32, 128, 128], step=[12, 128, 128]),
 )
 train_dataloader = dict(
     batch_size=2,

@@ -53,29 +53,32 @@ class SlidingWindowSegmentor(VolumeSegmentor):
     """A `VolumeSegmentor` that learns from crops and predicts whole volumes by `slide`.
 
     Args:
-        window, step: see `slide`.
-        windows_at_once: in prediction.
+        test_cfg: `window`, `step` and `batch` of `slide`. They may be others than in training.
         options: of `VolumeSegmentor`.
 
     Raises:
         UserError: MONAI is not installed.
-        ValueError: a step that is not within 1 and its window, or other than three of each.
+        ValueError: a step that is not within 1 and its window, or other than three of each; other
+            options in `test_cfg`.
     """
 
-    def __init__(
-        self, *, window: Sequence[int], step: Sequence[int], windows_at_once: int = 1, **options
-    ) -> None:
+    def __init__(self, *, test_cfg: dict, **options) -> None:
         super().__init__(**options)
         if find_spec("monai") is None:
             raise UserError(NO_MONAI)
-        if len(window) != 3 or len(step) != 3 or windows_at_once < 1:
+        given = dict(test_cfg)
+        window, step = given.pop("window", ()), given.pop("step", ())
+        batch = given.pop("batch", 1)
+        if given:
+            raise ValueError(f"test_cfg takes window, step and batch, got also {', '.join(given)}")
+        if len(window) != 3 or len(step) != 3 or batch < 1:
             raise ValueError(
-                "window and step take (depth, height, width) and windows_at_once a number from 1 "
-                f"on, got {window}, {step} and {windows_at_once}"
+                "test_cfg takes window and step, (depth, height, width) each, and batch from 1 on, "
+                f"got {window}, {step} and {batch}"
             )
         if any(not 1 <= s <= w for s, w in zip(step, window)):
             raise ValueError(f"step must be from 1 to window={tuple(window)}, got {tuple(step)}")
-        self.window, self.step, self.windows_at_once = tuple(window), tuple(step), windows_at_once
+        self.window, self.step, self.batch = tuple(window), tuple(step), batch
 
     def forward(
         self,
@@ -87,7 +90,7 @@ class SlidingWindowSegmentor(VolumeSegmentor):
         if mode != "predict":
             return super().forward(inputs, data_samples, mode)
         for volume, sample in zip(inputs, data_samples, strict=True):
-            found = slide(self.network, volume, self.window, self.step, self.windows_at_once)
+            found = slide(self.network, volume, self.window, self.step, self.batch)
             # Slice by slice: whole, the numbers of the classes would take 8 bytes a voxel.
             slices = [p.argmax(0).to(torch.uint8) for p in found.unbind(1)]
             sample.prediction = torch.stack(slices)

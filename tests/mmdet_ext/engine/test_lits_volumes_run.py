@@ -72,11 +72,9 @@ def test_crops_are_learnt_from_resumed_and_volumes_tested(
     with pytest.raises(UserError, match="trained as another network"):
         run_test(other, str(tmp_path / "whole"))
     # Windows may be chosen anew in testing.
-    for option, value in (("step", [8, 128, 128]), ("windows_at_once", 2)):
-        windows = configuration(
-            repository, phantom_lits, tmp_path / option, **{f"model.{option}": value}
-        )
-        assert run_test(windows, str(tmp_path / "whole")) is not None
+    options = {"model.test_cfg.step": [32, 128, 128], "model.transfer": "encoder"}
+    windows = configuration(repository, phantom_lits, tmp_path / "windows", **options)
+    assert run_test(windows, str(tmp_path / "whole")) is not None
 
 
 def test_a_batch_of_one_is_the_users_to_mend(repository, phantom_lits, tmp_path):
@@ -94,7 +92,7 @@ def test_configs_are_the_papers(repository, phantom_lits, tmp_path, name):
     operator = dict(acs="ACSConv", i3d="I3DConv")
     assert config.model.fusion.type == operator.get(name, "SliceConv")
     assert config.model.network.depth == 101
-    assert (config.model.window[0], config.model.step[0]) == (64, 24)
+    assert (config.model.test_cfg.window[0], config.model.test_cfg.step[0]) == (64, 24)
     crop = config.train_dataloader.dataset.pipeline[0]
     assert crop.size == [64, 224, 224]
     assert config.train_cfg.max_epochs == 6000

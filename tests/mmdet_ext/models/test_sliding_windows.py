@@ -84,9 +84,10 @@ def test_windows_of_the_paper_begin_every_24_slices():
     assert seen == [0, 24, 48, 72, 86]
 
 
+WINDOWS = dict(window=(8, 8, 8), step=(4, 8, 8), batch=2)
 OPTIONS = dict(
     network=dict(type="ShapesUNet", num_classes=3), fusion=dict(type="ACSConv"),
-    window=(8, 8, 8), step=(4, 8, 8),
+    test_cfg=WINDOWS,
 )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ OPTIONS = dict(
 @torch.no_grad()
 def test_the_segmentor_predicts_whole_volumes_of_any_size():
     torch.manual_seed(1)
-    model = SlidingWindowSegmentor(**OPTIONS, windows_at_once=2).eval()
+    model = SlidingWindowSegmentor(**OPTIONS).eval()
     volumes = [torch.randn(1, 14, 8, 8), torch.randn(1, 5, 7, 8)]
     samples = [BaseDataElement(metainfo=dict(index=i)) for i in range(2)]
     for sample, volume in zip(model(volumes, samples, "predict"), volumes, strict=True):
@@ -119,13 +120,14 @@ def test_the_segmentor_predicts_whole_volumes_of_any_size():
         (dict(step=(9, 8, 8)), "step must be from 1"),
         (dict(step=(0, 8, 8)), "step must be from 1"),
         (dict(window=(8, 8)), "depth, height, width"),
-        (dict(windows_at_once=0), "windows_at_once"),
+        (dict(batch=0), "batch from 1"),
+        (dict(overlap=0.5), "got also overlap"),
     ],
 )
 @needs_monai
 def test_options_are_checked(wrong, message):
     with pytest.raises(ValueError, match=message):
-        SlidingWindowSegmentor(**{**OPTIONS, **wrong})
+        SlidingWindowSegmentor(**{**OPTIONS, "test_cfg": WINDOWS | wrong})
 
 
 def test_without_monai_it_says_what_to_install(monkeypatch):
