@@ -69,7 +69,9 @@ def configuration(repository, name, data, work_dir, **options):
 def test_it_trains_resumes_and_tests(monai, repository, data, tmp_path, capsys, name, figures):
     every = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 2}
     train(configuration(repository, name, data, tmp_path / "whole", **every))
-    assert f"6 samples, {data / 'nodules.json'}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"6 samples, {data / 'nodules.json'}" in shown
+    assert f"masks       {'reading' if 'seg' in name else 'none'}\n" in shown
     (log,) = (tmp_path / "whole").glob("*/vis_data/scalars.json")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert sum("loss" in line for line in lines) == 6
