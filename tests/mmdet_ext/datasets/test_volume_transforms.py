@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deeplesion.errors import UserError
+from deeplesion.errors import DataError, UserError
 from mmdet_ext.datasets import volume_transforms
 from mmdet_ext.datasets.volume_transforms import (
     CropVolume,
@@ -119,7 +119,7 @@ def test_the_window_is_a_straight_line(monai):
 
 
 def test_what_cannot_be_is_refused(monai):
-    with pytest.raises(ValueError, match=r"volume of \(9, 9, 9\) voxels is too small"):
+    with pytest.raises(DataError, match=r"a volume: \(9, 9, 9\) voxels are too few"):
         CropVolume(8, shift=1).transform(sample())
     for options in (dict(size=0), dict(size=(3, 3)), dict(size=3, shift=-1)):
         with pytest.raises(ValueError, match="size must be"):
