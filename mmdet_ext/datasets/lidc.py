@@ -68,7 +68,11 @@ class LIDCDataset(Dataset):
                 "current",
                 logging.WARNING,
             )
-        self.metainfo = dict(classes=CLASSES[task], masks=info["masks"], split_by=info["split_by"])
+        self.metainfo = dict(
+            classes=CLASSES[task],
+            masks=info["masks"] if task == "segmentation" else None,
+            split_by=info["split_by"],
+        )
         self.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
 from ct_volumes.optional import need
+from deeplesion.errors import DataError
 
 KEYS = ("volume", "labels")
 META_KEYS = ("img_path", "index", "name", "patient")
@@ -78,12 +79,13 @@ class CropVolume(MonaiTransform):
         return steps
 
     def transform(self, results: dict) -> dict:
-        """Raises ValueError if the volume is too small, which MONAI would pass over."""
+        """Raises DataError if the volume is too small, which MONAI would pass over."""
         shape = results["volume"].shape[1:]
         if any(have < size + 2 * self.shift for have, size in zip(shape, self.size, strict=True)):
-            raise ValueError(
-                f"a volume of {tuple(shape)} voxels is too small for size={self.size} and "
-                f"shift={self.shift}"
+            name = results.get("img_path", "a volume")
+            raise DataError(
+                f"{name}: {tuple(shape)} voxels are too few for a crop of {self.size} that moves "
+                f"by {self.shift}. Set size and shift of CropVolume in the pipeline"
             )
         return super().transform(results)
 
