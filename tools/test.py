@@ -1,4 +1,4 @@
-"""Test a checkpoint and print its table, FROC or, on LiTS, Dice:
+"""Test a checkpoint and print its table, FROC or, on LiTS, Dice, or its scores:
 python tools/test.py configs/alignshift_7slice.py work_dirs/alignshift_7slice"""
 
 import argparse
@@ -16,8 +16,13 @@ from deeplesion.report.tables import format_table
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.distributed import launched
-from mmdet_ext.engine.run import load_config, metric_name, test
+from mmdet_ext.engine.run import NODULE_METRICS, chosen_on_test, load_config, metric_name, test
 from mmdet_ext.evaluation.dice_metric import dice_table
+
+CHOSEN_ON_TEST = (
+    "The epoch of this checkpoint was chosen by its score on the samples of this test, so the score"
+    " is too high. Nothing was chosen for the last epoch's: give its epoch_*.pth"
+)
 
 
 @launched
@@ -29,7 +34,8 @@ def main() -> None:
     parser.add_argument("--work-dir", help="logs and results; default work_dirs/<config name>")
     parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")
     parser.add_argument(
-        "--out", help="result file; default results.json.gz (dice.json) in the work directory"
+        "--out",
+        help="result file; default results.json.gz (dice.json, nodules.json) in the work directory",
     )
     parser.add_argument(
         "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
@@ -48,8 +54,12 @@ def main() -> None:
     if not is_main_process():
         return
     kinds = {metric_name(metric) for _, metric in dicts(config.test_evaluator, "")}
+    if chosen_on_test(config, config.load_from):
+        print(CHOSEN_ON_TEST)
     if result_file is None:
-        print("test_evaluator has no FROCMetric: there is neither a result file nor a table")
+        print(f"{' and '.join(sorted(kinds))}: the scores are those above, no file is written")
+    elif kinds & {*NODULE_METRICS}:
+        print(f"scores of all nodules: {result_file}")
     elif "FROCMetric" not in kinds:
         print(dice_table(json.loads(Path(result_file).read_text())))
         print(f"scores of all cases: {result_file}")

@@ -36,8 +36,14 @@ OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first
   --cfg-options stack.num_slices=3                3 instead of 7 slices
 The message of torch: {error}"""
 
+NODULE_METRICS = ("NoduleDiceMetric", "NoduleAUCMetric")
 # What metrics write in testing, if no other name is given.
-RESULT_FILES = {"FROCMetric": "results.json.gz", "DiceMetric": "dice.json"}
+RESULT_FILES = {
+    "FROCMetric": "results.json.gz",
+    "DiceMetric": "dice.json",
+    "VolumeDiceMetric": "dice.json",
+    **dict.fromkeys(NODULE_METRICS, "nodules.json"),
+}
 TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
 
 
@@ -136,27 +142,38 @@ def test(
     result_file: str | None = None,
     accept_differences: bool = False,
 ) -> str | None:
-    """Tests a checkpoint on the test split; returns the result file, the FROC table beside it (of a
-    DiceMetric the table itself). None if none of the metrics of `test_evaluator` writes one.
+    """Tests a checkpoint on the test split; returns the result file, the FROC table beside it (of
+    other metrics the scores themselves). None if none of `test_evaluator`'s metrics writes one.
 
     Args:
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
         result_file: where detections and ground truth go, the table as JSON beside it; default:
-            results.json.gz in the work directory (of a DiceMetric, the scores, dice.json).
+            results.json.gz in the work directory (of other metrics, the scores, dice.json or
+            nodules.json).
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
     metrics = [m for _, m in dicts(config.test_evaluator, "") if metric_name(m) in RESULT_FILES]
     name = RESULT_FILES[metric_name(metrics[0])] if metrics else "results.json.gz"
     result_file = result_file or str(Path(config.work_dir) / name)
-    for metric in metrics[:1]:
-        metric["result_file"] = result_file
     with framework_errors():
         config.load_from = find_checkpoint(checkpoint)
+        for metric in metrics[:1]:
+            metric["result_file"] = result_file
+            if metric_name(metric) in NODULE_METRICS:
+                metric["epoch_chosen_on_test"] = chosen_on_test(config, config.load_from)
         join_processes(config)
         # Its other files have names of their own: it may run beside a training.
         with writer(config, Path(f"{result_file}.lock"), "--out"):
             build_runner(config, accept_differences).test()
     return result_file if metrics else None
+
+
+def chosen_on_test(config: Config, checkpoint: str) -> bool:
+    """Whether the checkpoint is the best of its training by a score on the samples of the test."""
+    val, test = (config.get(f"{split}_dataloader") for split in ("val", "test"))
+    return bool(val and test and val.dataset == test.dataset) and (
+        Path(checkpoint).name.startswith("best_")
+    )
 
 
 def metric_name(node: Mapping) -> str | None:

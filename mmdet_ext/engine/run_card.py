@@ -169,6 +169,8 @@ def describe(counted: dict[str, Any]) -> str:
 
 def masks_of(dataset: Dataset) -> str:
     """How the masks that are learnt from were drawn, as the annotation file says it."""
+    if not holds_lesions(dataset):
+        return str(getattr(dataset, "metainfo", {}).get("masks") or "none")
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", ())
     if not any(getattr(step, "with_mask", False) for step in steps):
         return "none"

@@ -172,12 +172,14 @@ def without_nan(value):
 
 
 def dice_table(content: Mapping) -> str:
-    """The figures of a result file as text, a row for each lowest score of lesions."""
+    """The figures of a result file as text, a row for each lowest score of lesions, of which
+    segmentations of whole volumes have none."""
     rows = [(part["lesion_score"], part["figures"]) for part in content["scores"]]
     sizes = "  ".join(f"{size} (n={rows[0][1][f'lesions_{size}']})" for size in SIZES)
+    first = "" if rows[0][0] is None else "score >="
     lines = [
         "          lesion Dice       liver Dice        lesions             burden  Dice per lesion",
-        f"score >=  per case  global  per case  global  precision  recall    RMSE  {sizes}",
+        f"{first:8}  per case  global  per case  global  precision  recall    RMSE  {sizes}",
     ]
 
     def cell(value: float | None, width: int, digits: int = 1) -> str:
@@ -185,7 +187,7 @@ def dice_table(content: Mapping) -> str:
 
     for least, row in rows:
         lines.append(
-            f"{least:8g}"
+            ("" if least is None else f"{least:g}").rjust(8)
             + cell(row["lesion_dice_per_case"], 10)
             + cell(row["lesion_dice_global"], 8)
             + cell(row["liver_dice_per_case"], 10)

@@ -4,7 +4,7 @@ a checkpoint of another."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -38,6 +38,46 @@ def fetch_weights(source: str, published: str = "densenet121-a639ec97.pth") -> d
         return load_checkpoint_file(download(source))
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {WITHOUT}") from None
+
+
+def load_published(
+    network: nn.Module, weights: Mapping[str, Tensor], cut: str, published: str
+) -> str:
+    """Loads a file of torchvision's into a network whose weights have the same names, whole.
+
+    Args:
+        weights: of the file.
+        cut: regular expression of what begins the names that the network has no place for.
+        published: name of the file that is meant, for messages.
+
+    Returns:
+        a line that says what was loaded.
+
+    Raises:
+        CheckpointError: weights are missing, others are there, or shapes differ.
+    """
+    own = network.state_dict()
+    left = [key for key in weights if key not in own and re.match(cut, key)]
+    problems = [
+        f"missing {key}"
+        for key in own
+        # Files older than PyTorch 0.4 lack the batch counters.
+        if key not in weights and not key.endswith("num_batches_tracked")
+    ]
+    problems += [f"unexpected {key}" for key in weights if key not in own and key not in left]
+    for key in own.keys() & weights.keys():
+        shape = getattr(weights[key], "shape", None)
+        if shape != own[key].shape:
+            found = "no tensor" if shape is None else f"the shape {tuple(shape)}"
+            problems.append(f"{key} is {found}, expected {tuple(own[key].shape)}")
+    if problems:
+        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
+        raise CheckpointError(
+            f"these are not the weights of torchvision's {published} ({len(problems)} problems: "
+            f"{shown}). Give that file, or none"
+        )
+    network.load_state_dict({k: w for k, w in weights.items() if k in own}, strict=False)
+    return f"{len(weights) - len(left)} tensors loaded, {len(left)} not used"
 
 
 def copy_parts(model: nn.Module, path: str | Path, parts: Sequence[str]) -> str:

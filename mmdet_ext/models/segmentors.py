@@ -1,46 +1,29 @@
-"""VolumeSegmentor: a 2D network, or what `convert_to_3d` makes of it, in mmengine's runner."""
+"""VolumeSegmentor: segments images, or volumes by a network converted to 3D, in mmengine's
+runner."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
-from mmdet_ext.convert import convert_to_3d
 from mmdet_ext.models.losses import SoftDiceLoss
 from mmdet_ext.models.shapes_unet import ShapesUNet
-from mmdet_ext.ops import SliceConv
+from mmdet_ext.models.volume_network import VolumeNetwork
 
 MODELS.register_module(module=ShapesUNet)
-NOT_OF_THIS_NETWORK = (
-    "model.pretrained={path} does not hold the weights of the 2D {network}: {reason}. Give the "
-    "checkpoint of a 2D training of the same network"
-)
 
 
 @MODELS.register_module()
-class VolumeSegmentor(BaseModel):
+class VolumeSegmentor(VolumeNetwork):
     """Segments images, or volumes by a network converted to 3D.
 
     Args:
-        network: of 2D, with a last layer `head`.
-        fusion: the operator that its convolutions become, as `convert_to_3d(depth='isotropic')`
-            takes it; None for images.
+        network, fusion, pretrained, init, data_preprocessor, transfer: see `VolumeNetwork`.
         loss: takes logits and labels; None: `SoftDiceLoss`.
-        pretrained: checkpoint of a training without `fusion`. All of it is transferred but the
-            `head`, BatchNorm's statistics included.
-        init: how convolutions begin without `pretrained`: as in 'torch', or 'kaiming': uniform, by
-            the fan-in of the kernels as they are, in 3D of all their taps.
-        data_preprocessor: of mmengine.
-
-    Raises:
-        ValueError: an `init` that is neither.
     """
 
     def __init__(
@@ -51,35 +34,10 @@ class VolumeSegmentor(BaseModel):
         pretrained: str | None = None,
         init: str = "torch",
         data_preprocessor: dict | None = None,
+        transfer: str = "network",
     ) -> None:
-        super().__init__(data_preprocessor)
-        if init not in ("torch", "kaiming"):
-            raise ValueError(f"init must be 'torch' or 'kaiming', got {init!r}")
-        self.network_2d, self.fusion = dict(network), dict(fusion) if fusion else None
-        self.pretrained, self.init = pretrained, init
-        self.network = self.converted(MODELS.build(self.network_2d))
+        super().__init__(network, fusion, pretrained, init, data_preprocessor, transfer)
         self.loss = MODELS.build(loss) if loss else SoftDiceLoss()
-
-    def converted(self, network: nn.Module) -> nn.Module:
-        if self.fusion is None:
-            return network
-        return convert_to_3d(network, self.fusion, depth="isotropic")
-
-    def init_weights(self) -> None:
-        """Called by the runner when a training begins.
-
-        Raises:
-            MissingDataError: there is no file `pretrained`.
-            CheckpointError: it holds other weights.
-        """
-        if self.pretrained:
-            network = MODELS.build(self.network_2d)
-            load_all_but_head(network, self.pretrained)
-            self.network.load_state_dict(self.converted(network).state_dict())
-        elif self.init == "kaiming":
-            for module in self.network.modules():
-                if isinstance(module, (nn.Conv2d, SliceConv)):
-                    nn.init.kaiming_uniform_(module.weight)
 
     def forward(
         self,
@@ -90,7 +48,7 @@ class VolumeSegmentor(BaseModel):
         """Of B tensors (1, H, W) or (1, D, H, W): with 'loss' the loss against the samples'
         `labels`, with 'predict' the samples with `prediction`, uint8 (H, W) or (D, H, W), with
         'tensor' the logits (B, classes, ...)."""
-        logits = self.network(torch.stack(tuple(inputs)))
+        logits = self.logits(inputs)
         if mode == "tensor":
             return logits
         if mode == "loss":
@@ -101,24 +59,3 @@ class VolumeSegmentor(BaseModel):
         for sample, prediction in zip(data_samples, logits.argmax(1).to(torch.uint8)):
             sample.prediction = prediction
         return list(data_samples)
-
-
-def load_all_but_head(network: nn.Module, path: str) -> None:
-    """Gives a 2D network the weights that a `VolumeSegmentor` without `fusion` was trained to, all
-    but those of its `head`. Raises MissingDataError or CheckpointError."""
-    checkpoint = load_checkpoint_file(Path(path))
-    state = checkpoint.get("state_dict", checkpoint)
-    weights = {
-        name.removeprefix("network."): weight
-        for name, weight in state.items()
-        if name.startswith("network.") and not name.startswith("network.head.")
-    }
-    own = {name: w for name, w in network.state_dict().items() if not name.startswith("head.")}
-    wrong = sorted(own.keys() ^ weights.keys())
-    wrong += [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    if wrong:
-        reason = f"{len(wrong)} of its names or shapes differ, such as {wrong[0]}"
-        raise CheckpointError(
-            NOT_OF_THIS_NETWORK.format(path=path, network=type(network).__name__, reason=reason)
-        )
-    network.load_state_dict(weights, strict=False)

@@ -1,0 +1,4 @@
+# Classification of lung nodules by 2.5D, with strides and pooling along all axes.
+# With ImageNet's, of torchvision's file: --cfg-options model.pretrained=resnet18-f37072fd.pth
+_base_ = "../_base_/lidc_classification.py"
+model = dict(fusion=dict(type="SliceConv"))
