@@ -8,7 +8,6 @@ python tools/optimize_anchors.py TRAIN.json --config configs/demo/nofusion_3slic
 
 import argparse
 import json
-import math
 from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
@@ -195,7 +194,7 @@ def images_of(path: Path, splits: list[str]) -> list[dict]:
 def boxes_in_training(images: list[dict], resize, seed: int) -> tuple[Boxes, int]:
     """The boxes as the training's own step leaves them, drawn several times if they are few."""
     lesions = sum(len(image["lesions"]) for image in images)
-    copies = math.ceil(BOXES / lesions)
+    copies = max(1, round(BOXES / lesions))
     if not resize.prob:
         copies = 1  # the flip alone changes no size
     sizes, which, first = [], [], 0
