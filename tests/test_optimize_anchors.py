@@ -67,7 +67,9 @@ def test_boxes_are_those_of_the_training_pipeline(repository, phantom):
 
 def test_the_table_of_lesions_gives_the_boxes_of_the_annotation_files(phantom):
     of_table = images_of(phantom / "DL_info.csv", ["val", "test"])
-    of_files = [i for s in ("val", "test") for i in images_of(phantom / f"annotations/{s}.json", [])]
+    of_files = [
+        i for s in ("val", "test") for i in images_of(phantom / f"annotations/{s}.json", [])
+    ]
     boxes = [
         sorted(tuple(np.round(lesion["bbox"], 4)) for i in images for lesion in i["lesions"])
         for images in (of_table, of_files)

@@ -257,9 +257,10 @@ def print_lines(path: str, own: dict, new: dict) -> None:
     """What to write into a config, and the same for a command line."""
     changed = {name: value for name, value in new.items() if own.get(name) != value}
     stated = ", ".join(f"{name}={value}" for name, value in changed.items())
-    *parents, last = path.split(".")
-    opened = "".join(f"{name}=dict(" for name in parents[1:])
-    print(f"\n{parents[0]} = dict({opened}{last}=dict({stated})){')' * len(parents[1:])})")
+    line = f"dict({stated})"
+    for name in reversed(path.split(".")[1:]):
+        line = f"dict({name}={line})"
+    print(f"\nmodel = {line}")
     on_line = [f"{path}.{name}={str(value).replace(' ', '')}" for name, value in changed.items()]
     print(f"\n--cfg-options {' '.join(on_line)}")
 
