@@ -141,15 +141,15 @@ def arguments() -> argparse.Namespace:
 
 def anchors_of(config: Config) -> tuple[str, dict]:
     """The anchors of a detector and the option's path."""
-    found = [(f"{path}.anchor_generator", node["anchor_generator"])
-             for path, node in dicts(config.model, "model") if node.get("anchor_generator")]  # fmt: skip
-    if len(found) != 1:
+    heads = [(path, node) for path, node in dicts(config.get("model"), "model")
+             if node.get("anchor_generator")]  # fmt: skip
+    if len(heads) != 1:
         raise UserError(
-            f"{config.filename} has {len(found)} anchor generators: expected a detector with one,"
+            f"{config.filename} has {len(heads)} anchor generators: expected a detector with one,"
             " such as model.rpn_head.anchor_generator"
         )
-    path, generator = found[0]
-    return path, generator
+    (path, head) = heads[0]
+    return f"{path}.anchor_generator", head["anchor_generator"]
 
 
 def resize_of(config: Config) -> dict:
