@@ -16,6 +16,7 @@ COMMANDS = {
     "deeplesion-detect": "detect",
     "deeplesion-check-run": "check_run",
     "deeplesion-study": "study",
+    "deeplesion-optimize-anchors": "optimize_anchors",
     "deeplesion-complexity": "complexity",
     "deeplesion-convert": "convert_checkpoint",
     "deeplesion-proof-of-concept": "proof_of_concept",
