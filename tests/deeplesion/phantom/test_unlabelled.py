@@ -1,0 +1,180 @@
+"""Lesions left out of the phantom's table: as many as asked for, of the training split alone, and
+nothing else is another."""
+
+import copy
+import csv
+import io
+import json
+
+import pytest
+
+from deeplesion.data.dl_info import read_dl_info
+from deeplesion.errors import UserError
+from deeplesion.phantom import make as phantom
+from deeplesion.phantom.make import make_phantom
+from deeplesion.phantom.unlabelled import hide
+
+OPTIONS = dict(patients=24, size=128, seed=5, progress=False)
+TRUTH = "phantom_truth/truth.json"
+
+
+def quick(monkeypatch):
+    """Without the images, which cost the time; the rest of a series is drawn as ever."""
+    monkeypatch.setattr(phantom, "render_slice", lambda *_: (0, []))
+    monkeypatch.setattr(phantom, "add_noise", lambda *_: 0)
+    monkeypatch.setattr(phantom, "write_slice", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unlabelled")
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        for name, share in (("whole", 0), ("half", 0.5), ("again", 0.5), ("most", 0.9)):
+            make_phantom(folder / name, **OPTIONS, unlabelled=share)
+    return folder
+
+
+def rows(root):
+    with open(root / "DL_info.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(root):
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_without_the_option_no_byte_knows_of_it(tmp_path, monkeypatch):
+    """The images too: a phantom of today's code with and without `hide` in reach."""
+    default, given = tmp_path / "default", tmp_path / "given"
+    options = dict(patients=3, size=128, seed=1, progress=False)
+    make_phantom(given, **options, unlabelled=0.0)
+    monkeypatch.delattr(phantom, "hide")
+    make_phantom(default, **options)
+    assert contents(default) == contents(given)
+    assert (
+        b"unlabelled"
+        not in contents(given)[(given / "phantom_truth/arguments.json").relative_to(given)]
+    )
+    assert b"labelled" not in (given / TRUTH).read_bytes()
+
+
+def test_images_and_masks_are_those_of_the_whole_phantom(tmp_path):
+    options = dict(patients=3, size=128, seed=1, progress=False)
+    make_phantom(tmp_path / "whole", **options)
+    make_phantom(tmp_path / "half", **options, unlabelled=0.5)
+    whole, half = contents(tmp_path / "whole"), contents(tmp_path / "half")
+    assert whole.keys() == half.keys()
+    other = {str(name) for name in whole if whole[name] != half[name]}
+    assert other == {"DL_info.csv", TRUTH, "phantom_truth/arguments.json"}
+
+
+@pytest.mark.parametrize("name, share", [("half", 0.5), ("most", 0.9)])
+def test_that_share_of_the_training_split_is_gone_and_no_other_row(roots, name, share):
+    whole, left = rows(roots / "whole"), rows(roots / name)
+    clean = [row for row in whole if row["Train_Val_Test"] == "1" and row["Possibly_noisy"] == "0"]
+    hidden = [row for row in whole if row not in left]
+    assert len(hidden) == round(share * len(clean)) > 5
+    assert all(row in clean for row in hidden)
+    assert left == [row for row in whole if row not in hidden]  # in the same order
+    slices = [row["File_name"] for row in whole]
+    many = [row for row in hidden if slices.count(row["File_name"]) > 1]
+    kept = {row["File_name"] for row in left}
+    # By lesion, not by key slice: some key slices lose some of theirs, some all and are none then.
+    assert any(row["File_name"] in kept for row in many)
+    assert any(row["File_name"] not in kept for row in hidden)
+    lesions = read_dl_info(roots / name / "DL_info.csv")
+    assert len(lesions) == len(left)
+
+
+def test_the_truth_keeps_all_and_marks_what_is_hidden(roots):
+    whole, half = (json.loads((roots / name / TRUTH).read_text()) for name in ("whole", "half"))
+    table = [r["File_name"] for r in rows(roots / "half")]
+    hidden = 0
+    for key, entry in half.items():
+        marks = [lesion.pop("labelled") for lesion in entry["lesions"]]
+        assert sum(marks) == table.count(key.replace("/", "_"))
+        hidden += len(marks) - sum(marks)
+    assert half == whole
+    assert hidden == len(rows(roots / "whole")) - len(table)
+    # Which row is which: a marked lesion's box is that of a row, up to what a reader is off.
+    half = json.loads((roots / "half" / TRUTH).read_text())
+    for row in rows(roots / "half"):
+        key = "/".join(row["File_name"].rsplit("_", 1))
+        box = [float(value) - 1 for value in row["Bounding_boxes"].split(", ")]
+        near = [
+            lesion["labelled"]
+            for lesion in half[key]["lesions"]
+            if max(abs(a - b) for a, b in zip(lesion["bbox"], box)) < 1.5
+        ]
+        assert row["Possibly_noisy"] == "1" or near == [True]
+
+
+def test_the_draw_is_a_function_of_the_arguments(roots):
+    half, again = contents(roots / "half"), contents(roots / "again")
+    assert half == again
+    lesion = dict(bbox=[1, 2, 3, 4])
+    record = dict(
+        rows=[row_of(1)] * 40, truth={"a": dict(lesions=[dict(lesion) for _ in range(40)])}
+    )
+    left = [[each["labelled"] for each in truths_of(record, seed)] for seed in (0, 0, 1)]
+    assert left[0] == left[1] != left[2]
+
+
+def row_of(split, noisy=0):
+    row = [0] * len(phantom.DL_INFO_COLUMNS)
+    row[list(phantom.DL_INFO_COLUMNS).index("Train_Val_Test")] = split
+    row[list(phantom.DL_INFO_COLUMNS).index("Possibly_noisy")] = noisy
+    return row
+
+
+def truths_of(record, seed, share=0.5):
+    record = copy.deepcopy(record)
+    hide([record], share, seed)
+    return record["truth"]["a"]["lesions"]
+
+
+def test_noisy_rows_and_the_last_lesion_stay():
+    record = dict(
+        rows=[row_of(1, 1), row_of(1), row_of(1), row_of(2), row_of(3)],
+        truth={"a": dict(lesions=[{} for _ in range(5)])},
+    )
+    for seed in range(20):
+        marks = [lesion["labelled"] for lesion in truths_of(record, seed, 0.99)]
+        assert marks[0] and marks[3:] == [True, True] and sum(marks[1:3]) == 1
+    assert hide([], 0.5, 0) == []
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
+def test_shares_that_cannot_be(tmp_path, share):
+    with pytest.raises(UserError, match="unlabelled is .*: give a share from 0 to less than 1"):
+        make_phantom(tmp_path / "new", 3, 128, unlabelled=share)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_phantom_of_another_share_is_not_continued(roots, monkeypatch):
+    quick(monkeypatch)
+    with pytest.raises(FileExistsError, match=r"'unlabelled': 0.5}, not .*'unlabelled': 0.25}"):
+        make_phantom(roots / "half", **OPTIONS, unlabelled=0.25)
+    with pytest.raises(FileExistsError, match="holds a phantom made with"):
+        make_phantom(roots / "half", **OPTIONS)
+
+
+@pytest.mark.parametrize("other", ["--scans", "--lits", "--lidc"])
+def test_the_command_takes_it_for_a_synthetic_deeplesion_alone(
+    tmp_path, monkeypatch, capsys, other
+):
+    from tools import make_phantom as tool
+
+    monkeypatch.setattr("sys.argv", ["make_phantom", other, str(tmp_path), "--unlabelled", "0.5"])
+    with pytest.raises(SystemExit, match="--unlabelled is of a synthetic DeepLesion: not with"):
+        tool.main()
+    quick(monkeypatch)
+    new = str(tmp_path / "new")
+    monkeypatch.setattr(
+        "sys.argv", ["make_phantom", new, *"--patients 3 --size 128 --unlabelled 0.5".split()]
+    )
+    tool.main()
+    assert capsys.readouterr().out.endswith("DL_info.csv written\n")
+    text = (tmp_path / "new" / "phantom_truth/arguments.json").read_text()
+    assert json.load(io.StringIO(text))["unlabelled"] == 0.5
