@@ -14,7 +14,7 @@ from deeplesion.phantom import make as phantom
 from deeplesion.phantom.make import make_phantom
 from deeplesion.phantom.unlabelled import hide
 
-OPTIONS = dict(patients=24, size=128, seed=5, progress=False)
+OPTIONS = dict(patients=12, size=128, seed=5, progress=False)
 TRUTH = "phantom_truth/truth.json"
 
 
@@ -147,7 +147,7 @@ def test_noisy_rows_and_the_last_lesion_stay():
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
 def test_shares_that_cannot_be(tmp_path, share):
-    with pytest.raises(UserError, match="unlabelled is .*: give a share from 0 to less than 1"):
+    with pytest.raises(UserError, match=r"unlabelled is .*: give a share from 0 to less than 1"):
         make_phantom(tmp_path / "new", 3, 128, unlabelled=share)
     assert not (tmp_path / "new").exists()
 
@@ -172,7 +172,7 @@ def test_the_command_takes_it_for_a_synthetic_deeplesion_alone(
     quick(monkeypatch)
     new = str(tmp_path / "new")
     monkeypatch.setattr(
-        "sys.argv", ["make_phantom", new, *"--patients 3 --size 128 --unlabelled 0.5".split()]
+        "sys.argv", ["make_phantom", new, "--patients=3", "--size=128", "--unlabelled=0.5"]
     )
     tool.main()
     assert capsys.readouterr().out.endswith("DL_info.csv written\n")
