@@ -65,8 +65,8 @@ def main() -> None:
     what = "regions to ignore" if options.kind == "ignored" else "labels"
     images, lesions = len(annotations["images"]), len(annotations["annotations"])
     print(
-        f"{images:,} key slices with {lesions:,} lesions: {number:,} detections that score at least {options.score:g} lie on none of them\n"
-        f"written as {what}: {options.out}"
+        f"{images:,} key slices with {lesions:,} lesions: {number:,} detections that score at least"
+        f" {options.score:g} lie on none of them\nwritten as {what}: {options.out}"
     )
     if left_out := len(mined) - number:
         print(f"{left_out:,} more have an empty mask and were left out")
