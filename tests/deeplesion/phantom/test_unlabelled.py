@@ -30,8 +30,16 @@ def quick(monkeypatch):
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unlabelled")
+    make, known = phantom.make_series, {}
+
+    def once(root, series):
+        if series not in known:
+            known[series] = make(root, series)
+        return copy.deepcopy(known[series])
+
     with pytest.MonkeyPatch.context() as patch:
         quick(patch)
+        patch.setattr(phantom, "make_series", once)
         for name, share in (("whole", 0), ("half", 0.5), ("most", 0.9)):
             make_phantom(folder / name, **OPTIONS, unlabelled=share)
     return folder
