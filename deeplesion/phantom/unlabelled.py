@@ -23,10 +23,7 @@ def hide(records: list[dict], share: float, seed: int) -> list[dict]:
 
     The draw has a generator of its own, so nothing else of the phantom depends on it.
     """
-    pairs = [
-        list(zip(record["rows"], _lesions(record), strict=True))
-        for record in records
-    ]  # fmt: skip
+    pairs = [list(zip(record["rows"], _lesions(record), strict=True)) for record in records]
     clean = [
         lesion
         for found in pairs
