@@ -21,6 +21,7 @@ COMMANDS = {
     "deeplesion-convert": "convert_checkpoint",
     "deeplesion-proof-of-concept": "proof_of_concept",
     "deeplesion-show-attention": "show_attention",
+    "deeplesion-mine-lesions": "mine_lesions",
 }
 
 

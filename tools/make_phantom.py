@@ -42,6 +42,14 @@ def main() -> None:
         help="'oblique' ones all move on at once, 'varied' ones betray themselves at several"
         " distances (default %(default)s; not with --scans, --lits, --lidc)",
     )
+    parser.add_argument(
+        "--unlabelled",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="leave so many of the training split's lesions out of DL_info.csv, as 0.5; they stay"
+        " in the images and the truth (default 0; not with --scans, --lits, --lidc)",
+    )
     options = vars(parser.parse_args())
     root, scans, lits, lidc, patients = (
         options.pop(name) for name in ("root", "scans", "lits", "lidc", "patients")
@@ -54,6 +62,10 @@ def main() -> None:
         elif options.pop("distractors") != "oblique":
             raise UserError(
                 "--distractors is of a synthetic DeepLesion: not with --scans, --lits, --lidc"
+            )
+        elif options.pop("unlabelled") != 0:
+            raise UserError(
+                "--unlabelled is of a synthetic DeepLesion: not with --scans, --lits, --lidc"
             )
         # Only from here: pydicom and nibabel are an extra.
         elif lits is not None:

@@ -64,8 +64,18 @@ def image_problems(images: list[dict]) -> list[str]:
     return problems
 
 
-def annotation_problems(annotations: list[dict], images: list[dict], category: int) -> list[str]:
-    """The same of annotations, of sound images and one category, its id."""
+def is_ignored(annotation: dict) -> bool:
+    """Whether it is a region to ignore in training, COCO's crowd, and no lesion."""
+    return bool(annotation.get("iscrowd"))
+
+
+def annotation_problems(
+    annotations: list[dict], images: list[dict], category: int, regions: bool = False
+) -> list[str]:
+    """The same of annotations, of sound images and one category, its id.
+
+    regions: whether some may be regions to ignore.
+    """
     problems, ids, image_of = [], set(), {image["id"]: image for image in images}
     masks, pixels, most, places, boxes = [], [], [], [], {}
     for i, annotation in enumerate(annotations):
@@ -87,8 +97,14 @@ def annotation_problems(annotations: list[dict], images: list[dict], category: i
             ids.add(number)
         check("image_id", image is not None, "the id of one of the images")
         ours = check("category_id", annotation.get("category_id") == category, f"{category}")
-        crowd = "0: the benchmark knows no regions to ignore. Take it out of the file"
-        check("iscrowd", annotation.get("iscrowd") in (None, 0, False), crowd)
+        crowd = annotation.get("iscrowd")
+        if regions:
+            check("iscrowd", crowd in (None, 0, 1), "0, or 1 of a region to ignore in training")
+        else:
+            known = "0: the benchmark knows no regions to ignore. Take it out of the file"
+            check("iscrowd", crowd in (None, 0), known)
+        if annotation.get("ignore") not in (None, 0):
+            check("ignore", bool(crowd), "0: what tells regions to ignore is iscrowd")
         recist, diameters = annotation.get("recist"), annotation.get("diameters_mm")
         check("recist", recist is None or is_numbers(recist, 8), "8 numbers or null")
         measured = is_numbers(diameters, 2) and min(diameters) > 0

@@ -11,13 +11,18 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
-from deeplesion.data.annotation_check import annotation_problems, image_problems, refuse_if
+from deeplesion.data.annotation_check import (
+    annotation_problems,
+    image_problems,
+    is_ignored,
+    refuse_if,
+)
 from deeplesion.data.plausible import is_whole, short
 from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import parse_json
 
 
-def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
+def read_annotations(path: str | Path, need_lesions: bool = False, regions: bool = False) -> dict:
     """Reads and checks an annotation file; `to_coco` says what ours hold.
 
     Those of others may have less. Needed are, of COCO's fields, `id`, `file_name`, `height` and
@@ -28,14 +33,16 @@ def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
     Args:
         path: such as annotations/train.json.
         need_lesions: refuse a file without lesions, of which nothing can be learnt.
+        regions: take regions to ignore too, annotations with `iscrowd` 1. They are for training:
+            the benchmark's FROC knows none.
 
     Raises:
         MissingDataError: there is no such file.
         DataError: it is not such a file, is empty, or some of its images or annotations are bad:
             a field missing or of a wrong kind, an id, file name or box twice, an annotation of no
-            image or of another category, a crowd, a box that is not finite, without extent or
-            outside its image, a mask that is empty, of another size than its image or far larger
-            than its box. Names the file and the first 20.
+            image or of another category, a crowd (unless `regions`), a box that is not finite,
+            without extent or outside its image, a mask that is empty, of another size than its
+            image or far larger than its box. Names the file and the first 20.
     """
     path = Path(path)
     content = read_json(path, "an annotation file of tools/prepare_data.py")
@@ -62,12 +69,12 @@ def read_annotations(path: str | Path, need_lesions: bool = False) -> dict:
             "--cfg-options val_dataloader=None val_cfg=None val_evaluator=None; to test on another "
             "split set test_dataloader.dataset.ann_file."
         )
-    if need_lesions and not annotations:
+    if need_lesions and all(map(is_ignored, annotations)):
         raise DataError(f"{path} holds no lesions: there is nothing to learn from it")
 
     problems = image_problems(images)
     if not problems:  # without sound images nothing can be said about what is in them
-        problems = annotation_problems(annotations, images, categories[0]["id"])
+        problems = annotation_problems(annotations, images, categories[0]["id"], regions)
     refuse_if(problems, path, "Run tools/prepare_data.py again, or correct the file.")
     return content
 

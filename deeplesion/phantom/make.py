@@ -33,6 +33,7 @@ from deeplesion.phantom.body import (
 from deeplesion.phantom.courses import DISTRACTORS
 from deeplesion.phantom.findings import Finding, Scan, draw_finding, mask_and_recist
 from deeplesion.phantom.render import add_noise, draw_noise_level, draw_spacing, render_slice
+from deeplesion.phantom.unlabelled import hide
 from deeplesion.processes import in_processes
 
 
@@ -320,10 +321,13 @@ def make_phantom(
     workers: int = 1,
     progress: bool = True,
     distractors: str = "oblique",
+    unlabelled: float = 0.0,
 ) -> Path:
     """Write a synthetic DeepLesion of `patients` patients, slices of `size` px a side, to `root`.
 
     `distractors`: 'oblique', all of which move on at once, or 'varied', see `courses`.
+    `unlabelled`: the share of the training split's lesions that are not in the table, see `hide`;
+    images and masks stay as they are without it.
 
     Writes Images_png/, phantom_truth/ (masks and shapes of lesions and distractors) and, last,
     DL_info.csv; returns the path of that. The same patients, size and seed give the same bytes
@@ -339,10 +343,14 @@ def make_phantom(
     )
     if distractors not in DISTRACTORS:
         raise UserError(f"distractors is {distractors!r}: give one of {', '.join(DISTRACTORS)}")
+    if not 0 <= unlabelled < 1:
+        raise UserError(f"unlabelled is {unlabelled}: give a share from 0 to less than 1")
     root = Path(root)
     arguments = {"phantom_version": 2, "patients": patients, "size": size, "seed": seed}
     if distractors != "oblique":  # phantoms made before there was a choice have no such entry
         arguments["distractors"] = distractors
+    if unlabelled:
+        arguments["unlabelled"] = unlabelled
     claim(root, root / "phantom_truth" / "arguments.json", arguments)
     table = root / "DL_info.csv"
     if not table.exists():
@@ -350,6 +358,8 @@ def make_phantom(
         bar = partial(tqdm, total=len(series), desc="series", disable=not progress)
         with closing(in_processes(partial(make_series, root), series, workers)) as made:
             records = list(bar(made))
+        if unlabelled:
+            records = hide(records, unlabelled, seed)
         truth = {name: entry for record in records for name, entry in record["truth"].items()}
         write_whole(root / "phantom_truth" / "truth.json", json.dumps(truth, indent=1).encode())
         text = io.StringIO()

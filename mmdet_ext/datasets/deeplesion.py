@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,9 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from deeplesion.conventions import PIXEL_CENTRE
+from deeplesion.data.annotation_check import is_ignored
 from deeplesion.data.coco import (
+    encode_mask,
     image_folders,
     lesion_of,
     mask_kind,
@@ -49,7 +51,8 @@ class DeepLesionDataset(CocoDataset):
 
     Takes what mmdet's `CocoDataset` takes. Beyond its fields a sample carries `file_name`,
     `file_thickness_mm`, `slice_range`, `spacing_mm`, `patient`, `study`, `series` and `lesions`:
-    the annotations as the file has them (pixel-centre coordinates), for evaluation.
+    the annotations as the file has them (pixel-centre coordinates), for evaluation. Annotations of
+    training with `iscrowd` 1 are no lesions but regions to ignore (`ignore_flag`).
 
     Args:
         ann_file: an annotation file, or for training a list of them whose key slices are taken
@@ -102,11 +105,12 @@ class DeepLesionDataset(CocoDataset):
     def load_data_list(self) -> list[dict]:
         if not isinstance(self.ann_file, (list, tuple)):
             return self._load_file()
-        files, samples, kinds = self.ann_file, [], []
+        files, samples, kinds, regions = self.ann_file, [], [], 0
         try:
             for self.ann_file in files:
                 samples += self._load_file()
                 kinds.append(self._metainfo["masks"])
+                regions += self._metainfo["ignored_regions"]
         finally:
             self.ann_file = files
         names = Counter(sample["file_name"] for sample in samples)
@@ -120,6 +124,7 @@ class DeepLesionDataset(CocoDataset):
         with_lesions = [sample["img_id"] for sample in samples if sample["instances"]]
         self.cat_img_map = {self.cat_ids[0]: with_lesions}  # what a filter_cfg looks at
         self._metainfo["table_key_slices"] = None  # of a test set
+        self._metainfo["ignored_regions"] = regions
         self._metainfo["masks"] = " and ".join(dict.fromkeys(kinds)) if all(kinds) else None
         self._reported = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
         return samples
@@ -135,6 +140,8 @@ class DeepLesionDataset(CocoDataset):
         self._slices = SliceFolder(*folders)
         # For the metric: a table of a part of the test set says so.
         self._metainfo["table_key_slices"] = table_key_slices(content)
+        # Whether the detector must leave regions out, and how many there are.
+        self._metainfo["ignored_regions"] = sum(map(is_ignored, content["annotations"]))
         # How the masks were drawn, for the run card.
         self._metainfo["masks"] = mask_kind(content)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints that it indexes
@@ -145,11 +152,15 @@ class DeepLesionDataset(CocoDataset):
         return samples
 
     def _read_file(self) -> dict:
-        return read_annotations(self.ann_file, need_lesions=not self.test_mode)
+        training = not self.test_mode
+        return read_annotations(self.ann_file, need_lesions=training, regions=training)
 
     def _check_use(self, content: dict) -> None:
         """Says at the start what the annotations lack for what is going to be done with them."""
-        without = sum(not annotation.get("segmentation") for annotation in content["annotations"])
+        without = sum(
+            not (annotation.get("segmentation") or is_ignored(annotation))
+            for annotation in content["annotations"]
+        )
         steps = getattr(self.pipeline, "transforms", ())
         if without and any(getattr(step, "with_mask", False) for step in steps):
             raise DataError(
@@ -188,7 +199,8 @@ class DeepLesionDataset(CocoDataset):
         image, annotations = raw_data_info["raw_img_info"], raw_data_info["raw_ann_info"]
         prefix = str(self._slices.root_of(image["file_name"]))
         thickness = image.get("thickness_mm")
-        lesions = [lesion_of(annotation, image) for annotation in annotations]
+        found = [lesion_of(annotation, image) for annotation in annotations]
+        ignored = [is_ignored(annotation) for annotation in annotations]
         return dict(
             img_id=image["id"],
             img_prefix=prefix,
@@ -204,15 +216,17 @@ class DeepLesionDataset(CocoDataset):
             patient=image.get("patient"),
             study=image.get("study"),
             series=image.get("series"),
-            lesions=lesions,
+            lesions=[each for each, crowd in zip(found, ignored) if not crowd],
             instances=[
                 dict(
-                    bbox=[v + PIXEL_CENTRE for v in lesion["bbox"]],
+                    bbox=[v + PIXEL_CENTRE for v in each["bbox"]],
                     bbox_label=0,
-                    mask=lesion["mask"],
-                    ignore_flag=0,
+                    # Of a region to ignore no mask is learnt, but mmdet loads one for each box.
+                    mask=each["mask"] or (filled(each["bbox"], image) if crowd else None),
+                    ignore_flag=int(crowd),
+                    recist=each["recist"],
                 )
-                for lesion in lesions
+                for each, crowd in zip(found, ignored)
             ],
         )
 
@@ -242,9 +256,10 @@ class DeepLesionDataset(CocoDataset):
         sample["stack"] = self.stack
         if key:
             sample["augmentation_key"] = key
-        if sample["lesions"] and all(lesion["recist"] for lesion in sample["lesions"]):
-            recist = np.array([lesion["recist"] for lesion in sample["lesions"]], np.float64)
-            sample["gt_recist"] = recist.reshape(-1, 4, 2) + PIXEL_CENTRE
+        recist = [instance["recist"] for instance in sample["instances"]]
+        if any(recist):
+            ends = np.array([each or [math.nan] * 8 for each in recist], np.float64)
+            sample["gt_recist"] = ends.reshape(-1, 4, 2) + PIXEL_CENTRE
         if key is None:
             return self.pipeline(sample)
         with seeded(key):  # for transforms that draw from the global generators, as mmdet's do
@@ -261,3 +276,11 @@ class DeepLesionDataset(CocoDataset):
             "current",
             logging.ERROR,  # what processes other than the first show
         )
+
+
+def filled(bbox: Sequence[float], image: dict) -> dict:
+    """A mask of all pixels in a box of pixel centres."""
+    mask = np.zeros((image["height"], image["width"]), bool)
+    x1, y1, x2, y2 = (max(round(v), 0) for v in bbox)
+    mask[y1 : y2 + 1, x1 : x2 + 1] = True
+    return encode_mask(mask)

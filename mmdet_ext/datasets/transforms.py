@@ -68,11 +68,12 @@ class RandomAffineResize(BaseTransform):
         flip_prob: of a horizontal flip.
         augment: False leaves the plain resize, whatever the probabilities.
         box_from: 'recist' redraws the box around the moved RECIST end points, +- 5 px (scaled), as
-            DeepLesion defines it; 'corners' takes the rectangle around the moved box's corners
-            (released code), which grows under rotation.
+            DeepLesion defines it, where they are known; 'corners' takes the rectangle around the
+            moved box's corners (released code), which grows under rotation.
         interpolation: 'linear' or 'cubic' (released code).
 
-    A lesion whose box centre leaves the image, or whose mask becomes empty, is dropped.
+    A lesion whose box centre leaves the image, or whose mask becomes empty, is dropped; a region to
+    ignore only if nothing of it is left in the image.
     """
 
     def __init__(
@@ -138,10 +139,14 @@ class RandomAffineResize(BaseTransform):
             recist = move(results["gt_recist"], matrix)
             if self.box_from == "recist":
                 margin = RECIST_MARGIN * math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-                boxes = np.concatenate([recist.min(1) - margin, recist.max(1) + margin], axis=1)
+                known = np.isfinite(recist).all((1, 2))
+                ends = recist[known]
+                boxes[known] = np.concatenate([ends.min(1) - margin, ends.max(1) + margin], axis=1)
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         keep = ((centres > 0) & (centres < (width, height))).all(1)
         boxes = boxes.reshape(-1, 2, 2).clip(0, (width, height)).reshape(-1, 4)
+        ignored = np.asarray(results.get("gt_ignore_flags", np.zeros(len(boxes))), bool)
+        keep[ignored] = (boxes[ignored, 2:] > boxes[ignored, :2]).all(1)
         masks = results.get("gt_masks")
         if masks is not None:
             moved_masks = np.zeros((len(boxes), height, width), np.uint8)
@@ -149,7 +154,7 @@ class RandomAffineResize(BaseTransform):
                 moved_masks[i] = warp(
                     mask, matrix, self.size, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT
                 )
-            keep &= moved_masks.any((1, 2))
+            keep &= moved_masks.any((1, 2)) | ignored
             results["gt_masks"] = BitmapMasks(moved_masks[keep], height, width)
         results["gt_bboxes"] = HorizontalBoxes(boxes[keep].astype(np.float32))
         for key in ("gt_bboxes_labels", "gt_ignore_flags"):

@@ -22,6 +22,7 @@ from mmdet_ext.config.experiment import dicts, find_config, read_config, spread
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
+from mmdet_ext.engine.ignored_regions import IgnoredRegionsHook
 from mmdet_ext.engine.resources import ResourcesHook
 from mmdet_ext.engine.run_record import write_run_record
 from mmdet_ext.engine.runner import ResumableRunner
@@ -87,6 +88,7 @@ def build_runner(config: Config, accept_differences: bool = False) -> ResumableR
     join_processes(config)
     runner = ResumableRunner.from_cfg(config)
     runner.register_hook(TrainedAsHook(accept_differences))
+    runner.register_hook(IgnoredRegionsHook())
     runner.register_hook(ResourcesHook())
     if is_main_process():
         runner.register_hook(ConsoleHook())

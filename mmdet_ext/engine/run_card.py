@@ -138,12 +138,15 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         classes = getattr(dataset, "metainfo", {}).get("classes", ())
         of_lesions = classes.index("lesion") if len(classes) > 1 and "lesion" in classes else None
         lesions = sum(
-            of_lesions is None or instance["bbox_label"] == of_lesions
+            (of_lesions is None or instance["bbox_label"] == of_lesions)
+            and not instance.get("ignore_flag")
             for i in range(len(dataset))
             for instance in dataset.get_data_info(i)["instances"]
         )
     source = " and ".join(files_of(dataset)) or type(dataset).__name__
-    return dict(images=len(dataset), lesions=lesions, source=source)
+    found = dict(images=len(dataset), lesions=lesions, source=source)
+    regions = getattr(dataset, "metainfo", {}).get("ignored_regions")
+    return {**found, "ignored_regions": regions} if regions else found
 
 
 def holds_lesions(dataset: Dataset) -> bool:
@@ -164,7 +167,10 @@ def published(dataset: Dataset, split: str) -> int | None:
 def describe(counted: dict[str, Any]) -> str:
     if counted["lesions"] is None:
         return f"{counted['images']:,} samples, {counted['source']}"
-    return f"{counted['images']:,} images with {counted['lesions']:,} lesions, {counted['source']}"
+    number = f"{counted['lesions']:,} lesions"
+    if regions := counted.get("ignored_regions"):
+        number += f" and {regions:,} regions to ignore"
+    return f"{counted['images']:,} images with {number}, {counted['source']}"
 
 
 def masks_of(dataset: Dataset) -> str:

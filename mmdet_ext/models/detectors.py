@@ -9,6 +9,7 @@ from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from mmdet_ext.models import assigner  # noqa: F401 registers it
 from mmdet_ext.models.inference import looks_at_the_batch
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import faster_rpn

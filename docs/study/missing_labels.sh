@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# The comparison of docs/missing_labels.md, in the order of its table. Called again it goes on where
+# it stopped. $1: seeds, 0 to $1 - 1; the teacher is that of seed 0. What follows goes to
+# tools/study.py (--jobs 2, --dry-run ...).
+set -eu
+seeds=$1
+shift
+python=${PYTHON:-python}
+work=$PWD/work_dirs/missing
+out=docs/study/missing_labels
+none=configs/demo/nofusion_3slice.py
+file=train_dataloader.dataset.ann_file
+
+for phantom in "full --patients 300" "half --patients 300 --unlabelled 0.5" "test --patients 500 --seed 1"; do
+    folder=$work/${phantom%% *}
+    if [ ! -f "$folder/annotations/test.json" ]; then
+        # shellcheck disable=SC2086
+        $python tools/make_phantom.py "$folder" --size 128 ${phantom#* }
+        $python tools/prepare_data.py "$folder"
+    fi
+done
+
+study() {  # SEEDS, then --variant ...
+    $python tools/study.py --out "$out" --data "$work/half" --reference half --seeds "$@" \
+        --cfg-options stack.policy=keep_thick test_dataloader.dataset.data_root="$work/test" \
+        test_dataloader.dataset.ann_file=annotations/train.json
+}
+methods=(--variant half $none --variant full $none train_dataloader.dataset.data_root="$work/full")
+study 1 "$@" "${methods[@]}"
+
+teacher=$(ls -d "$out"/runs/half-seed0-*/training)
+for kind in ignored labels; do
+    DEEPLESION_ROOT=$work/half $python tools/mine_lesions.py $none "$teacher" --score 0.5 --as $kind \
+        --out "$work/$kind.json" --cfg-options stack.policy=keep_thick
+done
+$python - "$work" <<'PYTHON'  # half's key slices with all of their labels
+import json, sys
+full, half = (json.load(open(f"{sys.argv[1]}/{name}/annotations/train.json")) for name in ("full", "half"))
+names = {image["file_name"] for image in half["images"]}
+full["images"] = [image for image in full["images"] if image["file_name"] in names]
+ids = {image["id"] for image in full["images"]}
+full["annotations"] = [a for a in full["annotations"] if a["image_id"] in ids]
+json.dump(full, open(f"{sys.argv[1]}/complete.json", "w"))
+PYTHON
+
+methods+=(
+    --variant "half, ignored" configs/demo/ignored_regions.py $file="$work/ignored.json"
+    --variant "half, labels" $none $file="$work/labels.json"
+    --variant "half's slices" $none $file="$work/complete.json"
+)
+study "$seeds" "$@" "${methods[@]}"
