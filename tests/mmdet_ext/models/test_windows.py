@@ -13,7 +13,7 @@ from mmdet_ext.models.detectors import takes_num_slices
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.ops import OPERATORS
 
-from ..small_detector import ROOT, config_of, load_config, write_checkpoint
+from ..small_detector import ROOT, body_of, config_of, load_config, write_checkpoint
 from .test_detectors import collate, sample
 
 TINY = dict(growth=4, bn_size=2, block_config=(1, 1, 1), stem_channels=8)
@@ -122,6 +122,7 @@ def test_the_detector_gets_its_channels_from_the_windows(tmp_path):
         config_of(**{"model.data_preprocessor.windows": [SOFT] * number}) for number in (2, 1)
     )
     weights = load_checkpoint_file(write_checkpoint(one, tmp_path / "one.pth"))["state_dict"]
+    body = torch.from_numpy(body_of(3)[None, :, 16:112, 16:112])
     found = []
     for number, each in enumerate((one, config), 1):
         stem = weights["backbone.conv0.weight"]
@@ -129,7 +130,7 @@ def test_the_detector_gets_its_channels_from_the_windows(tmp_path):
         shared = {"backbone.conv0.weight": stem.repeat(1, number, 1, 1) / number}
         model.load_state_dict({**weights, **shared})
         with torch.no_grad():
-            found.append(model.test_step(collate(sample(96, 96)))[0].pred_instances)
+            found.append(model.test_step(collate((body, sample(96, 96)[1])))[0].pred_instances)
     assert len(found[0]) > 0
     torch.testing.assert_close(found[1].bboxes, found[0].bboxes, atol=1e-2, rtol=1e-4)
     torch.testing.assert_close(found[1].scores, found[0].scores, atol=1e-4, rtol=1e-3)
