@@ -43,7 +43,7 @@ def checkpoints_of(given: list[Path], last: int | None) -> list[Path]:
         if (match := re.fullmatch(r"(epoch|iter)_(\d+)\.pth", file.name))
     ]
     if len({kind for _, kind, _ in numbered}) > 1:
-        raise UserError(f"{given[0]} holds epoch_*.pth and iter_*.pth: give the files that are meant")
+        raise UserError(f"{given[0]} holds epoch_*.pth and iter_*.pth: give the files you mean")
     found = [file for *_, file in sorted(numbered)]
     wanted = len(found) if last is None else last
     if not 2 <= wanted <= len(found):

@@ -128,7 +128,9 @@ def _check_same(one: dict, other: dict, path: Path, other_path: Path) -> None:
         for each in (one, other)
     ]
     networks = [(each.get("meta") or {}).get(TRAINED_AS) for each in (one, other)]
-    different = [str(d) for d in differences(networks[0][0], networks[1][0])] if all(networks) else []
+    different = []
+    if all(networks):
+        different += map(str, differences(networks[0][0], networks[1][0]))
     if shapes[0] != shapes[1]:
         names = sorted(n for n in {*shapes[0], *shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
         different.append(f"names or shapes of {len(names)} weights, the first {names[0]}")

@@ -29,8 +29,8 @@ class CTDataPreprocessor(BaseDataPreprocessor):
         divisor: what it is divided by then. Networks whose BatchNorm keeps the statistics of
             ImageNet need its mean and standard deviation, as numbers of one grey value.
         pad_size_divisor: stride of the network's coarsest map, or a multiple.
-        windows: instead of `low` and `high`, one (low, high) for each channel of the output; `shift`
-            and `divisor` are the same for all.
+        windows: instead of `low` and `high`, one (low, high) for each channel of the output;
+            `shift` and `divisor` are the same for all.
     """
 
     def __init__(
