@@ -18,6 +18,7 @@ COMMANDS = {
     "deeplesion-study": "study",
     "deeplesion-complexity": "complexity",
     "deeplesion-convert": "convert_checkpoint",
+    "deeplesion-average": "average_checkpoints",
     "deeplesion-proof-of-concept": "proof_of_concept",
     "deeplesion-show-attention": "show_attention",
 }
