@@ -15,6 +15,7 @@ from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import faster_rpn
 from mmdet_ext.models.shared_slices import SharedSlices, shared_maps, shares_slices
+from mmdet_ext.models.tta import ViewsTTA  # noqa: F401 it is registered
 from mmdet_ext.ops import OPERATORS
 
 # A default would be silently wrong for a config that was read without `stack`.
