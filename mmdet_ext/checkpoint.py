@@ -22,6 +22,7 @@ from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import write_whole
 
 LAST_CHECKPOINT = "last_checkpoint"  # the file that names a run's last checkpoint, as in mmengine
+AVERAGED = "averaged"  # where a checkpoint's meta says how its weights were averaged
 REFUSED = (
     "{path} is refused: loading it would call {what}, and checkpoints are loaded as data only "
     "(tensors, numbers, strings, lists, dicts). Ask its author for the weights alone, "
@@ -68,6 +69,14 @@ def load_checkpoint_file(path: str | Path, map_location: Any = "cpu") -> dict:
             "one with the key 'state_dict'"
         )
     return checkpoint
+
+
+def how_averaged(checkpoint: dict) -> str:
+    """Of what the weights that a checkpoint is tested with, `state_dict`, are the average; '' if
+    they are those of an update."""
+    meta = checkpoint.get("meta")
+    said = meta.get(AVERAGED) if isinstance(meta, dict) else None
+    return str(said or ("moving average" if "ema_state_dict" in checkpoint else ""))
 
 
 def check_whole(path: Path) -> None:

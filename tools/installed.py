@@ -19,6 +19,7 @@ COMMANDS = {
     "deeplesion-optimize-anchors": "optimize_anchors",
     "deeplesion-complexity": "complexity",
     "deeplesion-convert": "convert_checkpoint",
+    "deeplesion-average": "average_checkpoints",
     "deeplesion-proof-of-concept": "proof_of_concept",
     "deeplesion-show-attention": "show_attention",
     "deeplesion-mine-lesions": "mine_lesions",

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from deeplesion.command_line import command
 from deeplesion.data.coco import image_folders, read_annotations
 from deeplesion.data.slices import SliceFolder
-from deeplesion.evaluation.results import read_results, table_file
+from deeplesion.evaluation.results import made_with, read_results, table_file
 from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table
 from mmdet_ext.config.experiment import dicts
@@ -18,6 +18,7 @@ from mmdet_ext.config.overrides import Overrides
 from mmdet_ext.engine.distributed import launched
 from mmdet_ext.engine.run import NODULE_METRICS, chosen_on_test, load_config, metric_name, test
 from mmdet_ext.evaluation.dice_metric import dice_table
+from mmdet_ext.models.tta import VIEWS
 
 CHOSEN_ON_TEST = (
     "The epoch of this checkpoint was chosen by its score on the samples of this test, so the score"
@@ -45,12 +46,21 @@ def main() -> None:
         action="store_true",
         help="of a checkpoint that was trained as another network than the config's",
     )
+    parser.add_argument(
+        "--tta",
+        nargs="*",
+        choices=VIEWS,
+        metavar="VIEW",
+        help="test-time augmentation: also horizontal, vertical, both (flips), depth (slices in "
+        "reverse order), without names all; the result is results_tta.json.gz, and marked",
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     options = parser.parse_args()
 
     config = load_config(options.config, options.cfg_options, options.work_dir)
     config.launcher = options.launcher
-    result_file = test(config, options.checkpoint, options.out, options.accept_differences)
+    views = list(VIEWS) if options.tta == [] else options.tta or ()
+    result_file = test(config, options.checkpoint, options.out, options.accept_differences, views)
     if not is_main_process():
         return
     kinds = {metric_name(metric) for _, metric in dicts(config.test_evaluator, "")}
@@ -68,6 +78,8 @@ def main() -> None:
     else:
         table = table_file(Path(result_file))
         print(format_table(json.loads(table.read_text())["froc"]))
+        if views:
+            print(f"made with test-time augmentation {made_with(views)}")
         print(f"detections: {result_file}, table: {table}")
         if options.show_dir:
             dataset = config.test_dataloader.dataset

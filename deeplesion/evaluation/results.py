@@ -31,6 +31,7 @@ class Result:
         iou_threshold, pixel_offset: see `deeplesion.evaluation.froc.froc`.
         table_key_slices: how many key slices the table of lesions has of this split, more than the
             records where a part of the data was missing; None if that is not known.
+        views: of test-time augmentation, by which the detections were found too; () without it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Result:
     iou_threshold: float = 0.5
     pixel_offset: int = 1
     table_key_slices: int | None = None
+    views: tuple[str, ...] = ()
 
     @cached_property
     def curve(self) -> FROC:
@@ -79,7 +81,12 @@ def lesion_array(record: dict) -> np.ndarray:
     return np.array([x["bbox"] for x in record["lesions"]], float).reshape(-1, 4)
 
 
-def write_results(path: Path, records: Sequence[dict], table_key_slices: int | None = None) -> None:
+def write_results(
+    path: Path,
+    records: Sequence[dict],
+    table_key_slices: int | None = None,
+    views: Sequence[str] = (),
+) -> None:
     """Writes a result file: JSON, gzipped when the name ends in .gz.
 
     `{"format": "deeplesion-results-1", "table_key_slices": ..., "images": [record, ...]}`; a record
@@ -88,13 +95,15 @@ def write_results(path: Path, records: Sequence[dict], table_key_slices: int | N
     `lesion_type`, `lesion_idx`), `boxes` (n, 4), `scores` (n,) and, not in every file, `study`,
     `series`, `slice_range` and `masks` (n COCO run lengths). Boxes are x1, y1, x2, y2 of 0-based
     pixel centres in the image's own pixels. `table_key_slices` (see `Result`) and `lesion_idx` are
-    not in files of old.
+    not in files of old. Made with test-time augmentation, it has its `views` too.
     """
     images = [
         {**r, "thickness_mm": r["thickness_mm"] if math.isfinite(r["thickness_mm"]) else None}
         for r in records
     ]
     content = dict(format=RESULT_FORMAT, table_key_slices=table_key_slices, images=images)
+    if views:
+        content["views"] = list(views)
     text = json.dumps(content, separators=(",", ":"))
     write_whole(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
@@ -102,7 +111,10 @@ def write_results(path: Path, records: Sequence[dict], table_key_slices: int | N
 def read_results(
     path: Path, name: str = "", iou_threshold: float = 0.5, pixel_offset: int = 1
 ) -> Result:
-    """Reads what `write_results` wrote. Raises ValueError, naming the file, for anything else."""
+    """Reads what `write_results` wrote. Raises ValueError, naming the file, for anything else.
+
+    The name of a result that was made with test-time augmentation says so, wherever it is shown.
+    """
     data = path.read_bytes()
     try:
         if path.suffix == ".gz":
@@ -119,7 +131,16 @@ def read_results(
     expected = content.get("table_key_slices")
     if not (expected is None or (isinstance(expected, int) and expected > 0)):
         raise DataError(f"{path}: table_key_slices must be a number of key slices or null")
-    return Result(name, content["images"], iou_threshold, pixel_offset, expected)
+    views = content.get("views", [])
+    if not isinstance(views, list) or not all(isinstance(view, str) for view in views):
+        raise DataError(f"{path}: views must be a list of names")
+    name = f"{name} {made_with(views)}".strip() if views else name
+    return Result(name, content["images"], iou_threshold, pixel_offset, expected, tuple(views))
+
+
+def made_with(views: Sequence[str]) -> str:
+    """What tables say of a result that was made with test-time augmentation."""
+    return f"(TTA: {', '.join(views)})"
 
 
 def default_names(paths: Sequence[Path]) -> list[str]:
@@ -139,4 +160,6 @@ def write_table(path: Path, rows: Sequence[dict], result: Result) -> None:
     content = dict(
         key_slices=len(result.records), table_key_slices=result.table_key_slices, froc=list(rows)
     )
+    if result.views:
+        content["views"] = list(result.views)
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

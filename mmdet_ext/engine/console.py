@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from tqdm import tqdm
 
+from mmdet_ext.checkpoint import how_averaged
 from mmdet_ext.engine.distributed import accumulative_counts
 from mmdet_ext.engine.run_card import card, counts, describe, facts_of
 from mmdet_ext.engine.run_record import add_to_record, record_path
@@ -67,6 +68,7 @@ class ConsoleHook(Hook):
     """
 
     priority = "LOWEST"  # after the checkpoint hook, which decides what is best
+    _averaged = ""
 
     def before_train(self, runner: Runner) -> None:
         self._started, self._first_iteration = time.monotonic(), runner.iter
@@ -85,9 +87,14 @@ class ConsoleHook(Hook):
         say("work dir", runner.work_dir)
         say("log", runner.logger.log_file)
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._averaged = how_averaged(checkpoint)
+
     def before_test(self, runner: Runner) -> None:
         say("config", runner.cfg.filename or runner.experiment_name)
         say("checkpoint", runner._load_from)
+        if self._averaged:
+            say("weights", self._averaged)
         say("test", describe(counts(runner.test_dataloader.dataset)))
         say("work dir", runner.work_dir)
         say("log", runner.logger.log_file)

@@ -16,6 +16,7 @@ from deeplesion.errors import UserError
 from deeplesion.files import write_whole
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError
+from mmdet_ext.engine.averaging import AveragedWeightsHook  # noqa: F401 it is registered
 from mmdet_ext.engine.distributed import accumulative_counts
 from mmdet_ext.engine.run_card import plan_of
 from mmdet_ext.engine.run_check import (

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.hooks import PrepareTTAHook
 from mmengine.logging import MMLogger
 
 from deeplesion.errors import MissingDataError, UserError
@@ -143,6 +144,7 @@ def test(
     checkpoint: str,
     result_file: str | None = None,
     accept_differences: bool = False,
+    views: Sequence[str] = (),
 ) -> str | None:
     """Tests a checkpoint on the test split; returns the result file, the FROC table beside it (of
     other metrics the scores themselves). None if none of `test_evaluator`'s metrics writes one.
@@ -151,11 +153,18 @@ def test(
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory (of other metrics, the scores, dice.json or
-            nodules.json).
+            nodules.json), with views results_tta.json.gz.
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
+        views: of test-time augmentation (`ViewsTTA`), with which the result is marked.
     """
     metrics = [m for _, m in dicts(config.test_evaluator, "") if metric_name(m) in RESULT_FILES]
     name = RESULT_FILES[metric_name(metrics[0])] if metrics else "results.json.gz"
+    if views:
+        if not metrics or any(metric_name(metric) != "FROCMetric" for metric in metrics):
+            raise ConfigError("--tta marks its result in the file of a FROCMetric: there is none")
+        name = name.replace(".", "_tta.", 1)
+        for metric in metrics:
+            metric["views"] = list(views)
     result_file = result_file or str(Path(config.work_dir) / name)
     with framework_errors():
         config.load_from = find_checkpoint(checkpoint)
@@ -166,7 +175,10 @@ def test(
         join_processes(config)
         # Its other files have names of their own: it may run beside a training.
         with writer(config, Path(f"{result_file}.lock"), "--out"):
-            build_runner(config, accept_differences).test()
+            runner = build_runner(config, accept_differences)
+            if views:
+                runner.register_hook(PrepareTTAHook(dict(type="ViewsTTA", views=list(views))))
+            runner.test()
     return result_file if metrics else None
 
 

@@ -19,6 +19,7 @@ from mmengine.dist import (
     all_reduce_params,
     is_main_process,
 )
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
@@ -39,6 +40,11 @@ from mmdet_ext.engine.workers import guarded, tied
 NOT_WHOLE = (
     "{path} holds no {missing}: training cannot be resumed from it. Resume from an epoch_*.pth or "
     "iter_*.pth of this version; to start anew from its weights: --cfg-options load_from={path}"
+)
+NO_AVERAGE = (
+    "{path} holds an average of weights beside those of the last update, and the config has no "
+    "hook that would go on with it: add the custom_hooks that it was trained with "
+    "(AveragedWeightsHook or EMAHook)"
 )
 
 
@@ -192,6 +198,9 @@ class ResumableRunner(Runner):
         missing = [part for part in parts if part not in checkpoint]
         if missing:
             raise CheckpointError(NOT_WHOLE.format(path=filename, missing=", ".join(missing)))
+        averages = any(isinstance(hook, EMAHook) for hook in self.hooks)
+        if "ema_state_dict" in checkpoint and not averages:
+            raise CheckpointError(NO_AVERAGE.format(path=filename))
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {
             name: HistoryBuffer(

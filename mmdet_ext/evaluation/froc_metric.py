@@ -32,6 +32,7 @@ class FROCMetric(BaseMetric):
         result_file: where to write detections and ground truth (see `results.write_results`), or
             None; the table goes beside it, as `results.table_file` names it. Masks of the
             detections are kept only when it is given.
+        views: of test-time augmentation, with which result and table are marked.
     """
 
     default_prefix = "FROC"
@@ -45,11 +46,13 @@ class FROCMetric(BaseMetric):
         # in the current folder, which it leaves behind and which nodes need not share.
         collect_device: str = "gpu",
         prefix: str | None = None,
+        views: Sequence[str] = (),
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.iou_threshold = iou_threshold
         self.pixel_offset = pixel_offset
         self.result_file = result_file
+        self.views = tuple(views)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keeps one record an image; boxes become pixel-centre coordinates of the image's file."""
@@ -76,9 +79,9 @@ class FROCMetric(BaseMetric):
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         expected = (self.dataset_meta or {}).get("table_key_slices")
-        result = Result("", results, self.iou_threshold, self.pixel_offset, expected)
+        result = Result("", results, self.iou_threshold, self.pixel_offset, expected, self.views)
         if self.result_file is not None:  # first: whatever happens next, the work is not lost
-            write_results(Path(self.result_file), results, expected)
+            write_results(Path(self.result_file), results, expected, self.views)
         rows = froc_table(results, self.iou_threshold, self.pixel_offset)
         note = key_slices_note(len(results), expected)
         print_log("\n" + format_table(rows, note), logger="current")

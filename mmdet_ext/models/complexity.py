@@ -214,7 +214,8 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         if not isinstance(model, (SingleStageDetector, TwoStageDetector)):
             raise UserError(f"{options.type} is neither a single-stage nor a two-stage detector")
         if isinstance(model.data_preprocessor, CTDataPreprocessor):
-            inputs = (torch.empty(1, 1, slices, size, size), torch.empty(1))
+            windows = len(model.data_preprocessor.windows)
+            inputs = (torch.empty(1, windows, slices, size, size), torch.empty(1))
         else:
             inputs = (torch.empty(1, 3, size, size),)
         grouped = isinstance(model, SliceGroups)

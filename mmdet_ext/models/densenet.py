@@ -139,6 +139,8 @@ class TruncatedDenseNet3D(BaseModule):
             the green one (the released DeepLesion models), 'sum' adds the three, 'tile' repeats
             them, cut to `in_channels` about their middle and not rescaled (2.5D).
         slices_as_channels: 2.5D.
+        windows: in how many HU windows each slice comes, as channels. The kernels of a pretrained
+            stem are shared out: each window gets its slice's over `windows`.
         growth, bn_size, block_config, stem_channels: of the DenseNet; the defaults are
             DenseNet-121's.
         with_cp: checkpoint the first half of each dense layer: less memory, more time.
@@ -162,14 +164,19 @@ class TruncatedDenseNet3D(BaseModule):
         stem_channels: int = 64,
         with_cp: bool = False,
         init_cfg: dict | None = None,
+        windows: int = 1,
     ) -> None:
         super().__init__(init_cfg)
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
+        if windows < 1:
+            raise ValueError(f"windows must be at least 1, got {windows}")
         self.in_channels = in_channels
         self.stem = stem
         self.slices_as_channels = slices_as_channels
-        self.conv0 = SliceConv(in_channels, stem_channels, 7, stride=2, padding=3, bias=False)
+        self.windows = windows
+        channels = in_channels * windows
+        self.conv0 = SliceConv(channels, stem_channels, 7, stride=2, padding=3, bias=False)
         self.norm0 = nn.BatchNorm3d(stem_channels)
         self.out_channels: list[int] = []
         channels = stem_channels
@@ -196,12 +203,13 @@ class TruncatedDenseNet3D(BaseModule):
 
     def maps(self, images: Tensor, thickness: Tensor | None = None) -> Iterator[Tensor]:
         """The maps of `forward` one after the other, for a caller that keeps none of them."""
-        sizes = (1, self.in_channels) if self.slices_as_channels else (self.in_channels,)
+        channels, as_channels = self.in_channels * self.windows, self.slices_as_channels
+        sizes = (self.windows, self.in_channels) if as_channels else (channels,)
         if images.ndim != 5 or tuple(images.shape[1 : 1 + len(sizes)]) != sizes:
             expected = ", ".join(["B", *map(str, sizes), *"DHW"[len(sizes) - 1 :]])
             raise ValueError(f"expected a volume of shape ({expected}), got {tuple(images.shape)}")
-        if self.slices_as_channels:
-            images = images.transpose(1, 2)
+        if self.slices_as_channels:  # slice after slice, each in its windows
+            images = images.transpose(1, 2).flatten(1, 2).unsqueeze(2)
         yield from self.stages(in_pieces(self, self.root, images, dim=2, length=1), thickness)
 
     def stages(self, x: Tensor, thickness: Tensor | None = None) -> Iterator[Tensor]:
@@ -284,7 +292,10 @@ class TruncatedDenseNet3D(BaseModule):
         return report + (f" ({', '.join(f'{n} {k}' for k, n in names.items())})" if kept else "")
 
     def _stem(self, weight: Tensor) -> Tensor:
-        """(64, 3, 7, 7) RGB kernels -> (64, in_channels, 7, 7)."""
+        """(64, 3, 7, 7) RGB kernels -> (64, in_channels * windows, 7, 7)."""
+        return self._stem_of_one_window(weight).repeat_interleave(self.windows, 1) / self.windows
+
+    def _stem_of_one_window(self, weight: Tensor) -> Tensor:
         if weight.shape[1] == self.in_channels:
             return weight
         if self.stem == "middle":

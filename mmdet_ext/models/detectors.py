@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 
 import torch
 from mmdet.models.detectors import MaskRCNN
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from mmdet_ext.models import assigner  # noqa: F401 registers it
 from mmdet_ext.models.inference import looks_at_the_batch
+from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import faster_rpn
 from mmdet_ext.models.shared_slices import SharedSlices, shared_maps, shares_slices
+from mmdet_ext.models.tta import ViewsTTA  # noqa: F401 it is registered
 from mmdet_ext.ops import OPERATORS
 
 # A default would be silently wrong for a config that was read without `stack`.
@@ -33,7 +36,7 @@ class KeySliceMaskRCNN(MaskRCNN):
 
     Args:
         num_slices: D, which the backbone gets (an operator that takes it, the channels of 2.5D) and
-            the neck.
+            the neck. Where the preprocessor has several windows the backbone gets their number.
         backbone, neck, rpn_head, others: of mmdet's `MaskRCNN`.
 
     Raises:
@@ -47,6 +50,10 @@ class KeySliceMaskRCNN(MaskRCNN):
         if num_slices is None:
             raise ValueError(NO_NUM_SLICES)
         backbone, neck, depth = dict(backbone), dict(neck), num_slices
+        windows = num_windows(others.get("data_preprocessor"))
+        if windows > 1 or "windows" in backbone:
+            source = "data_preprocessor.windows"
+            set_once("backbone.windows", backbone, "windows", windows, source)
         if backbone.get("slices_as_channels"):
             set_once("backbone.in_channels", backbone, "in_channels", num_slices)
             depth = 1
@@ -70,7 +77,7 @@ class KeySliceMaskRCNN(MaskRCNN):
         return batch if self.shares_slices else batch.volumes()
 
     def extract_feat(self, batch_inputs: tuple[Tensor, Tensor] | SharedSlices) -> tuple[Tensor]:
-        """((B, 1, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),).
+        """((B, windows, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),).
 
         At inference also of `SharedSlices`, where `shares_slices`: the same, faster.
         """
@@ -109,10 +116,18 @@ def takes_num_slices(fusion: dict) -> bool:
     )
 
 
-def set_once(path: str, part: dict, name: str, value: int) -> None:
+def num_windows(preprocessor: Mapping | CTDataPreprocessor | None) -> int:
+    """Of how many HU windows the images are that a preprocessor, or its config, makes."""
+    if isinstance(preprocessor, Mapping):
+        return len(preprocessor.get("windows") or (None,))
+    return len(getattr(preprocessor, "windows", (None,)))
+
+
+def set_once(path: str, part: dict, name: str, value: int, source: str = "num_slices") -> None:
     """Sets an option of a part; one that is there already must be the same."""
     if part.setdefault(name, value) != value:
+        needed = "stack" if source == "num_slices" else source
         raise ValueError(
-            f"{path}={part[name]}, but the detector's stack needs {value}: leave it out, it "
-            "follows from num_slices"
+            f"{path}={part[name]}, but the detector's {needed} needs {value}: leave it out, it "
+            f"follows from {source}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class CTDataPreprocessor(BaseDataPreprocessor):
         divisor: what it is divided by then. Networks whose BatchNorm keeps the statistics of
             ImageNet need its mean and standard deviation, as numbers of one grey value.
         pad_size_divisor: stride of the network's coarsest map, or a multiple.
+        windows: instead of `low` and `high`, one (low, high) for each channel of the output;
+            `shift` and `divisor` are the same for all.
     """
 
     def __init__(
@@ -38,19 +41,23 @@ class CTDataPreprocessor(BaseDataPreprocessor):
         pad_size_divisor: int = 32,
         divisor: float = 1.0,
         non_blocking: bool = False,
+        windows: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
-        if not low < high:
-            raise ValueError(f"the window must have low < high, got low={low}, high={high}")
+        self.windows = windows_of(low, high, windows)
         if not divisor > 0:
             raise ValueError(f"divisor must be > 0, got {divisor}")
-        self.low, self.high, self.shift, self.divisor = low, high, shift, divisor
+        self.shift, self.divisor = shift, divisor
         self.pad_size_divisor = pad_size_divisor
 
     def window(self, hu: Tensor) -> Tensor:
-        scaled = (hu.float().clamp_(self.low, self.high) - self.low) * (
-            255 / (self.high - self.low)
-        )
+        """(B, 1, ...) HU -> (B, windows, ...)."""
+        channels = [self._scaled(hu, low, high) for low, high in self.windows]
+        return channels[0] if len(channels) == 1 else torch.cat(channels, dim=1)
+
+    def _scaled(self, hu: Tensor, low: float, high: float) -> Tensor:
+        copied = hu.to(torch.float32, copy=True)  # the next window takes the HU again
+        scaled = (copied.clamp_(low, high) - low) * (255 / (high - low))
         scaled.sub_(self.shift)
         return scaled if self.divisor == 1 else scaled.div_(self.divisor)
 
@@ -61,7 +68,7 @@ class CTDataPreprocessor(BaseDataPreprocessor):
                 with `thickness_mm` in their metainfo.
 
         Returns:
-            'inputs': (images (B, 1, D, H', W') float32, thickness (B,) float32 mm);
+            'inputs': (images (B, windows, D, H', W') float32, thickness (B,) float32 mm);
             'data_samples': with `batch_input_shape` and `pad_shape` set and masks padded.
 
         Raises:
@@ -85,9 +92,10 @@ class CTDataPreprocessor(BaseDataPreprocessor):
         height, width = (
             math.ceil(max(v.shape[axis] for v in volumes) / divisor) * divisor for axis in (2, 3)
         )
+        air = int(min(low for low, _ in self.windows))
         images = torch.stack(
             [
-                F.pad(v, (0, width - v.shape[3], 0, height - v.shape[2]), value=int(self.low))
+                F.pad(v, (0, width - v.shape[3], 0, height - v.shape[2]), value=air)
                 for v in data["inputs"]
             ]
         )
@@ -101,3 +109,21 @@ class CTDataPreprocessor(BaseDataPreprocessor):
                 sample.gt_instances.masks = masks.pad((height, width), pad_val=0)
         samplelist_boxtype2tensor(samples)
         return {"inputs": (self.window(images), thickness), "data_samples": samples}
+
+
+def windows_of(
+    low: float, high: float, windows: Sequence[tuple[float, float]] | None
+) -> tuple[tuple[float, float], ...]:
+    """The windows of a `CTDataPreprocessor`. Raises ValueError for what is none."""
+    if windows is None:
+        if not low < high:
+            raise ValueError(f"the window must have low < high, got low={low}, high={high}")
+        return ((low, high),)
+    pairs = isinstance(windows, Sequence) and not isinstance(windows, str) and len(windows) > 0
+    if not pairs or not all(isinstance(w, Sequence) and len(w) == 2 for w in windows):
+        raise ValueError(f"windows must be pairs (low, high) in HU, got {windows!r}")
+    for window in windows:
+        numbers = all(isinstance(end, int | float) and math.isfinite(end) for end in window)
+        if not numbers or not window[0] < window[1]:
+            raise ValueError(f"windows: each must have low < high in HU, got {tuple(window)}")
+    return tuple((low, high) for low, high in windows)

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmdet_ext.models.attention import VolumetricAttention, entropy
-from mmdet_ext.models.detectors import NO_NUM_SLICES, set_once
+from mmdet_ext.models.detectors import NO_NUM_SLICES, num_windows, set_once
 from mmdet_ext.models.inference import looks_at_the_batch
 from mmdet_ext.models.pretrained import copy_parts
 from mmdet_ext.models.roi_align import use_inference_roi_align
@@ -45,6 +45,10 @@ class SliceGroups:
     ) -> None:
         if num_slices is None:
             raise ValueError(NO_NUM_SLICES)
+        if num_windows(others.get("data_preprocessor")) > 1:
+            raise ValueError(
+                "the channels of its images are slices: data_preprocessor.windows must be one"
+            )
         images = num_slices // SLICES_OF_AN_IMAGE
         if num_slices % SLICES_OF_AN_IMAGE or not images % 2:
             raise ValueError(

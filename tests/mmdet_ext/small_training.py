@@ -25,7 +25,7 @@ def configuration(repository, phantom, work_dir, **options):
         "val_dataloader.num_workers": 0,
         "val_dataloader.persistent_workers": False,
         "optim_wrapper.accumulative_counts": 2,
-        "custom_hooks": [dict(type="EMAHook", momentum=0.1)],
+        "custom_hooks": [dict(type="AveragedWeightsHook", epochs=2)],
         "default_hooks.checkpoint.max_keep_ckpts": -1,
         "default_hooks.logger.interval": 1,
         "model.backbone.block_config": (1, 1, 1),

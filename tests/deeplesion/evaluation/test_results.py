@@ -122,6 +122,22 @@ def test_how_many_key_slices_there_should_be(results, whole, tmp_path):
     assert "table_key_slices must be" in said_of({**whole, "table_key_slices": "all"}, tmp_path)
 
 
+def test_what_test_time_augmentation_made_is_marked(results, whole, tmp_path):
+    path = tmp_path / "results.json"
+    assert "views" not in whole and read_results_of(whole, path, "mine").name == "mine"
+    write_results(path, results[0].records[:2], views=["horizontal", "depth"])
+    assert json.loads(path.read_text())["views"] == ["horizontal", "depth"]
+    back = read_results(path, "mine")
+    assert back.name == "mine (TTA: horizontal, depth)" and back.views == ("horizontal", "depth")
+    assert read_results(path).name == "(TTA: horizontal, depth)"
+    assert "views must be a list of names" in said_of({**whole, "views": [1]}, tmp_path)
+
+
+def read_results_of(content, path, name):
+    path.write_text(json.dumps(content))
+    return read_results(path, name)
+
+
 def test_lesions_may_be_without_mask(first, tmp_path):
     content, image = first
     image["lesions"][0]["mask"] = None

@@ -120,7 +120,7 @@ class Interrupt(Hook):
 
 def test_interrupted_validation_is_done_after_resuming(straight, repository, phantom, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        hooks = [dict(type="EMAHook", momentum=0.1), dict(type="Interrupt")]
+        hooks = [dict(type="AveragedWeightsHook", epochs=2), dict(type="Interrupt")]
         run(repository, phantom, tmp_path, custom_hooks=hooks)
     assert not list(tmp_path.glob("best*.pth"))
     run(repository, phantom, tmp_path, "auto")

@@ -1,10 +1,14 @@
 """What a user gets wrong before and while something runs is said in a sentence."""
 
+import copy
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +38,7 @@ def test_no_workers_need_no_other_option(repository, phantom, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("with_froc", [True, False])
-def test_metrics_of_a_test_may_be_a_list(with_froc, repository, phantom, tmp_path):
+def test_metrics_of_a_test_may_be_a_list(with_froc, repository, phantom, tmp_path, capsys):
     """FROCMetric writes the results wherever it stands; mmdet's CocoMetric runs beside it."""
     work = run(repository, phantom, tmp_path / "work", **{"train_cfg.max_epochs": 1})
     config = configuration(repository, phantom, tmp_path / "test", custom_hooks=[])
@@ -46,8 +50,29 @@ def test_metrics_of_a_test_may_be_a_list(with_froc, repository, phantom, tmp_pat
     if with_froc:
         assert read_results(tmp_path / "test/results.json.gz").records
         assert result_file == str(tmp_path / "test/results.json.gz")
+        before = Path(result_file).read_bytes()
+        with_views(config, work, tmp_path / "tta", capsys)
+        assert Path(result_file).read_bytes() == before
     else:
         assert result_file is None and not list((tmp_path / "test").glob("results*"))
+        with pytest.raises(ConfigError, match="--tta marks its result in the file of a FROCMetric"):
+            run_test(config, str(work), views=["depth"])
+
+
+def with_views(config, checkpoint, work_dir, capsys):
+    """A test with test-time augmentation, of weights that are an average, says so."""
+    config = copy.deepcopy(config)
+    config.work_dir, config.experiment_name = str(work_dir), "views"
+    config.test_evaluator = [dict(type="FROCMetric")]
+    capsys.readouterr()
+    result_file = run_test(config, str(checkpoint), views=["vertical", "depth"])
+    assert result_file == str(work_dir / "results_tta.json.gz")
+    result = read_results(Path(result_file), "mine")
+    assert result.name == "mine (TTA: vertical, depth)" and result.views == ("vertical", "depth")
+    assert any(record["boxes"] for record in result.records)
+    table = json.loads((work_dir / "results_tta.froc.json").read_text())
+    assert table["views"] == ["vertical", "depth"]
+    assert re.search(r"^weights +moving average over 2 epochs", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(
