@@ -85,15 +85,26 @@ class KeySliceDINO(KeySliceDetector, DINO):
 
     Args:
         backbone, neck, num_slices: of `KeySliceDetector`.
-        others: of mmdet's `DINO`.
+        encoder, decoder, bbox_head, dn_cfg, others: of mmdet's `DINO`.
 
     Raises ValueError as `KeySliceDetector` does, and for images with fewer places on all levels
     than there are queries.
     """
 
-    def __init__(self, backbone: dict, neck: dict, num_slices: int | None = None, **others) -> None:
-        # mmdet writes into the dicts that it gets, and refuses them the second time.
-        super().__init__(backbone, neck, num_slices, **copy.deepcopy(others))
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        encoder: dict,
+        decoder: dict,
+        bbox_head: dict,
+        dn_cfg: dict,
+        num_slices: int | None = None,
+        **others,
+    ) -> None:
+        # mmdet writes into these dicts, and refuses what it wrote when it is built again.
+        own = dict(encoder=encoder, decoder=decoder, bbox_head=bbox_head, dn_cfg=dn_cfg)
+        super().__init__(backbone, neck, num_slices, **copy.deepcopy(own), **others)
 
     @property
     def shares_slices(self) -> bool:
