@@ -315,9 +315,9 @@ class LesionDetector:
                 thickness_mm=1.0,  # each stack's own is set later
             )
             packed = self.pipeline(results)
-            sample = packed["data_samples"]
-            data = dict(inputs=[packed["inputs"]], data_samples=[sample])
-            (images, _) = self.model.data_preprocessor(data, False)["inputs"]
+            data = dict(inputs=[packed["inputs"]], data_samples=[packed["data_samples"]])
+            data = self.model.data_preprocessor(data, False)
+            (images, _), (sample,) = data["inputs"], data["data_samples"]
             parts.append(images[0].transpose(0, 1))
         return torch.cat(parts), sample
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 from mmcv.ops import DeformConv2dPack
-from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.models.detectors import DINO, SingleStageDetector, TwoStageDetector
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -195,8 +196,9 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         that volumetric attention looks at), `attention`; `rpn_head`,
         `shared_head`, `bbox_head` (on test_cfg.rpn.max_per_img proposals) and `mask_head` (on
         test_cfg.rcnn.max_per_img detections; shared_head too if there is one) of a two-stage
-        detector, the stages of a cascade together; `bbox_head` of a single-stage one. RoIAlign,
-        NMS and the decoding of boxes are not counted.
+        detector, the stages of a cascade together; `bbox_head` of a single-stage one;
+        `transformer` of a DINO, its head included. RoIAlign, reading between pixels, NMS and the
+        decoding of boxes are not counted.
 
     Raises:
         UserError: size is not a positive multiple of 32; a detector with other parts, or with one
@@ -211,7 +213,7 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
     # As in training: at inference norms go into the kernels, but the papers count them.
     model = _build_without_data(options).train()
     with torch.device("meta"):
-        if not isinstance(model, (SingleStageDetector, TwoStageDetector)):
+        if not isinstance(model, (SingleStageDetector, TwoStageDetector, DINO)):
             raise UserError(f"{options.type} is neither a single-stage nor a two-stage detector")
         if isinstance(model.data_preprocessor, CTDataPreprocessor):
             windows = len(model.data_preprocessor.windows)
@@ -221,6 +223,7 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         grouped = isinstance(model, SliceGroups)
         if grouped:
             inputs = (model.regroup(inputs[0]),)
+        parameters = sum(p.numel() for p in model.parameters())
         parts = {}
         parts["backbone"], features = _count_option("backbone", model.backbone, *inputs)
         if model.with_neck:
@@ -234,9 +237,10 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         if isinstance(model, TwoStageDetector):
             parts["rpn_head"], _ = _count_option("rpn_head", model.rpn_head, features)
             parts |= _roi_head_parts(model)
+        elif isinstance(model, DINO):
+            parts["transformer"] = _transformer_part(model, features, size)
         else:
             parts["bbox_head"], _ = _count_option("bbox_head", model.bbox_head, features)
-    parameters = sum(p.numel() for p in model.parameters())
     counted = sum(part.parameters for part in parts.values())
     if counted != parameters:
         raise UserError(
@@ -261,11 +265,27 @@ def _count_option(option: str, part: nn.Module, *inputs) -> tuple[Complexity, ob
     """`count` of the part that `model.<option>` describes, which an error names."""
     try:
         return count(part, *inputs)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"model.{option}: {type(part).__name__} cannot be counted: it must run on its own and "
             f"without data, but {error}"
         ) from error
+
+
+@torch.no_grad()
+def _transformer_part(model: DINO, features: tuple[Tensor, ...], size: int) -> Complexity:
+    """Of all that follows the neck, which the model loses by it. It looks up the sizes of the maps,
+    so it runs on data, zeros."""
+    model.backbone = model.neck = nn.Identity()
+    model.extract_feat = lambda maps: maps
+    model.to_empty(device="cpu").eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.zero_()
+    shape = (size, size)
+    sample = DetDataSample(metainfo=dict(batch_input_shape=shape, img_shape=shape))
+    with torch.device("cpu"):
+        maps = tuple(torch.zeros(level.shape) for level in features)
+        return _count_option("encoder", model, maps, [sample])[0]
 
 
 def _roi_head_parts(model: TwoStageDetector) -> dict[str, Complexity]:

@@ -1,4 +1,4 @@
-"""KeySliceMaskRCNN and the preprocessor that feeds it: mmdet's Mask R-CNN on a CT volume."""
+"""KeySliceMaskRCNN: mmdet's Mask R-CNN on the key slice of a CT volume, by a 3D backbone."""
 
 from __future__ import annotations
 
@@ -27,26 +27,21 @@ NO_NUM_SLICES = (
 )
 
 
-@MODELS.register_module()
-class KeySliceMaskRCNN(MaskRCNN):
-    """Mask R-CNN on the key slice of a CT volume (AlignShift, section 2.3, Fig. 3).
-
-    The 3D backbone and the 3D-to-2D neck make one 2D map; RPN, box head and mask head are mmdet's
-    own. Only `extract_feat` differs.
+class KeySliceDetector:
+    """What detectors on the key slice of a CT volume share, before mmdet's class in the order of
+    inheritance: the 3D backbone and a 3D-to-2D neck instead of 2D ones.
 
     Args:
         num_slices: D, which the backbone gets (an operator that takes it, the channels of 2.5D) and
             the neck. Where the preprocessor has several windows the backbone gets their number.
-        backbone, neck, rpn_head, others: of mmdet's `MaskRCNN`.
+        backbone, neck, others: of mmdet's class.
 
     Raises:
         ValueError: no `num_slices`; a part, or in `extract_feat` a volume, has another number of
             slices.
     """
 
-    def __init__(
-        self, backbone: dict, neck: dict, rpn_head: dict, num_slices: int | None = None, **others
-    ) -> None:
+    def __init__(self, backbone: dict, neck: dict, num_slices: int | None = None, **others) -> None:
         if num_slices is None:
             raise ValueError(NO_NUM_SLICES)
         backbone, neck, depth = dict(backbone), dict(neck), num_slices
@@ -61,14 +56,14 @@ class KeySliceMaskRCNN(MaskRCNN):
             set_once("backbone.fusion.num_slices", fusion, "num_slices", num_slices)
             backbone["fusion"] = fusion
         set_once("neck.num_slices", neck, "num_slices", depth)
-        super().__init__(backbone=backbone, neck=neck, rpn_head=faster_rpn(rpn_head), **others)
-        self.neck.any_layout = use_inference_roi_align(self)
+        super().__init__(backbone=backbone, neck=neck, **others)
         self.num_slices = num_slices
 
     @property
     def shares_slices(self) -> bool:
-        """Whether `extract_feat` takes `SharedSlices`; what derives from this class may not."""
-        return type(self) is KeySliceMaskRCNN and shares_slices(self.backbone)
+        """Whether `extract_feat` takes `SharedSlices`; what derives from a detector may not, so
+        each says it of itself."""
+        return False
 
     def inputs_of(self, slices: Tensor, stacks: Tensor, thickness: Tensor) -> tuple[Tensor, ...]:
         """What `extract_feat` takes, and so `predict`, of stacks that have slices in common; the
@@ -76,8 +71,10 @@ class KeySliceMaskRCNN(MaskRCNN):
         batch = SharedSlices(slices, stacks, thickness)
         return batch if self.shares_slices else batch.volumes()
 
-    def extract_feat(self, batch_inputs: tuple[Tensor, Tensor] | SharedSlices) -> tuple[Tensor]:
-        """((B, windows, D, H, W) images, (B,) thickness in mm) -> ((B, C, H/4, W/4),).
+    def extract_feat(
+        self, batch_inputs: tuple[Tensor, Tensor] | SharedSlices
+    ) -> tuple[Tensor, ...]:
+        """((B, windows, D, H, W) images, (B,) thickness in mm) -> the neck's (B, C, H_i, W_i).
 
         At inference also of `SharedSlices`, where `shares_slices`: the same, faster.
         """
@@ -103,8 +100,33 @@ class KeySliceMaskRCNN(MaskRCNN):
             parts = zip(*(each.split(at_once) for each in batch_inputs))
             groups = (self.backbone.maps(*part) for part in parts)
         # The neck is done with each map before the backbone makes the next, which saves memory.
-        found = [self.neck(maps)[0] for maps in groups]
-        return (found[0] if len(found) == 1 else torch.cat(found),)
+        found = [self.neck(maps) for maps in groups]
+        return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found)))
+
+
+@MODELS.register_module()
+class KeySliceMaskRCNN(KeySliceDetector, MaskRCNN):
+    """Mask R-CNN on the key slice of a CT volume (AlignShift, section 2.3, Fig. 3).
+
+    The 3D backbone and the 3D-to-2D neck make one 2D map; RPN, box head and mask head are mmdet's
+    own. Only `extract_feat` differs.
+
+    Args:
+        backbone, neck, num_slices: of `KeySliceDetector`.
+        rpn_head, others: of mmdet's `MaskRCNN`.
+
+    Raises ValueError as `KeySliceDetector` does.
+    """
+
+    def __init__(
+        self, backbone: dict, neck: dict, rpn_head: dict, num_slices: int | None = None, **others
+    ) -> None:
+        super().__init__(backbone, neck, num_slices, rpn_head=faster_rpn(rpn_head), **others)
+        self.neck.any_layout = use_inference_roi_align(self)
+
+    @property
+    def shares_slices(self) -> bool:
+        return type(self) is KeySliceMaskRCNN and shares_slices(self.backbone)
 
 
 def takes_num_slices(fusion: dict) -> bool:

@@ -1,4 +1,5 @@
-"""KeySliceFPN: squeezes the depth of every backbone map, then a 2D feature pyramid to stride 4."""
+"""KeySliceFPN: squeezes the depth of every backbone map, then a 2D feature pyramid to stride 4.
+KeySliceNeck is the squeezing, which necks for other heads share."""
 
 from __future__ import annotations
 
@@ -10,6 +11,12 @@ from mmcv.cnn import build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+from mmdet_ext.models.slice_attention import SliceAttention
+
+FINEST_STRIDE = 4  # of the backbone's first map; each further one has twice as many
+
+MODELS.register_module(module=SliceAttention)
 
 
 class DepthReduction(nn.Module):
@@ -27,21 +34,68 @@ class DepthReduction(nn.Module):
         return sum(map(F.conv2d, x.unbind(2), self.weight.unbind(2)))
 
 
+class KeySliceNeck(BaseModule):
+    """Squeezes the depth of maps by a D x 1 x 1 convolution C -> C without bias each.
+
+    Maps of one slice (2.5D) have no depth to squeeze: with `num_slices=1` there is no such
+    convolution.
+
+    Args:
+        in_channels: channels of the maps, finest first.
+        num_slices: D.
+        strides: image pixels a cell of each map.
+        attention: `dict(type='SliceAttention')` with its options: a slice attention a map, whose
+            result is added to the squeezed one. None: there is none.
+
+    Raises:
+        ValueError: in `reduce`, a map of another depth than `num_slices`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_slices: int,
+        strides: Sequence[int],
+        attention: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.num_slices = num_slices
+        self.reductions = nn.ModuleList(
+            DepthReduction(c, num_slices) if num_slices > 1 else nn.Flatten(1, 2)
+            for c in in_channels
+        )
+        self.attentions = None
+        if attention is not None:
+            self.attentions = nn.ModuleList(
+                MODELS.build({**attention, "channels": c, "num_slices": num_slices, "stride": s})
+                for c, s in zip(in_channels, strides, strict=True)
+            )
+
+    def reduce(self, x: Tensor, level: int) -> Tensor:
+        """(B, C_i, D, H_i, W_i) of a level -> (B, C_i, H_i, W_i)."""
+        if x.shape[2] != self.num_slices:
+            raise ValueError(
+                f"{type(self).__name__} was built for num_slices={self.num_slices}, the volume has "
+                f"{x.shape[2]} slices"
+            )
+        y = self.reductions[level](x)
+        return y if self.attentions is None else y + self.attentions[level](x)
+
+
 @MODELS.register_module()
-class KeySliceFPN(BaseModule):
+class KeySliceFPN(KeySliceNeck):
     """3D-to-2D neck (AlignShift, section 2.3; A3D, section 2.3).
 
     Per backbone map a D x 1 x 1 convolution C -> C without bias, a 1x1 lateral convolution to
-    `out_channels`, and from the coarsest down nearest-neighbour 2x upsampling and addition. Maps of
-    one slice (2.5D) have no depth to squeeze: with `num_slices=1` there is no such convolution.
+    `out_channels`, and from the coarsest down nearest-neighbour 2x upsampling and addition.
 
     Weights start as those of the papers' released code do: N(0, 2 / (C D)) along depth, so that the
     maps keep their size (He et al., ICCV 2015), uniform laterals of variance 1 / C, biases 0.
     PyTorch's own default along depth is 2.4 times smaller, and the heads would start on faint maps.
 
     Args:
-        in_channels: channels of the maps, finest first.
-        num_slices: D.
+        in_channels, num_slices, attention: of `KeySliceNeck`.
         out_channels: channels of the one output map.
         norm_cfg: normalisation after each lateral convolution, e.g. `dict(type='BN')`. The papers
             have none; without pretrained weights training needs it, as the backbone's outputs are
@@ -54,18 +108,15 @@ class KeySliceFPN(BaseModule):
         num_slices: int = 3,
         out_channels: int = 512,
         norm_cfg: dict | None = None,
+        attention: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        self.num_slices = num_slices
+        strides = [FINEST_STRIDE << level for level in range(len(in_channels))]
+        super().__init__(in_channels, num_slices, strides, attention, init_cfg)
         # Whether the heads take maps of any memory layout at inference. mmcv's own RoIAlign reads
         # memory in NCHW order whatever the strides say: from channels-last features it would pool
         # scrambled ones, without an error. A detector whose RoIAlign is another sets this.
         self.any_layout = False
-        self.reductions = nn.ModuleList(
-            DepthReduction(c, num_slices) if num_slices > 1 else nn.Flatten(1, 2)
-            for c in in_channels
-        )
         self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
         self.norms = nn.ModuleList(
             build_norm_layer(norm_cfg, out_channels)[1] if norm_cfg else nn.Identity()
@@ -81,17 +132,12 @@ class KeySliceFPN(BaseModule):
         Raises ValueError for maps of another depth than `num_slices`.
         """
         # Unlike a loop, `map` lets go of each map before it asks for the next.
-        maps = list(map(self.squeeze, features, self.reductions, self.laterals, self.norms))
+        maps = list(map(self.squeeze, features, range(len(self.laterals))))
         y = maps.pop()
         for finer in reversed(maps):
             y = finer + F.interpolate(y, scale_factor=2, mode="nearest")
         return (y if self.any_layout and not torch.is_grad_enabled() else y.contiguous(),)
 
-    def squeeze(self, x: Tensor, reduce: nn.Module, lateral: nn.Module, norm: nn.Module) -> Tensor:
+    def squeeze(self, x: Tensor, level: int) -> Tensor:
         """(B, C_i, D, H_i, W_i) -> (B, out_channels, H_i, W_i)."""
-        if x.shape[2] != self.num_slices:
-            raise ValueError(
-                f"KeySliceFPN was built for num_slices={self.num_slices}, the volume has "
-                f"{x.shape[2]} slices"
-            )
-        return norm(lateral(reduce(x)))
+        return self.norms[level](self.laterals[level](self.reduce(x, level)))
