@@ -1,0 +1,352 @@
+"""A trained KeySliceMaskRCNN as programs that run without MMDetection: what the networks compute
+is traced by torch.export, what lies between them is said in a manifest
+(`ct_volumes.export_format`).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder
+from torch import Tensor, nn
+
+from ct_volumes.export_format import (
+    MULTIPLE,
+    check_folder,
+    is_export,
+    read_manifest,
+    remove_others,
+    write_manifest,
+    write_program,
+)
+from ct_volumes.exported import INTERPOLATIONS, ExportedDetector
+from ct_volumes.onnx_program import open_program as open_onnx
+from deeplesion.errors import UserError
+from mmdet_ext.config.network import network_of
+from mmdet_ext.engine.predict import LesionDetector
+from mmdet_ext.engine.torch_program import open_program as open_torch
+
+OPENS = {"onnx": open_onnx, "torch-export": open_torch}
+DETECTORS = ("KeySliceMaskRCNN", "ReleasedKeySliceMaskRCNN")
+# The parts of such a detector whose results are computed here, by their names: what derives from
+# them may compute something else.
+PARTS = {
+    "data_preprocessor": ("CTDataPreprocessor",),
+    "rpn_head": ("RPNHead", "InferenceRPNHead"),
+    "rpn_head.prior_generator": ("AnchorGenerator", "WholePixelAnchorGenerator"),
+    "rpn_head.bbox_coder": ("DeltaXYWHBBoxCoder", "WholePixelBoxCoder"),
+    "roi_head": ("StandardRoIHead",),
+    "roi_head.bbox_roi_extractor": ("SingleRoIExtractor",),
+    "roi_head.bbox_head": ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead"),
+    "roi_head.bbox_head.bbox_coder": ("DeltaXYWHBBoxCoder", "WholePixelBoxCoder"),
+    "roi_head.mask_roi_extractor": ("SingleRoIExtractor",),
+    "roi_head.mask_head": ("FCNMaskHead", "WholePixelMaskHead"),
+}
+STEPS = ("RandomAffineResize", "PackCTInputs")  # of the test pipeline, after loading
+LARGEST = 64  # times MULTIPLE: of the sides of an image
+
+
+class Features(nn.Module):
+    """HU and thickness -> features, the RPN's logits and deltas, channels last.
+
+    Windowing is the first thing in the program, so that it is the preprocessor's own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, hu: Tensor, thickness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(1, 1, D, H, W) int16 HU and (1,) mm -> (1, h, w, C), (1, h, w, A), (1, h, w, 4 A)."""
+        images = self.model.data_preprocessor.window(hu)
+        features = self.model.extract_feat((images, thickness))
+        (logits,), (deltas,) = self.model.rpn_head(features)
+        return tuple(x.permute(0, 2, 3, 1).contiguous() for x in (features[0], logits, deltas))
+
+
+class MaskHead(nn.Module):
+    """A mask head whose outputs are a tuple, as those of the others are."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """(n, C, 14, 14) -> ((n, K, 28, 28) logits,)."""
+        return (self.head(x),)
+
+
+def export(detector: LesionDetector, folder: Path, kind: str, size: Sequence[int] = ()) -> dict:
+    """Writes a detector's programs and manifest into a folder; returns the manifest.
+
+    Programs take images of any size that is a multiple of 32, unless `size` is given: then of that
+    alone. Before the manifest is written, and with it the folder becomes an export, the programs
+    are run on noise, and must find what the detector does.
+
+    Args:
+        kind: 'onnx' or 'torch-export'.
+        size: (height, width), or nothing.
+
+    Raises:
+        UserError: a detector that cannot be exported, a folder of other files, a size that cannot
+            be, a library that is missing; programs that find something else.
+        WriteError: a file cannot be written.
+    """
+    check_folder(folder)
+    check_exportable(detector)
+    size = tuple(size)
+    if any(side < 1 or side % MULTIPLE for side in size) or len(size) not in (0, 2):
+        raise UserError(f"--size must be a height and a width, multiples of {MULTIPLE}, got {size}")
+    if size and detector.size and padded(detector.size) != size:
+        raise UserError(
+            f"--size {size[0]} {size[1]}: the config brings every slice to"
+            f" {detector.size[0]} x {detector.size[1]} pixels. Leave the option out"
+        )
+    if kind == "onnx":
+        need_onnx()
+    old = read_manifest(folder) if is_export(folder) else None
+    manifest = describe(detector, kind, size)
+    try:
+        for name, module, inputs, dims in programs(detector, size):
+            content = traced(module, inputs, dims, kind)
+            manifest["programs"][name] = write_program(folder, name, kind, content)
+        check(detector, ExportedDetector(folder, OPENS[kind], manifest), size)
+    except BaseException:
+        if folder.is_dir():
+            remove_others(folder, old)
+        raise
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def check_exportable(detector: LesionDetector) -> None:
+    """Raises UserError, by its name, for what is not known here."""
+    model = detector.model
+    kind = type(model).__name__
+    can = "What can be exported is KeySliceMaskRCNN, with any fusion operator"
+    if kind not in DETECTORS:
+        raise UserError(f"{detector.name}: a {kind} cannot be exported. {can}")
+
+    def refuse(what: str) -> None:
+        raise UserError(f"{detector.name}: {what}, which cannot be exported. {can}")
+
+    for path, known in PARTS.items():
+        part = model
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        if part is not None and type(part).__name__ not in known:
+            refuse(f"its {path} is a {type(part).__name__}")
+    steps = [step.get("type") for step in detector.steps]
+    if other := [step for step in steps if step not in STEPS]:
+        refuse(f"its test pipeline has {other[0]}")
+    resize = [step for step in detector.pipeline.transforms if hasattr(step, "flip_prob")]
+    if len(resize) > 1 or any(step.prob or step.flip_prob for step in resize):
+        refuse("its test pipeline augments images")
+    rpn, box = model.rpn_head, model.roi_head.bbox_head
+    if len(rpn.prior_generator.strides) != 1:
+        refuse("it has maps of several strides")
+    if not rpn.use_sigmoid_cls or rpn.cls_out_channels != 1:
+        refuse("its RPN has a softmax")
+    if box.custom_cls_channels or not (box.with_cls and box.with_reg):
+        refuse("its box head has outputs of its own")
+    for name, part in (("rpn", model.test_cfg.rpn), ("rcnn", model.test_cfg.rcnn)):
+        if set(part.nms) != {"type", "iou_threshold"} or part.nms["type"] != "nms":
+            refuse(f"test_cfg.{name}.nms is {dict(part.nms)}")
+    if not model.test_cfg.rpn.max_per_img > 0:
+        refuse("test_cfg.rpn.max_per_img is no limit")
+    if model.with_mask and not model.test_cfg.rcnn.mask_thr_binary >= 0:
+        refuse("test_cfg.rcnn.mask_thr_binary is negative")
+    for extractor in ("bbox_roi_extractor", "mask_roi_extractor"):
+        layers = getattr(getattr(model.roi_head, extractor, None), "roi_layers", ())
+        if any(layer.pool_mode != "avg" or layer.use_torchvision for layer in layers):
+            refuse(f"its {extractor} is no average")
+
+
+def need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--format onnx needs {error.name}: pip install onnx onnxruntime onnxscript"
+        ) from None
+
+
+def padded(size: Iterable[int]) -> tuple[int, ...]:
+    return tuple(-(-side // MULTIPLE) * MULTIPLE for side in size)
+
+
+def describe(detector: LesionDetector, kind: str, size: tuple[int, ...]) -> dict:
+    """The manifest, still without programs."""
+    model, test_cfg = detector.model, detector.model.test_cfg
+    windows = getattr(model.data_preprocessor, "windows", None)
+    windows = windows or ((model.data_preprocessor.low, model.data_preprocessor.high),)
+    resize = next((s for s in detector.pipeline.transforms if hasattr(s, "interpolation")), None)
+    interpolation = getattr(resize, "interpolation", INTERPOLATIONS["linear"])
+    rpn, box = model.rpn_head, model.roi_head.bbox_head
+    classes = detector.config.get("classes") or ["lesion"] * (box.num_classes == 1)
+    manifest = dict(
+        kind=kind,
+        experiment=detector.name,
+        software=detector.software,
+        torch=torch.__version__,
+        checkpoint_sha256=detector.checkpoint_sha256,
+        network_sha256=detector.network_sha256,
+        trained_as=network_of(detector.config),
+        classes=list(classes) or [str(number) for number in range(box.num_classes)],
+        stack=dict(
+            dict(policy="keep_thick", target_mm=2.0, interpolation="exact"), **detector.stack
+        ),
+        input=dict(
+            size=list(detector.size) if detector.size else None,
+            program_size=list(size) or None,
+            interpolation=next(k for k, v in INTERPOLATIONS.items() if v == interpolation),
+            air_hu=int(min(low for low, _ in windows)),
+            windows_hu=[list(window) for window in windows],
+        ),
+        proposals=dict(
+            coder(rpn.bbox_coder),
+            stride=rpn.prior_generator.strides[0][0],
+            base_anchors=rpn.prior_generator.base_anchors[0].tolist(),
+            nms_pre=test_cfg.rpn.get("nms_pre", -1),
+            max_per_img=test_cfg.rpn.max_per_img,
+            iou_threshold=test_cfg.rpn.nms.iou_threshold,
+            min_size=smallest(test_cfg.rpn.get("min_bbox_size", -1)),
+        ),
+        boxes=dict(
+            coder(box.bbox_coder),
+            **roi(model.roi_head.bbox_roi_extractor),
+            score_thr=test_cfg.rcnn.score_thr,
+            iou_threshold=test_cfg.rcnn.nms.iou_threshold,
+            max_per_img=test_cfg.rcnn.max_per_img,
+            shrink=0.5 if type(model).__name__ == "ReleasedKeySliceMaskRCNN" else 0.0,
+        ),
+        masks=None,
+        programs={},
+    )
+    if model.with_mask:
+        head = model.roi_head.mask_head
+        manifest["masks"] = dict(
+            roi(model.roi_head.mask_roi_extractor),
+            per_class=not head.class_agnostic,
+            threshold=test_cfg.rcnn.mask_thr_binary,
+            whole_pixels=type(head).__name__ == "WholePixelMaskHead",
+        )
+    return manifest
+
+
+def smallest(size: float) -> float | None:
+    return size if size >= 0 else None
+
+
+def coder(part: DeltaXYWHBBoxCoder) -> dict:
+    whole = type(part).__name__ == "WholePixelBoxCoder"
+    return dict(
+        means=list(part.means),
+        stds=list(part.stds),
+        ratio_clip=16 / 1000,  # mmdet's delta2bbox
+        clip="pixels" if whole else "edges",
+    )
+
+
+def roi(extractor: nn.Module) -> dict:
+    (layer,) = extractor.roi_layers
+    bins, other = layer.output_size
+    assert bins == other
+    return dict(
+        bins=bins,
+        scale=layer.spatial_scale,
+        sampling_ratio=layer.sampling_ratio,
+        aligned=layer.aligned,
+    )
+
+
+def programs(detector: LesionDetector, size: tuple[int, ...]) -> Iterable[tuple]:
+    """Name, module, example inputs and the sizes that may change, of each program."""
+    model = copy.deepcopy(detector.model).cpu().eval().requires_grad_(False)
+    for module in model.modules():
+        if getattr(module, "with_cp", False):
+            module.with_cp = False  # of training alone, and not to be traced
+    height, width = size or (3 * MULTIPLE, 4 * MULTIPLE)
+    hu = torch.zeros(1, 1, model.num_slices, height, width, dtype=torch.int16)
+    sides = {}
+    if not size:
+        names = (torch.export.Dim(name, min=1, max=LARGEST) for name in ("rows", "columns"))
+        sides = {axis: MULTIPLE * side for axis, side in zip((3, 4), names)}
+    yield "features", Features(model), (hu, torch.ones(1)), (sides, {})
+    number = torch.export.Dim("number", min=1, max=4096)
+    for name, (head, example) in heads(model).items():
+        yield name, head, (example.expand(3, -1, -1, -1).clone(),), ({0: number},)
+
+
+def heads(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
+    """The heads of the second stage by their programs' names, and a (1, C, bins, bins) zero of what
+    each takes."""
+    roi_head = model.roi_head
+    found = {"boxes": (roi_head.bbox_head, roi_head.bbox_roi_extractor)}
+    if model.with_mask:
+        found["masks"] = MaskHead(roi_head.mask_head), roi_head.mask_roi_extractor
+    return {
+        name: (head, torch.zeros(1, extractor.out_channels, *extractor.roi_layers[0].output_size))
+        for name, (head, extractor) in found.items()
+    }
+
+
+def traced(
+    module: nn.Module, inputs: tuple[Tensor, ...], dims: tuple[dict, ...], kind: str
+) -> bytes:
+    """The file of a program.
+
+    The module is traced as autograd would run it: in inference it writes into maps in place, which
+    an ONNX runtime does slowly.
+    """
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, inputs, dynamic_shapes=dims, strict=False)
+        file = BytesIO()
+        if kind == "torch-export":
+            torch.export.save(program, file)
+            return file.getvalue()
+        # The exporter's optimizer fails on operators here; onnxruntime optimises by itself.
+        onnx = torch.onnx.export(program, optimize=False, dynamo=True, verbose=False)
+        return onnx.model_proto.SerializeToString()
+
+
+def check(detector: LesionDetector, exported: ExportedDetector, size: tuple[int, ...] = ()) -> None:
+    """Raises UserError if the programs do not compute what the networks do, on noise of two sizes
+    and thicknesses."""
+    rng = np.random.default_rng(0)
+    model = copy.deepcopy(detector.model).cpu().eval()
+    module = Features(model)
+    sizes = [size] if size else [(2 * MULTIPLE, 3 * MULTIPLE), (3 * MULTIPLE, MULTIPLE)]
+    for (height, width), mm in zip(sizes * 2, (1.0, 5.0)):
+        hu = rng.integers(-1000, 1000, (1, 1, model.num_slices, height, width)).astype(np.int16)
+        thickness = np.float32([mm])
+        with torch.no_grad():
+            expected = module(torch.from_numpy(hu), torch.from_numpy(thickness))
+        compare("features", exported.programs["features"](hu, thickness), expected)
+    for name, (head, example) in heads(model).items():
+        for number in (1, 5):
+            x = rng.normal(0, 1, (number, *example.shape[1:])).astype(np.float32)
+            with torch.no_grad():
+                compare(name, exported.programs[name](x), head(torch.from_numpy(x)))
+
+
+def compare(name: str, found: Sequence[np.ndarray], expected: Sequence[Tensor]) -> None:
+    """Raises UserError if what a program gives is not, to rounding, what its network gives."""
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        other = other.numpy()
+        largest = np.abs(other).max()
+        if one.shape != other.shape or not np.abs(one - other).max() <= 1e-4 * largest + 1e-6:
+            raise UserError(
+                f"the program {name} does not give what the network gives (output {number}):"
+                " nothing is exported. The exporter of this version of torch, or this network's"
+                " operator, is at fault: try --format torch-export, or another version of torch"
+            )
