@@ -6,8 +6,9 @@ from pathlib import Path
 
 from deeplesion.command_line import command
 from mmdet_ext.config.overrides import Overrides
-from mmdet_ext.engine.export import OPENS, export
+from mmdet_ext.engine.export import OPENS, check_kind, export
 from mmdet_ext.engine.predict import LesionDetector
+from mmdet_ext.engine.run import load_config
 
 
 @command()
@@ -34,9 +35,9 @@ def main() -> None:
         "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )
     options = parser.parse_args()
-    detector = LesionDetector(
-        options.config, options.checkpoint, "cpu", options.accept_differences, options.cfg_options
-    )
+    config = load_config(options.config, options.cfg_options)
+    check_kind(options.config, config.model.type)
+    detector = LesionDetector(config, options.checkpoint, "cpu", options.accept_differences)
     manifest = export(detector, options.out, options.format, options.size)
     for name, entry in manifest["programs"].items():
         path = options.out / entry["file"]

@@ -34,6 +34,7 @@ from mmdet_ext.engine.torch_program import open_program as open_torch
 
 OPENS = {"onnx": open_onnx, "torch-export": open_torch}
 DETECTORS = ("KeySliceMaskRCNN", "ReleasedKeySliceMaskRCNN")
+CAN = "What can be exported is KeySliceMaskRCNN, with any fusion operator"
 # The parts of such a detector whose results are computed here, by their names: what derives from
 # them may compute something else.
 PARTS = {
@@ -125,16 +126,19 @@ def export(detector: LesionDetector, folder: Path, kind: str, size: Sequence[int
     return manifest
 
 
+def check_kind(name: str, kind: str) -> None:
+    """Raises UserError for an experiment's kind of detector that cannot be exported."""
+    if kind not in DETECTORS:
+        raise UserError(f"{name}: a {kind} cannot be exported. {CAN}")
+
+
 def check_exportable(detector: LesionDetector) -> None:
     """Raises UserError, by its name, for what is not known here."""
     model = detector.model
-    kind = type(model).__name__
-    can = "What can be exported is KeySliceMaskRCNN, with any fusion operator"
-    if kind not in DETECTORS:
-        raise UserError(f"{detector.name}: a {kind} cannot be exported. {can}")
+    check_kind(detector.name, type(model).__name__)
 
     def refuse(what: str) -> None:
-        raise UserError(f"{detector.name}: {what}, which cannot be exported. {can}")
+        raise UserError(f"{detector.name}: {what}, which cannot be exported. {CAN}")
 
     for path, known in PARTS.items():
         part = model
