@@ -61,7 +61,6 @@ def test_proposals_are_the_rpns(min_size, nms_pre):
         bbox_coder=box_coder(target_stds=[1.0] * 4),
     )  # fmt: skip
     logits, deltas = torch.randn(1, 6, 16, 24), torch.randn(1, 24, 16, 24)
-    logits[0, :, :4] = 30  # scores of exactly 1: the first of equal ones come first
     limits = dict(nms_pre=nms_pre, max_per_img=40)
     cfg = ConfigDict(
         nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=-1 if min_size is None else min_size,
@@ -76,7 +75,7 @@ def test_proposals_are_the_rpns(min_size, nms_pre):
     )
     last = (x[0].permute(1, 2, 0).numpy() for x in (logits, deltas))
     found = two_stage.proposals(*last, SHAPE, options)
-    assert len(found) == 40
+    assert len(found) == len(expected) > 20
     np.testing.assert_allclose(found, expected.bboxes.numpy(), atol=1e-4)
 
 
