@@ -69,6 +69,26 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def without(kind, *arguments):
+    """tools/detect.py where what an export of a kind does not need cannot be imported."""
+    code = WITHOUT.format(
+        blocked=BLOCKED[kind], command=str(ROOT / "tools/detect.py"),
+        arguments=["detect.py", *map(str, arguments)],
+    )  # fmt: skip
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+
+
+def test_the_command_itself_needs_no_framework(scan, tmp_path):
+    done = without("onnx", scan, "--model", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert f"{tmp_path} holds no manifest.json" in done.stderr and "blocked" not in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BLOCKED)
 def test_an_export_detects_without_the_framework(
     kind, checkpoint, scan, tmp_path, monkeypatch, capsys
@@ -83,15 +103,7 @@ def test_an_export_detects_without_the_framework(
 
     common = ["--min-score", "0.3", "--interval", "1"]
     arguments = [scan, "--model", tmp_path / "export", "--out", tmp_path / "found", *common]
-    code = WITHOUT.format(
-        blocked=BLOCKED[kind], command=str(ROOT / "tools/detect.py"),
-        arguments=["detect.py", *map(str, arguments)],
-    )  # fmt: skip
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+    done = without(kind, *arguments)
     assert done.returncode == 0, done.stderr
     assert f"alignshift_3slice, {tmp_path / 'export'} ({kind}), on cpu" in done.stdout
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from deeplesion.command_line import command
 from mmdet_ext.config.overrides import Overrides
-from mmdet_ext.engine.export import OPENS, check_kind, export
+from mmdet_ext.engine.export import OPENS, export
+from mmdet_ext.engine.exportable import check_kind
 from mmdet_ext.engine.predict import LesionDetector
 from mmdet_ext.engine.run import load_config
 

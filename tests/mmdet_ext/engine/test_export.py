@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from ct_volumes.export_format import MANIFEST, read_manifest
+from ct_volumes.export_format import read_manifest
 from ct_volumes.exported import ExportedDetector
 from deeplesion.errors import DataError, UserError
 from mmdet_ext.engine import export as module
-from mmdet_ext.engine.export import OPENS, check_exportable, export
+from mmdet_ext.engine.export import OPENS, export
+from mmdet_ext.engine.exportable import check_exportable
 from mmdet_ext.engine.predict import LesionDetector
 
 from ..small_detector import (
@@ -70,11 +71,20 @@ def small(tmp_path_factory):
     return detector_of(tmp_path_factory.mktemp("weights"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_export_finds_what_the_detector_does(kind, small, tmp_path):
+@pytest.fixture(scope="module")
+def folder(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "torch-export"
+    export(small, folder, "torch-export")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return ExportedDetector(folder, OPENS["torch-export"])
+
+
+def test_an_export_finds_what_the_detector_does(small, found):
     """On thin and thick slices, that are not square; from a score on."""
-    need(kind)
-    found = exported(small, tmp_path / "export", kind)
     hu = body_of(4)[:, :, :100]
     for interval_mm in (1.0, 5.0):
         volume = volume_of(hu, interval_mm, (3.0, 3.0))
@@ -87,7 +97,7 @@ def test_an_export_finds_what_the_detector_does(kind, small, tmp_path):
         assert 0 < sum(len(e.scores) for e in some) < sum(len(e.scores) for e in expected)
         assert_same(found.detect_slices(volume, None, progress=False, least_score=least), some)
     assert found.key(volume, 1.0, False) != small.key(volume, 1.0, False)
-    assert found.algorithm({}).options == {"exported": kind}
+    assert found.algorithm({}).options == {"exported": "torch-export"}
     for name in ("name", "checkpoint_sha256", "network_sha256", "software", "size", "stack"):
         assert getattr(found, name) == getattr(small, name)
 
@@ -168,19 +178,28 @@ def test_programs_that_find_something_else_are_not_kept(small, tmp_path, monkeyp
     assert list((tmp_path / "export").iterdir()) == []
 
 
-def test_a_program_of_one_size_refuses_another(small, tmp_path):
-    found = exported(small, tmp_path / "export", "torch-export", (96, 96))
-    assert found.manifest["input"]["program_size"] == [96, 96]
+def test_a_program_of_one_size_refuses_another(folder):
+    manifest = read_manifest(folder)
+    assert manifest["input"]["program_size"] is None
+    manifest["input"]["program_size"] = [96, 96]
     volume = volume_of(body_of(2), 1.0, (3.0, 3.0))
-    expected = small.detect_slices(volume, None, progress=False)
-    assert_same(found.detect_slices(volume, None, progress=False), expected)
-    found.size = (128, 128)
+    places = [(0, 0, 0.0)]
+    one = ExportedDetector(folder, lambda path: None, manifest)
+    assert one.slices(volume, places)[0].shape == (1, 96, 96)
+    one.size = (100, 96)  # padded to 128
     with pytest.raises(DataError, match="takes images of 96 x 96 pixels alone"):
-        found.detect_slices(volume, None, progress=False)
-    content = tmp_path / "export" / read_manifest(tmp_path / "export")["programs"]["boxes"]["file"]
-    content.write_bytes(content.read_bytes()[:-1])
+        one.slices(volume, places)
+
+
+def test_a_damaged_program_is_refused(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / read_manifest(tmp_path)["programs"]["boxes"]["file"]
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="is damaged"):
-        ExportedDetector(tmp_path / "export", OPENS["torch-export"])
-    (tmp_path / "export" / MANIFEST).unlink()
-    with pytest.raises(DataError, match=r"holds no manifest\.json"):
-        ExportedDetector(tmp_path / "export", OPENS["torch-export"])
+        ExportedDetector(tmp_path, lambda path: None)
+    for kind, content in (("torch-export", b"no program"), ("onnx", b"no program")):
+        path.write_bytes(content)
+        need(kind)
+        with pytest.raises(DataError, match="cannot read"):
+            OPENS[kind](path)
