@@ -39,7 +39,7 @@ def main() -> None:
     config = load_config(options.config, options.cfg_options)
     check_kind(options.config, config.model.type)
     detector = LesionDetector(config, options.checkpoint, "cpu", options.accept_differences)
-    manifest = export(detector, options.out, options.format, options.size)
+    manifest = export(detector, options.out, options.format, options.size, progress=True)
     for name, entry in manifest["programs"].items():
         path = options.out / entry["file"]
         print(f"{name:<10}{path}, {path.stat().st_size / 1e6:.1f} MB")

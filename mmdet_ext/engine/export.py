@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ct_volumes.export_format import (
     MULTIPLE,
@@ -66,7 +67,13 @@ class MaskHead(nn.Module):
         return (self.head(x),)
 
 
-def export(detector: LesionDetector, folder: Path, kind: str, size: Sequence[int] = ()) -> dict:
+def export(
+    detector: LesionDetector,
+    folder: Path,
+    kind: str,
+    size: Sequence[int] = (),
+    progress: bool = False,
+) -> dict:
     """Writes a detector's programs and manifest into a folder; returns the manifest.
 
     Programs take images of any size that is a multiple of 32, unless `size` is given: then of that
@@ -76,6 +83,7 @@ def export(detector: LesionDetector, folder: Path, kind: str, size: Sequence[int
     Args:
         kind: 'onnx' or 'torch-export'.
         size: (height, width), or nothing.
+        progress: show a bar; the features' program takes a minute or more.
 
     Raises:
         UserError: a detector that cannot be exported, a folder of other files, a size that cannot
@@ -99,7 +107,11 @@ def export(detector: LesionDetector, folder: Path, kind: str, size: Sequence[int
         old = read_manifest(folder)
     manifest = describe(detector, kind, size)
     try:
-        for name, module, inputs, dims in programs(detector, size):
+        steps = tqdm(
+            programs(detector, size), desc="exporting", unit="program", leave=False,
+            total=2 + detector.with_masks, disable=not progress,
+        )  # fmt: skip
+        for name, module, inputs, dims in steps:
             content = traced(module, inputs, dims, kind)
             manifest["programs"][name] = write_program(folder, name, kind, content)
         check(detector, ExportedDetector(folder, OPENS[kind], manifest), size)
