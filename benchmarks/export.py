@@ -31,7 +31,7 @@ def cases(
     options = {"resize.size": size, **ALL_BOXES, "model.test_cfg.rcnn.max_per_img": BOXES}
     detector = random_detector(volume, {**options, **(overrides or {})})
     with tempfile.TemporaryDirectory() as folder:
-        export(detector, Path(folder) / kind, kind)
+        export(detector, Path(folder) / kind, kind, (size, size))
         exported = ExportedDetector(Path(folder) / kind, OPENS[kind])
     found = exported.detect_slices(volume, INTERVAL_MM, progress=False)
     least = score_between(found, LINKED * len(found))
