@@ -21,12 +21,12 @@ from torch import Tensor
 from benchmarks import inference, plain, roi_align
 from benchmarks.measure import Case
 from ct_volumes.lesions import SliceDetections
+from ct_volumes.slice_detector import at_least
 from ct_volumes.volume import CTVolume, Source
 from deeplesion.phantom.body import BODY_LENGTH, Body
 from mmdet_ext.checkpoint import save_checkpoint_file
 from mmdet_ext.engine.predict import LesionDetector
 from mmdet_ext.engine.run import load_config
-from mmdet_ext.engine.slice_detections import at_least
 from mmdet_ext.models.roi_align import InferenceRoIAlign
 from mmdet_ext.models.rpn import InferenceRPNHead
 from mmdet_ext.models.winograd import InferenceConv2d

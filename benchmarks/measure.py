@@ -21,6 +21,7 @@ PACKAGES = (
     "torch",
     "onedl-mmcv",
     "onedl-mmdetection",
+    "onnxruntime",
     "opencv-python-headless",
     "kornia-rs",
     "blosc2",

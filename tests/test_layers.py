@@ -29,6 +29,7 @@ MAY_IMPORT = {
         "ground",
     ],
     "ct_volumes": ["ct_volumes", "deeplesion"],
+    "ct_volumes.nms": [],
     "mmdet_ext.ops": ["mmdet_ext.ops"],
     "mmdet_ext.image_shape": [],
     "mmdet_ext.functional_3d": ["mmdet_ext.image_shape"],
@@ -44,6 +45,7 @@ MAY_IMPORT = {
         "mmdet_ext.ops",
         "mmdet_ext.convert",
         "mmdet_ext.checkpoint",
+        "ct_volumes.nms",
         "ground",
     ],
     "mmdet_ext.datasets": [
@@ -74,6 +76,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "deeplesion.evaluation.froc": {"numpy"},
     "deeplesion.evaluation.intervals": {"numpy"},
+    "ct_volumes.nms": {"numpy"},
     "mmdet_ext.ops": {"torch"},
     "mmdet_ext.image_shape": {"torch"},
     "mmdet_ext.functional_3d": {"torch"},

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "train-step": "forward and backward against the papers' way; checkpointing against none",
     "inference": "an image through the detector, with the shares of its parts",
     "detect": "slices of a whole scan against one stack after the other, with all their stages",
+    "export": "slices of a whole scan through an exported detector against the detector itself",
     "roi-align": "RoIAlign on a CPU at inference against mmcv's",
     "loader": "a training sample from disk to tensor against one step after another",
     "prepare": "GrabCut on a lesion's surroundings against GrabCut on the whole slice",

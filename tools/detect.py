@@ -14,17 +14,26 @@ from ct_volumes.linking import MIN_SCORE as LEAST_SCORE
 from ct_volumes.linking import link
 from ct_volumes.read import find_scans, list_series, read_volume
 from ct_volumes.results_folder import check_writers, is_finished, names_patient, write_results
+from ct_volumes.slice_detector import MIN_SCORE, SliceDetector
 from ct_volumes.volume import CTVolume
 from deeplesion.command_line import REPORT, command, sentence, told_to_repeat
 from deeplesion.errors import UserError
 from deeplesion.evaluation.volume_froc import read_calibration
 from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
-from mmdet_ext.config.overrides import Overrides
-from mmdet_ext.engine.predict import MIN_SCORE, LesionDetector
 
 MOST_ROWS = 20  # of lesions on the console
 SLICES = "slices.jsonl"  # what was found so far, of a scan that is not finished
+
+
+class Overrides(argparse.Action):
+    """mmdet_ext.config.overrides.Overrides, imported when it is used: an exported detector needs
+    no MMDetection."""
+
+    def __call__(self, *arguments) -> None:
+        from mmdet_ext.config.overrides import Overrides
+
+        Overrides(self.option_strings, self.dest, self.nargs)(*arguments)
 
 
 class Outcome(NamedTuple):
@@ -52,12 +61,9 @@ def main() -> int | None:
         )
     check_numbers(options)
     check_writers()
-    detector = LesionDetector(
-        options.config, options.checkpoint, options.device, options.accept_differences,
-        options.cfg_options,
-    )  # fmt: skip
+    detector, source = exported(options) if options.model else trained(options)
     algorithm = algorithm_of(detector, options)
-    say("detector", f"{detector.name}, {detector.checkpoint}, on {detector.device}")
+    say("detector", f"{detector.name}, {source}")
     say("threshold", threshold_of(algorithm))
     outcomes = []
     with (
@@ -75,6 +81,33 @@ def main() -> int | None:
     return 1 if any(outcome.failed for outcome in outcomes) else None
 
 
+def trained(options: argparse.Namespace) -> tuple[SliceDetector, str]:
+    """The detector of a config and a checkpoint, and what to say of it."""
+    from mmdet_ext.engine.predict import LesionDetector
+
+    detector = LesionDetector(
+        options.config, options.checkpoint, options.device, options.accept_differences,
+        options.cfg_options,
+    )  # fmt: skip
+    return detector, f"{detector.checkpoint}, on {detector.device}"
+
+
+def exported(options: argparse.Namespace) -> tuple[SliceDetector, str]:
+    """The detector that tools/export.py wrote; of ONNX without an import of torch."""
+    from ct_volumes.export_format import read_manifest
+    from ct_volumes.exported import ExportedDetector
+
+    if options.device not in (None, "cpu"):
+        raise UserError(f"--device {options.device}: an exported detector runs on the cpu")
+    manifest = read_manifest(options.model)
+    if manifest["kind"] == "onnx":
+        from ct_volumes.onnx_program import open_program
+    else:
+        from mmdet_ext.engine.torch_program import open_program
+    detector = ExportedDetector(options.model, open_program, manifest)
+    return detector, f"{options.model} ({manifest['kind']}), on cpu"
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Find lesions in a CT scan: lesions.json and .csv, a label map (.nii.gz),"
@@ -88,6 +121,10 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--config", help="experiment that the checkpoint was trained with")
     parser.add_argument("--checkpoint", help="a .pth file, or a work directory for its best one")
+    parser.add_argument(
+        "--model", type=Path, metavar="FOLDER",
+        help="instead of these two: what tools/export.py wrote, which needs no MMDetection",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--list", action="store_true", help="show the series of SCAN and end")
     parser.add_argument("--series", help="which one to read: its id in --list, number or UID")
@@ -121,7 +158,14 @@ def parse() -> argparse.Namespace:
         "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
     )
     options = parser.parse_args()
-    needed = {"--config": options.config, "--checkpoint": options.checkpoint, "--out": options.out}
+    of_network = {"--config": options.config, "--checkpoint": options.checkpoint}
+    others = {
+        "--accept-differences": options.accept_differences or None,
+        "--cfg-options": options.cfg_options,
+    }
+    if options.model and (given := [k for k, v in (of_network | others).items() if v is not None]):
+        parser.error(f"--model says what the detector is: leave out {', '.join(given)}")
+    needed = {**({} if options.model else of_network), "--out": options.out}
     missing = [name for name, value in needed.items() if value is None]
     if missing and not options.list:
         parser.error(f"needed to detect lesions: {', '.join(missing)}")
@@ -142,7 +186,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise UserError(f"--min-score must be between 0 and 1, got {options.min_score}")
 
 
-def algorithm_of(detector: LesionDetector, options: argparse.Namespace) -> Algorithm:
+def algorithm_of(detector: SliceDetector, options: argparse.Namespace) -> Algorithm:
     """What is written of the detector; its option `min_score` is the least score of a lesion.
 
     Raises UserError for a calibration of another detector or other options.
@@ -177,7 +221,7 @@ def threshold_of(algorithm: Algorithm) -> str:
 def attempt(
     path: Path,
     name: str,
-    detector: LesionDetector,
+    detector: SliceDetector,
     algorithm: Algorithm,
     options: argparse.Namespace,
 ) -> Outcome:
@@ -197,7 +241,7 @@ def detect_in(
     path: Path,
     name: str,
     out: Path | None,
-    detector: LesionDetector,
+    detector: SliceDetector,
     algorithm: Algorithm,
     options: argparse.Namespace,
 ) -> Outcome:

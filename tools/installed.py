@@ -14,6 +14,7 @@ COMMANDS = {
     "deeplesion-prepare": "prepare_data",
     "deeplesion-phantom": "make_phantom",
     "deeplesion-detect": "detect",
+    "deeplesion-export": "export",
     "deeplesion-check-run": "check_run",
     "deeplesion-study": "study",
     "deeplesion-optimize-anchors": "optimize_anchors",

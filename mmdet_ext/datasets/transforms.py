@@ -21,6 +21,7 @@ from mmdet.structures.mask import BitmapMasks
 from deeplesion.conventions import RECIST_MARGIN
 from deeplesion.data.slice_cache import CachedSliceFolder
 from deeplesion.data.slices import SliceFolder, load_slices
+from deeplesion.data.warp import resizing, warp
 from deeplesion.errors import DataError
 
 
@@ -114,7 +115,7 @@ class RandomAffineResize(BaseTransform):
     def draw(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
         """(2, 3) matrix from source to output pixel-edge coordinates, (x, y) order."""
         height, width = shape
-        matrix = np.diag([self.size[1] / width, self.size[0] / height, 1.0])
+        matrix = np.vstack([resizing(shape, self.size), (0.0, 0.0, 1.0)])
         to_centre = np.array([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1.0]])
         back = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
         if rng.random() < self.prob:
@@ -174,31 +175,6 @@ class RandomAffineResize(BaseTransform):
 def move(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Applies a (2, 3) matrix to (..., 2) points."""
     return points @ matrix[:, :2].T + matrix[:, 2]
-
-
-def warp(
-    image: np.ndarray,
-    matrix: np.ndarray,
-    size: tuple[int, int],
-    interpolation: int,
-    border: int = cv2.BORDER_REFLECT_101,
-) -> np.ndarray:
-    """Warps (H, W[, D]) by a matrix in pixel-edge coordinates to (height, width) = `size`."""
-    if image.shape[:2] == size and np.array_equal(matrix, np.eye(2, 3)):
-        return image
-    # cv2 counts pixel centres: half a pixel off before, half a pixel on after.
-    centred = matrix.copy()
-    centred[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-    options = dict(flags=interpolation, borderMode=border)
-    parts = [image]
-    if interpolation == cv2.INTER_CUBIC and image.ndim == 3:
-        # cv2 interpolates at most 4 channels by cubics at once.
-        parts = np.split(image, range(4, image.shape[2], 4), axis=2)
-    warped = [
-        cv2.warpAffine(np.ascontiguousarray(p), centred, size[::-1], **options) for p in parts
-    ]
-    whole = np.dstack(warped) if len(warped) > 1 else warped[0]
-    return whole.reshape(*size, *image.shape[2:])
 
 
 @TRANSFORMS.register_module()

@@ -1,11 +1,12 @@
 """LesionDetector: a trained detector run over a whole CT volume, slice by slice, in the way it is
-tested on key slices; and what it found linked to lesions in 3D."""
+tested on key slices."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,19 +18,16 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from torch import Tensor
-from tqdm import tqdm
 
-from ct_volumes.lesions import Algorithm, Lesion, SliceDetections
-from ct_volumes.linking import MIN_SCORE as LEAST_SCORE
-from ct_volumes.linking import link
-from ct_volumes.stacks import has_body, key_slices, plan_volume_stack, slice_of
+from ct_volumes.lesions import SliceDetections
+from ct_volumes.slice_detector import Look, SliceDetector
+from ct_volumes.stacks import plan_volume_stack
 from ct_volumes.volume import CTVolume
 from deeplesion.errors import UserError
 from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.engine.run import find_checkpoint, load_config
 from mmdet_ext.engine.shared_images import SharedImages
-from mmdet_ext.engine.slice_detections import at_least, detections, nothing_on, only_above
-from mmdet_ext.engine.slice_results import SliceResults
+from mmdet_ext.engine.slice_detections import detections, only_above
 from mmdet_ext.engine.trained_detector import (
     load_weights,
     software_version,
@@ -37,11 +35,6 @@ from mmdet_ext.engine.trained_detector import (
     usable_device,
 )
 
-# Of a lesion's best slice. No operating point is published for whole scans; this is where a
-# detector calls it more likely than not.
-MIN_SCORE = 0.5
-AIR_HU = -1000
-SAME_ASPECT = 0.01  # pixels whose sides differ by less are square
 # Those that treat each slice of a stack alike, whatever the others are.
 SLICE_BY_SLICE = ("RandomAffineResize", "PackCTInputs")
 BATCH_SIZE = {"cpu": 4, "cuda": 8}
@@ -53,7 +46,7 @@ OUT_OF_MEMORY = """out of memory on {device}, {size} slices at a time. What lowe
 The message of torch: {error}"""
 
 
-class LesionDetector:
+class LesionDetector(SliceDetector):
     """A detector of this project with its weights, ready for CT volumes.
 
     Args:
@@ -70,6 +63,8 @@ class LesionDetector:
         MissingDataError: no checkpoint.
         UserError: a device that is not there.
     """
+
+    not_square = ConfigError
 
     def __init__(
         self,
@@ -95,112 +90,19 @@ class LesionDetector:
             self.checkpoint_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         load_weights(self.model, self.checkpoint, self.config, accept_differences)
         self.model.to(self.device).eval()
+        self.with_masks = bool(self.model.with_mask)
+        self.batch_size = BATCH_SIZE.get(self.device.type, 1)
+        self.software = software_version()
 
-    def detect(
-        self,
-        volume: CTVolume,
-        interval_mm: float | None = 2.0,
-        min_score: float = MIN_SCORE,
-        *,
-        batch_size: int | None = None,
-        amp: bool = False,
-        progress: bool = True,
-        store: Path | None = None,
-        **linking,
-    ) -> list[Lesion]:
-        """The lesions of a volume, by falling score.
-
-        `detect_slices`, then `ct_volumes.linking.link` with `linking`; `min_score` is of a lesion's
-        best slice (`lesion_score` there).
-        """
-        found = self.detect_slices(
-            volume, interval_mm, batch_size, amp, progress, store, LEAST_SCORE
-        )
-        return link(found, volume, lesion_score=min_score, **linking)
-
-    def detect_slices(
-        self,
-        volume: CTVolume,
-        interval_mm: float | None = 2.0,
-        batch_size: int | None = None,
-        amp: bool = False,
-        progress: bool = True,
-        store: Path | None = None,
-        least_score: float = 0.0,
-    ) -> list[SliceDetections]:
-        """What the detector finds on every slice that it looks at, by default whatever its score.
-
-        Each is looked at with the stack around it (`plan_volume_stack`) as the experiment's test
-        data are. Where the network's input has another shape than the slice, air is added on the
-        right or below so that nothing is distorted; pixels that are not square become so there.
-
-        Args:
-            volume: the scan.
-            interval_mm: distance of the slices looked at (`key_slices`); None is every slice.
-            batch_size: slices at a time; default 4, on a GPU 8. Changes no result.
-            amp: half precision, on a GPU.
-            progress: show a bar with the time that is left.
-            store: file in which results are kept as they come; from one of an interrupted call of
-                the same scan, network and options it goes on (`SliceResults`).
-            least_score: what scores less is left out, before it gets a mask; the others are the
-                same. `link` leaves out what scores less than `ct_volumes.linking.MIN_SCORE`.
-
-        Returns one entry a slice looked at, head to feet. Slices without a body (`has_body`) are
-        not given to the network: nothing is found there. Coordinates are pixel centres.
-
-        Raises:
-            UserError: half precision without a GPU, a lack of memory.
-            ConfigError: the experiment cannot take pixels that are not square.
-            ValueError: an interval, a batch size or a score that cannot be.
-        """
-        if batch_size is None:
-            batch_size = BATCH_SIZE.get(self.device.type, 1)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not 0 <= least_score <= 1:
-            raise ValueError(f"least_score must be between 0 and 1, got {least_score}")
-        if amp and self.device.type == "cpu":
-            raise UserError("half precision (--amp) is for a GPU: leave it out on a CPU")
-        self.field(volume)  # refuses what the network cannot take, before the work
-        keys = key_slices(volume, interval_mm)
-        key = self.key(volume, interval_mm, amp, least_score) if store else {}
-        results = SliceResults(store, key)
+    @contextlib.contextmanager
+    def looking(self, volume: CTVolume, amp: bool, least_score: float) -> Iterator[Look]:
         images = self._shared_images(volume)
-        waiting: list[int] = []
-        bar = tqdm(
-            total=len(keys), initial=len(results.found), unit="slice", desc="detecting",
-            disable=not progress, leave=False,
-        )  # fmt: skip
         half = torch.autocast(self.device.type, enabled=amp)
-        with bar, torch.no_grad(), half, only_above(self.model, least_score):
-            for number, key in enumerate(keys, 1):
-                new = []
-                if key not in results.found:
-                    if has_body(volume.hu[key], volume.spacing_mm):
-                        waiting.append(key)
-                    else:
-                        new = [nothing_on(key, bool(self.model.with_mask))]
-                if waiting and (len(waiting) == batch_size or number == len(keys)):
-                    found = self._detect_batch(volume, waiting, images)
-                    new += [at_least(each, least_score) for each in found]
-                    waiting = []
-                results.add(new)
-                bar.update(len(new))
-        return [results.found[key] for key in keys]
+        with torch.no_grad(), half, only_above(self.model, least_score):
+            yield lambda keys: self._detect_batch(volume, keys, images)
 
-    def key(
-        self, volume: CTVolume, interval_mm: float | None, amp: bool, least_score: float = 0.0
-    ) -> dict:
-        """What decides the detections of slices, as JSON can hold it."""
-        return dict(
-            network=self.network_sha256,
-            checkpoint=self.checkpoint_sha256,
-            software=software_version(),
-            volume=volume.sha256,
-            interval_mm=interval_mm,
-            amp=amp,
-            least_score=least_score,
-        )
+    def check_amp(self, amp: bool) -> None:
+        super().check_amp(amp and self.device.type == "cpu")
 
     @property
     def network_sha256(self) -> str:
@@ -208,30 +110,6 @@ class LesionDetector:
         steps = [dict(step) for step in self.steps]
         network = json.dumps([self.config.model.to_dict(), self.stack, steps], default=str)
         return hashlib.sha256(network.encode()).hexdigest()
-
-    def algorithm(self, options: dict) -> Algorithm:
-        """What is written of this detector into every file; `options` are the caller's."""
-        return Algorithm(self.name, software_version(), self.checkpoint_sha256, options)
-
-    def field(self, volume: CTVolume) -> tuple[int, int]:
-        """(rows, columns) of a slice with the air that gives it the shape of the network's input.
-
-        Raises ConfigError if that would have pixels that are not square.
-        """
-        rows, columns = volume.hu.shape[1:]
-        row_mm, column_mm = volume.spacing_mm
-        if self.size is None:
-            if abs(row_mm / column_mm - 1) > SAME_ASPECT:
-                raise ConfigError(
-                    f"the scan's pixels are {row_mm:g} x {column_mm:g} mm and the config's test"
-                    " pipeline has no RandomAffineResize(augment=False), which makes them square:"
-                    " add one"
-                )
-            return rows, columns
-        aspect = self.size[0] / self.size[1]  # height over width
-        height_mm = max(rows * row_mm, columns * column_mm * aspect)
-        width_mm = height_mm / aspect
-        return max(rows, round(height_mm / row_mm)), max(columns, round(width_mm / column_mm))
 
     def _detect_batch(
         self, volume: CTVolume, keys: Sequence[int], images: SharedImages | None = None
@@ -297,11 +175,8 @@ class LesionDetector:
     ) -> tuple[Tensor, DetDataSample]:
         """(S, 1, H, W) windowed slices as the network takes them, and a sample that says how they
         were made."""
-        height, width = self.field(volume)
-        rows, columns = volume.hu.shape[1:]
-        image = np.full((height, width, len(places)), AIR_HU, np.int16)
-        for number, place in enumerate(places):
-            image[:rows, :columns, number] = slice_of(volume.hu, place)
+        image = self.with_air(volume, places)
+        height, width = image.shape[:2]
         # As one stack, or one stack at a time for a pipeline that may look at several slices.
         size = len(places) if self.slice_by_slice else self.stack["num_slices"]
         parts, sample = [], None

@@ -13,12 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ct_volumes.lesions import Patch, SliceDetections
-from deeplesion.conventions import PIXEL_CENTRE
-
-
-def nothing_on(index: int, with_mask: bool) -> SliceDetections:
-    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    return SliceDetections(index, *empty, () if with_mask else None)
+from ct_volumes.slice_detector import on_slice, threshold_for
 
 
 @contextlib.contextmanager
@@ -35,33 +30,22 @@ def only_above(model: nn.Module, score: float) -> Iterator[None]:
         yield
         return
     # mmdet takes what scores more than `score_thr`, compared in float32.
-    below = float(np.nextafter(np.float32(score), np.float32(-1)))
-    head.test_cfg = ConfigDict(options, score_thr=max(options.score_thr, below))
+    head.test_cfg = ConfigDict(options, score_thr=threshold_for(options.score_thr, score))
     try:
         yield
     finally:
         head.test_cfg = options
 
 
-def at_least(found: SliceDetections, score: float) -> SliceDetections:
-    """Without what scores less."""
-    kept = np.flatnonzero(found.scores.astype(float) >= score)
-    masks = None if found.masks is None else tuple(found.masks[i] for i in kept)
-    return SliceDetections(found.index, found.boxes[kept], found.scores[kept], masks)
-
-
 def detections(index: int, found: InstanceData, shape: tuple[int, int]) -> SliceDetections:
     """mmdet's instances, by pixel edges, on a slice of `shape` with air on the right or below ->
     pixel centres; what lies in that air is left out."""
-    rows, columns = shape
-    boxes = found.bboxes.float().cpu().numpy()
-    boxes = boxes.reshape(-1, 2, 2).clip(0, np.float32([columns, rows])).reshape(-1, 4)
-    there = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+    there, boxes = on_slice(found.bboxes.float().cpu().numpy(), shape)
     masks = None
     if found.get("masks") is not None:
         masks = patches(found.masks[torch.from_numpy(there).to(found.masks.device)], shape)
     scores = found.scores.float().cpu().numpy()[there]
-    return SliceDetections(index, boxes[there] - np.float32(PIXEL_CENTRE), scores, masks)
+    return SliceDetections(index, boxes, scores, masks)
 
 
 def patches(masks: Tensor, shape: tuple[int, int]) -> tuple[Patch, ...]:

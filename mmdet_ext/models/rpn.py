@@ -4,7 +4,6 @@ through all 6,000 candidates and then keeps 300 of them."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from mmdet.models.dense_heads import RPNHead
 from mmdet.registry import MODELS
@@ -12,6 +11,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ct_volumes import nms
 from mmdet_ext.models.winograd import use_inference_conv
 
 
@@ -69,18 +69,4 @@ def first_kept(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -
     Returns the numbers of at most `most` boxes.
     """
     order = scores.sort(descending=True)[1].numpy()
-    left, top, right, bottom = boxes.numpy()[order].T.copy()
-    areas = (right - left) * (bottom - top)
-    rest = np.arange(len(order))
-    kept = []
-    while len(rest) and len(kept) < most:
-        best, rest = rest[0], rest[1:]
-        kept.append(best)
-        # In the order and type of mmcv's operations, so that a tie with the threshold is one there.
-        width = np.minimum(right[best], right[rest]) - np.maximum(left[best], left[rest])
-        height = np.minimum(bottom[best], bottom[rest]) - np.maximum(top[best], top[rest])
-        common = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(invalid="ignore", divide="ignore"):  # two boxes without area: not more
-            iou = common / (areas[best] + areas[rest] - common)
-        rest = rest[~(iou > np.float32(iou_threshold))]
-    return torch.from_numpy(order[kept])
+    return torch.from_numpy(order[nms.first_kept(boxes.numpy()[order], iou_threshold, most)])

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from ct_volumes.lesions import Patch
 from ct_volumes.linking import link
+from ct_volumes.slice_detector import at_least
 from ct_volumes.stacks import plan_volume_stack
 from deeplesion.data.coco import encode_mask
 from deeplesion.errors import MissingDataError, UserError
@@ -22,7 +23,7 @@ from mmdet_ext.checkpoint import CheckpointError
 from mmdet_ext.config.check import ConfigError
 from mmdet_ext.engine.predict import LesionDetector
 from mmdet_ext.engine.run import test as run_test
-from mmdet_ext.engine.slice_detections import at_least, patches
+from mmdet_ext.engine.slice_detections import patches
 
 from ..small_detector import (
     ROOT,
@@ -165,8 +166,8 @@ def test_lesions_are_those_of_all_detections(detector):
     scores = np.concatenate([each.scores for each in found])
     middle = float(np.median(scores))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmdet_ext.engine.predict.LEAST_SCORE", middle)
-        patch.setattr("mmdet_ext.engine.predict.link", partial(link, min_score=middle))
+        patch.setattr("ct_volumes.slice_detector.LEAST_SCORE", middle)
+        patch.setattr("ct_volumes.slice_detector.link", partial(link, min_score=middle))
         lesions = detector.detect(volume, 1.0, 0.0, progress=False)
         expected = link(found, volume, min_score=middle)
     assert len(lesions) == len(expected) > 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ct_volumes.lesions import Patch, SliceDetections
+from ct_volumes.slice_results import SliceResults, decoded, encoded
 from mmdet_ext.engine.predict import LesionDetector
-from mmdet_ext.engine.slice_results import SliceResults, decoded, encoded
 
 from ..small_detector import body_of, config_of, volume_of, write_checkpoint
 from .test_predict import same
