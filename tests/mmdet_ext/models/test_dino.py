@@ -23,7 +23,7 @@ from mmdet_ext.models.shared_slices import SharedSlices
 from ..small_detector import ROOT, body_of, volume_of, write_checkpoint
 from ..small_detector import SMALL as COMMON
 
-DEMO = ROOT / "configs/dino/demo_3slice.py"
+DEMO = ROOT / "configs/demo/dino_3slice.py"
 SMALL = {
     "model.test_cfg.max_per_img": 8,
     "model.num_queries": 20,
@@ -129,9 +129,9 @@ def test_slice_attention_sees_the_maps_that_are_used():
     assert [a.embed.in_channels for a in model.neck.attentions] == [30, 27]
 
 
-@pytest.mark.parametrize("name", ["dino_3slice", "dino_7slice", "demo_3slice"])
+@pytest.mark.parametrize("name", ["dino/dino_3slice", "dino/dino_7slice", "demo/dino_3slice"])
 def test_configs(name):
-    config = load_config(f"dino/{name}", {"model.backbone.init_cfg": None})
+    config = load_config(name, {"model.backbone.init_cfg": None})
     slices = 7 if "7" in name else 3
     assert config.stack.num_slices == config.model.num_slices == slices
     with torch.device("meta"):

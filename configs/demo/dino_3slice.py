@@ -1,6 +1,6 @@
 # DINO on a phantom: the detector of dino_3slice.py, narrower, of half as many layers and on smaller
 # images, from random weights. The backbone is that of configs/demo, with AlignShift as `make demo`.
-_base_ = ["dino_3slice.py", "../_base_/from_scratch.py"]
+_base_ = ["../dino/dino_3slice.py", "../_base_/from_scratch.py"]
 channels = 64
 resize = dict(size=192, prob=0.3)
 stack = dict(policy="keep_thick")
