@@ -134,6 +134,7 @@ def test_configs(name):
     config = load_config(name, {"model.backbone.init_cfg": None})
     slices = 7 if "7" in name else 3
     assert config.stack.num_slices == config.model.num_slices == slices
+    init_default_scope("mmdet")
     with torch.device("meta"):
         model = MODELS.build(config.model)
         features = model.extract_feat((torch.empty(1, 1, slices, 256, 256), torch.empty(1)))
