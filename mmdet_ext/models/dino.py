@@ -4,6 +4,7 @@ several strides."""
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Sequence
 
 from mmdet.models.detectors import DINO
@@ -67,13 +68,14 @@ class KeySliceLevels(KeySliceNeck):
 
         Raises ValueError for maps of another depth than `num_slices`.
         """
-        maps = []
-        for level, x in enumerate(features, -self.first_level):
-            if level >= 0:
-                maps.append(self.reduce(x, level))
-            del x  # before the backbone makes the next
+        # Unlike a loop, `map` lets go of each map before it asks for the next.
+        maps = map(self._squeeze, features, itertools.count(-self.first_level))
+        levels = self.mapper([y for y in maps if y is not None])
         # DINO flattens maps by a view of NCHW memory.
-        return tuple(y.contiguous() for y in self.mapper(maps))
+        return tuple(y.contiguous() for y in levels)
+
+    def _squeeze(self, x: Tensor, level: int) -> Tensor | None:
+        return self.reduce(x, level) if level >= 0 else None
 
 
 @MODELS.register_module()

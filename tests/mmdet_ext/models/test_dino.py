@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -116,6 +117,22 @@ def test_levels_by_hand(first_level, num_outs, depth):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
+def test_maps_that_come_one_at_a_time_are_let_go():
+    neck, alive = KeySliceLevels((4, 6, 8), out_channels=4).double(), []
+
+    def one_at_a_time():
+        for x in maps_of():
+            assert not any(reference() is not None for reference in alive)
+            x = x.clone()
+            alive.append(weakref.ref(x))
+            yield x
+            del x
+
+    with torch.no_grad():
+        got, expected = neck(one_at_a_time()), neck(maps_of())
+    assert len(alive) == 3 and all(map(torch.equal, got, expected))
+
+
 @pytest.mark.parametrize("first_level, num_outs", [(3, 3), (-1, 3), (0, 2)])
 def test_levels_that_cannot_be_are_refused(first_level, num_outs):
     with pytest.raises(ValueError, match=f"first_level={first_level} leaves .* num_outs"):
@@ -129,7 +146,7 @@ def test_slice_attention_sees_the_maps_that_are_used():
     assert [a.embed.in_channels for a in model.neck.attentions] == [30, 27]
 
 
-@pytest.mark.parametrize("name", ["dino/dino_3slice", "dino/dino_7slice", "demo/dino_3slice"])
+@pytest.mark.parametrize("name", ["dino/dino_7slice", "demo/dino_3slice"])
 def test_configs(name):
     config = load_config(name, {"model.backbone.init_cfg": None})
     slices = 7 if "7" in name else 3
