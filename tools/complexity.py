@@ -5,7 +5,7 @@ import argparse
 
 from deeplesion.command_line import command
 from mmdet_ext.config.check import refused_by_parts
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.models.complexity import detector_complexity, format_complexity, input_shape
 
@@ -18,9 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="+", metavar="config", help="experiment files")
     parser.add_argument("--size", type=int, help="height and width in px; default: the config's")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the configs"
-    )
+    add_config_options(parser, checkpoint=False)
     options = parser.parse_args()
     for path in options.configs:
         config = load_config(path, options.cfg_options)

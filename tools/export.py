@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from deeplesion.command_line import command
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.export import OPENS, export
 from mmdet_ext.engine.exportable import check_kind
 from mmdet_ext.engine.predict import LesionDetector
@@ -27,14 +27,7 @@ def main() -> None:
         "--size", type=int, nargs=2, default=(), metavar=("H", "W"),
         help="a program for images of this size alone (any multiple of 32)",
     )  # fmt: skip
-    parser.add_argument(
-        "--accept-differences",
-        action="store_true",
-        help="of a checkpoint that was trained as another network than the config's",
-    )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
-    )
+    add_config_options(parser)
     options = parser.parse_args()
     config = load_config(options.config, options.cfg_options)
     check_kind(options.config, config.model.type)

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.mask_ceiling import ceilings
 from deeplesion.command_line import command
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.run import load_config
 
 
@@ -20,9 +20,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[14, 28, 56, 112], help="default %(default)s"
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
-    )
+    add_config_options(parser, checkpoint=False)
     options = parser.parse_args()
     config = load_config(options.config, options.cfg_options)
     config.test_evaluator.lesion_scores = [0.5]

@@ -25,7 +25,7 @@ from deeplesion.evaluation.mining import KINDS, Judged, judge, mine, with_mined
 from deeplesion.evaluation.results import read_results
 from deeplesion.files import write_whole
 from mmdet_ext.config.check import ConfigError
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.distributed import launched
 from mmdet_ext.engine.run import find_checkpoint, load_config, test
 
@@ -98,14 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", help="logs and all detections; default: beside OUT, named after it"
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
-    )
-    parser.add_argument(
-        "--accept-differences",
-        action="store_true",
-        help="of a checkpoint that was trained as another network than the config's",
-    )
+    add_config_options(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     options = parser.parse_args()
     if not 0 < options.score < 1:

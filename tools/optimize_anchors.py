@@ -36,7 +36,7 @@ from deeplesion.evaluation.breakdowns import LESION_SIZES, size_group
 from deeplesion.files import write_whole
 from mmdet_ext.config.check import refused_by_parts
 from mmdet_ext.config.experiment import dicts
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.run import load_config
 
 # Training draws every lesion anew in every epoch: so many boxes show how the sizes are spread.
@@ -116,9 +116,7 @@ def arguments() -> argparse.Namespace:
         help="its anchors are compared with, its training's resize and augmentation are used"
         " (default %(default)s, whose anchors are those of all DeepLesion configs of the papers)",
     )  # fmt: skip
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
-    )
+    add_config_options(parser, checkpoint=False)
     parser.add_argument("--sizes", type=int, metavar="N", help="(default: as many as the config)")
     parser.add_argument("--ratios", type=int, metavar="M", help="(default: as many as the config)")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="of patients (5)")

@@ -17,7 +17,7 @@ from deeplesion.data.slices import plan_stack
 from deeplesion.errors import UserError
 from deeplesion.files import write_whole
 from deeplesion.report.attention import draw_attention
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.predict import LesionDetector
 from mmdet_ext.engine.run import load_config
 
@@ -32,9 +32,7 @@ def main() -> None:
         "--lesions", type=int, default=20, help="how many, spread over the test split (default 20)"
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
-    )
+    add_config_options(parser, checkpoint=False)
     options = parser.parse_args()
     if options.lesions < 1:
         raise UserError(f"--lesions {options.lesions}: give at least 1")

@@ -14,7 +14,7 @@ from deeplesion.evaluation.results import made_with, read_results, table_file
 from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table
 from mmdet_ext.config.experiment import dicts
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.distributed import launched
 from mmdet_ext.engine.run import NODULE_METRICS, chosen_on_test, load_config, metric_name, test
 from mmdet_ext.evaluation.dice_metric import dice_table
@@ -38,14 +38,7 @@ def main() -> None:
         "--out",
         help="result file; default results.json.gz (dice.json, nodules.json) in the work directory",
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
-    )
-    parser.add_argument(
-        "--accept-differences",
-        action="store_true",
-        help="of a checkpoint that was trained as another network than the config's",
-    )
+    add_config_options(parser)
     parser.add_argument(
         "--tta",
         nargs="*",

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from deeplesion.command_line import command
-from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.distributed import launched
 from mmdet_ext.engine.run import load_config, train
 
@@ -29,14 +29,7 @@ def main() -> None:
         action="store_true",
         help="scale the learning rate by total batch / auto_scale_lr.base_batch_size",
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
-    )
-    parser.add_argument(
-        "--accept-differences",
-        action="store_true",
-        help="of a checkpoint that was trained as another network than the config's",
-    )
+    add_config_options(parser)
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)

@@ -44,6 +44,20 @@ class Overrides(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def add_config_options(parser: argparse.ArgumentParser, checkpoint: bool = True) -> None:
+    """`--cfg-options` of a command that reads a config, and of one that loads a `checkpoint` for it
+    `--accept-differences`."""
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
+    )
+    if checkpoint:
+        parser.add_argument(
+            "--accept-differences",
+            action="store_true",
+            help="of a checkpoint that was trained as another network than the config's",
+        )
+
+
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
     """Merges `--cfg-options`, dotted paths and values, into a config; `stack` and `resize` into
     every part that they concern.

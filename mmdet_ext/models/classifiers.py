@@ -23,23 +23,13 @@ class VolumeClassifier(VolumeNetwork):
         fusion, pretrained, init, data_preprocessor, transfer: see there.
     """
 
-    def forward(
-        self,
-        inputs: Sequence[Tensor],
-        data_samples: Sequence[BaseDataElement] | None = None,
-        mode: str = "tensor",
-    ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
-        """Of B tensors (1, H, W) or (1, D, H, W): with 'loss' the loss against the samples'
-        `label`, with 'predict' the samples with `probabilities` (classes,), with 'tensor' the
-        logits (B, classes)."""
-        logits = self.logits(inputs)
-        if mode == "tensor":
-            return logits
-        if mode == "loss":
-            labels = torch.stack([sample.label for sample in data_samples])
-            return dict(loss_cls=F.cross_entropy(logits, labels))
-        if mode != "predict":
-            raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
-        for sample, probabilities in zip(data_samples, logits.float().softmax(1)):
+    def losses(self, logits: Tensor, samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
+        """Of (B, classes) logits and the samples' `label`."""
+        labels = torch.stack([sample.label for sample in samples])
+        return dict(loss_cls=F.cross_entropy(logits, labels))
+
+    def add_predictions(self, inputs: Sequence[Tensor], samples: Sequence[BaseDataElement]) -> None:
+        """Gives each sample `probabilities` (classes,)."""
+        logits = self(inputs).float()
+        for sample, probabilities in zip(samples, logits.softmax(1), strict=True):
             sample.probabilities = probabilities
-        return list(data_samples)

@@ -39,23 +39,13 @@ class VolumeSegmentor(VolumeNetwork):
         super().__init__(network, fusion, pretrained, init, data_preprocessor, transfer)
         self.loss = MODELS.build(loss) if loss else SoftDiceLoss()
 
-    def forward(
-        self,
-        inputs: Sequence[Tensor],
-        data_samples: Sequence[BaseDataElement] | None = None,
-        mode: str = "tensor",
-    ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
-        """Of B tensors (1, H, W) or (1, D, H, W): with 'loss' the loss against the samples'
-        `labels`, with 'predict' the samples with `prediction`, uint8 (H, W) or (D, H, W), with
-        'tensor' the logits (B, classes, ...)."""
-        logits = self.logits(inputs)
-        if mode == "tensor":
-            return logits
-        if mode == "loss":
-            labels = torch.stack([sample.labels for sample in data_samples])
-            return dict(loss_dice=self.loss(logits, labels))
-        if mode != "predict":
-            raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
-        for sample, prediction in zip(data_samples, logits.argmax(1).to(torch.uint8)):
+    def losses(self, logits: Tensor, samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
+        """Of (B, classes, ...) logits and the samples' `labels`, (H, W) or (D, H, W)."""
+        labels = torch.stack([sample.labels for sample in samples])
+        return dict(loss_dice=self.loss(logits, labels))
+
+    def add_predictions(self, inputs: Sequence[Tensor], samples: Sequence[BaseDataElement]) -> None:
+        """Gives each sample `prediction`, uint8 (H, W) or (D, H, W)."""
+        predictions = self(inputs).argmax(1).to(torch.uint8)
+        for sample, prediction in zip(samples, predictions, strict=True):
             sample.prediction = prediction
-        return list(data_samples)

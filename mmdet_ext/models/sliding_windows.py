@@ -80,18 +80,10 @@ class SlidingWindowSegmentor(VolumeSegmentor):
             raise ValueError(f"step must be from 1 to window={tuple(window)}, got {tuple(step)}")
         self.window, self.step, self.batch = tuple(window), tuple(step), batch
 
-    def forward(
-        self,
-        inputs: Sequence[Tensor],
-        data_samples: Sequence[BaseDataElement] | None = None,
-        mode: str = "tensor",
-    ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
-        """As of `VolumeSegmentor`; with 'predict' volumes (1, D, H, W) may differ in size."""
-        if mode != "predict":
-            return super().forward(inputs, data_samples, mode)
-        for volume, sample in zip(inputs, data_samples, strict=True):
+    def add_predictions(self, inputs: Sequence[Tensor], samples: Sequence[BaseDataElement]) -> None:
+        """As a `VolumeSegmentor`'s; volumes (1, D, H, W) may differ in size."""
+        for volume, sample in zip(inputs, samples, strict=True):
             found = slide(self.network, volume, self.window, self.step, self.batch)
             # Slice by slice: whole, the numbers of the classes would take 8 bytes a voxel.
             slices = [p.argmax(0).to(torch.uint8) for p in found.unbind(1)]
             sample.prediction = torch.stack(slices)
-        return list(data_samples)

@@ -10,6 +10,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmdet_ext.checkpoint import CheckpointError, download, load_checkpoint_file
@@ -23,7 +24,8 @@ NOT_OF_THIS_NETWORK = (
 
 
 class VolumeNetwork(BaseModel):
-    """A 2D network, or what `convert_to_3d` makes of it, in mmengine's runner.
+    """A 2D network, or what `convert_to_3d` makes of it, in mmengine's runner. A task gives it
+    `losses` and `add_predictions`.
 
     Args:
         network: of 2D, with a last layer `head`.
@@ -82,9 +84,27 @@ class VolumeNetwork(BaseModel):
                 if isinstance(module, (nn.Conv2d, SliceConv)):
                     nn.init.kaiming_uniform_(module.weight)
 
-    def logits(self, inputs: Sequence[Tensor]) -> Tensor:
-        """What the network returns of B tensors (1, H, W) or (1, D, H, W) together."""
-        return self.network(torch.stack(tuple(inputs)))
+    def forward(
+        self,
+        inputs: Sequence[Tensor],
+        data_samples: Sequence[BaseDataElement] | None = None,
+        mode: str = "tensor",
+    ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
+        """Of B tensors (1, H, W) or (1, D, H, W): with 'tensor' the logits, with 'loss' what
+        `losses` makes of them, with 'predict' the samples that `add_predictions` has filled."""
+        if mode not in ("tensor", "loss", "predict"):
+            raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+        if mode == "predict":
+            self.add_predictions(inputs, data_samples)
+            return list(data_samples)
+        logits = self.network(torch.stack(tuple(inputs)))
+        return self.losses(logits, data_samples) if mode == "loss" else logits
+
+    def losses(self, logits: Tensor, samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def add_predictions(self, inputs: Sequence[Tensor], samples: Sequence[BaseDataElement]) -> None:
+        raise NotImplementedError
 
 
 def load_all_but_head(network: nn.Module, path: str, encoder_only: bool = False) -> None:
