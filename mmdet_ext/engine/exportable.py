@@ -11,7 +11,7 @@ from deeplesion.errors import UserError
 from mmdet_ext.config.network import network_of
 from mmdet_ext.engine.predict import LesionDetector
 
-DETECTORS = ("KeySliceMaskRCNN", "ReleasedKeySliceMaskRCNN")
+DETECTORS = ("KeySliceMaskRCNN",)
 CAN = "What can be exported is KeySliceMaskRCNN, with any fusion operator"
 # The parts of such a detector whose results are computed here, by their names: what derives from
 # them may compute something else.

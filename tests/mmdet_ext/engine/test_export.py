@@ -121,28 +121,6 @@ def test_any_operator_on_ten_slices_of_the_phantom(options, kind, phantom, tmp_p
     assert number > 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_released_detector(kind, phantom, tmp_path):
-    """Its boxes and masks lie on whole pixels."""
-    need(kind)
-    options = {
-        "path": ROOT / "configs/released/alignshift_3slice.py",
-        "model.backbone.init_cfg": None,
-        "model.backbone.growth": 12,
-        "model.backbone.stem_channels": 24,
-        "model.neck.in_channels": (36, 30, 27),
-        "resize.size": 96,
-    }
-    detector = detector_of(tmp_path, **options)
-    found = exported(detector, tmp_path / "export", kind)
-    volume, key = phantom_series(phantom, images_of(phantom)[0])
-    with torch.no_grad():
-        expected = detector._detect_batch(volume, [key])
-    with found.looking(volume, False, 0.0) as look:
-        assert_same(look([key]), expected)
-
-
 def test_what_cannot_be_exported_is_named(small, tmp_path, monkeypatch):
     attention = LesionDetector.__new__(LesionDetector)
     attention.name, attention.model = "faster_rcnn_r50_va", type("SliceGroupFasterRCNN", (), {})()
