@@ -65,7 +65,7 @@ def load_published(
         if key not in weights and not key.endswith("num_batches_tracked")
     ]
     problems += [f"unexpected {key}" for key in weights if key not in own and key not in left]
-    for key in own.keys() & weights.keys():
+    for key in (key for key in own if key in weights):
         shape = getattr(weights[key], "shape", None)
         if shape != own[key].shape:
             found = "no tensor" if shape is None else f"the shape {tuple(shape)}"
