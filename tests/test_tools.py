@@ -117,6 +117,7 @@ def test_testing_prints_the_table_writes_json_and_draws(trained, repository, pha
     assert cv2.imread(str(pictures[0])) is not None
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp_path):
     work_dir, _ = trained
     # Of an odd number of images one process has one more.
@@ -166,6 +167,7 @@ def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, 
     assert json.loads(record.read_text())["config"]["train_dataloader"]["batch_size"] == 8
 
 
+@pytest.mark.slow
 def test_resuming_continues_after_the_last_epoch(trained, repository, phantom, tmp_path):
     work_dir, _ = trained
     last = torch.load(work_dir / "epoch_2.pth", weights_only=True)

@@ -37,26 +37,27 @@ def test_no_workers_need_no_other_option(repository, phantom, tmp_path, monkeypa
     assert load_config(DEMO).train_dataloader.persistent_workers
 
 
-@pytest.mark.parametrize("with_froc", [True, False])
-def test_metrics_of_a_test_may_be_a_list(with_froc, repository, phantom, tmp_path, capsys):
+def test_metrics_of_a_test_may_be_a_list(repository, phantom, tmp_path, capsys):
     """FROCMetric writes the results wherever it stands; mmdet's CocoMetric runs beside it."""
     work = run(repository, phantom, tmp_path / "work", **{"train_cfg.max_epochs": 1})
-    config = configuration(repository, phantom, tmp_path / "test", custom_hooks=[])
     coco = dict(
         type="CocoMetric", ann_file=str(phantom / "annotations/test.json"), metric=["bbox", "segm"]
     )
-    config.test_evaluator = [coco, dict(type="FROCMetric")] if with_froc else [coco]
+    config = configuration(repository, phantom, tmp_path / "test", custom_hooks=[])
+    config.test_evaluator = [coco, dict(type="FROCMetric")]
     result_file = run_test(config, str(work))
-    if with_froc:
-        assert read_results(tmp_path / "test/results.json.gz").records
-        assert result_file == str(tmp_path / "test/results.json.gz")
-        before = Path(result_file).read_bytes()
-        with_views(config, work, tmp_path / "tta", capsys)
-        assert Path(result_file).read_bytes() == before
-    else:
-        assert result_file is None and not list((tmp_path / "test").glob("results*"))
-        with pytest.raises(ConfigError, match="--tta marks its result in the file of a FROCMetric"):
-            run_test(config, str(work), views=["depth"])
+    assert read_results(tmp_path / "test/results.json.gz").records
+    assert result_file == str(tmp_path / "test/results.json.gz")
+    before = Path(result_file).read_bytes()
+    with_views(config, work, tmp_path / "tta", capsys)
+    assert Path(result_file).read_bytes() == before
+
+    config = configuration(repository, phantom, tmp_path / "coco", custom_hooks=[])
+    config.test_evaluator = [coco]
+    assert run_test(config, str(work)) is None
+    assert not list((tmp_path / "coco").glob("results*"))
+    with pytest.raises(ConfigError, match="--tta marks its result in the file of a FROCMetric"):
+        run_test(config, str(work), views=["depth"])
 
 
 def with_views(config, checkpoint, work_dir, capsys):
