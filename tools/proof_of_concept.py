@@ -45,7 +45,7 @@ class Preset:
 
 
 PRESETS = {
-    "small": Preset(24, 1024, 256, 8, 32, 20, 8, 2),
+    "small": Preset(24, 1024, 256, 8, 32, 20, 16, 2),
     "paper": Preset(48, 10_000, 2_000, 50, 100, 200, 50, 1),
 }
 
