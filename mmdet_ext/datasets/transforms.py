@@ -206,6 +206,8 @@ class PackCTInputs(PackDetInputs):
         super().__init__(meta_keys)
 
     def transform(self, results: dict) -> dict:
+        # Of a pipeline that does not resize: mmdet's heads divide boxes and masks by it.
+        results.setdefault("scale_factor", (1.0, 1.0))
         packed = super().transform(results)
         packed["inputs"] = packed["inputs"][None]
         instances = packed["data_samples"].gt_instances

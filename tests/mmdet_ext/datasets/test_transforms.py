@@ -219,6 +219,13 @@ def test_packing_keeps_hounsfield_units_and_order():
     assert packed["data_samples"].file_name == "a/001.png"
 
 
+def test_what_was_not_resized_has_the_scale_that_the_heads_divide_by():
+    packed = PackCTInputs()(ellipse_sample() | dict(thickness_mm=5.0))
+    assert packed["data_samples"].scale_factor == (1.0, 1.0)
+    packed = PackCTInputs()(ellipse_sample() | dict(thickness_mm=5.0, scale_factor=(2.0, 3.0)))
+    assert packed["data_samples"].scale_factor == (2.0, 3.0)
+
+
 def test_size_other_than_the_annotation_is_named(phantom):
     import json
 

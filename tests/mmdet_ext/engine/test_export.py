@@ -47,6 +47,17 @@ def detector_of(folder, seed=3, **options):
     return LesionDetector(config, write_checkpoint(config, folder / "epoch_1.pth", seed), "cpu")
 
 
+def let_scores_differ(detector, volume, key):
+    """Scales the layers of the scores to logits whose deviation is 1: where many scores are 1 to the
+    last bit, as random weights make them, any of the boxes may come first."""
+    for layer in (detector.model.rpn_head.rpn_cls, detector.model.roi_head.bbox_head.fc_cls):
+        seen = []
+        hook = layer.register_forward_hook(lambda *_, seen=seen: seen.append(_[-1]))
+        with torch.no_grad(), hook:
+            detector._detect_batch(volume, [key])
+            layer.weight /= seen[0].std()
+
+
 def exported(detector, folder, kind, size=()):
     export(detector, folder, kind, size)
     return ExportedDetector(folder, OPENS[kind])
@@ -107,10 +118,14 @@ def test_an_export_finds_what_the_detector_does(small, found):
 @pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
 def test_any_operator_on_ten_slices_of_the_phantom(options, kind, phantom, tmp_path):
     need(kind)
+    # So that of an untrained detector's boxes, which lie near each other, more than a few are left.
+    options = {"model.test_cfg.rcnn.nms.iou_threshold": 0.9, **options}
     detector = detector_of(tmp_path, **options)
+    images = images_of(phantom)[:5]
+    let_scores_differ(detector, *phantom_series(phantom, images[0]))
     found = exported(detector, tmp_path / "export", kind)
     number = 0
-    for image in images_of(phantom)[:5]:
+    for image in images:
         volume, key = phantom_series(phantom, image)
         with torch.no_grad():
             expected = detector._detect_batch(volume, [key - 1, key])
@@ -118,7 +133,7 @@ def test_any_operator_on_ten_slices_of_the_phantom(options, kind, phantom, tmp_p
         with looking as look:
             assert_same(look([key - 1, key]), expected)
         number += sum(len(each.boxes) for each in expected)
-    assert number > 20
+    assert number > 5
 
 
 def test_what_cannot_be_exported_is_named(small, tmp_path, monkeypatch):
