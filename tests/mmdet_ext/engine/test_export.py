@@ -48,8 +48,8 @@ def detector_of(folder, seed=3, **options):
 
 
 def let_scores_differ(detector, volume, key):
-    """Scales the layers of the scores to logits whose deviation is 1: where many scores are 1 to the
-    last bit, as random weights make them, any of the boxes may come first."""
+    """Scales the layers of the scores to logits whose deviation is 1: where many scores are 1 to
+    the last bit, as random weights make them, any of the boxes may come first."""
     for layer in (detector.model.rpn_head.rpn_cls, detector.model.roi_head.bbox_head.fc_cls):
         seen = []
         hook = layer.register_forward_hook(lambda *_, seen=seen: seen.append(_[-1]))
