@@ -52,13 +52,18 @@ def ious_by_group(root: Path) -> dict[str, list[list[float]]]:
             str(root / "phantom_truth" / "masks" / file_name.replace("/", "_")),
             cv2.IMREAD_UNCHANGED,
         )
-        for number, lesion in enumerate(lesions.itertuples(), start=1):
+        # Rows are in the order of the truth, without the lesions that have no label.
+        outlines = [
+            (number, outline)
+            for number, outline in enumerate(truth[file_name]["lesions"], start=1)
+            if outline.get("labelled", True)
+        ]
+        for (number, outline), lesion in zip(outlines, lesions.itertuples(), strict=True):
             if lesion.noisy:
                 continue
             true = labels == number
             masks = [method(hu, lesion.bbox, lesion.recist) for method in METHODS.values()]
             row = [(mask & true).sum() / (mask | true).sum() for mask in masks]
-            outline = truth[file_name]["lesions"][number - 1]
             long_mm = outline["diameters_mm"][0]
             groups["all"].append(row)
             for name, (low, high) in SIZES.items():

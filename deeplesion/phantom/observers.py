@@ -78,6 +78,7 @@ def series_of(root: Path) -> list[Series]:
     arguments = read_json(root / "phantom_truth" / "arguments.json", "what make_phantom noted")
     if arguments.pop("phantom_version", None) != 2 or not (root / "DL_info.csv").exists():
         raise DataError(f"{root} holds no finished phantom of this version: make one anew")
+    arguments.pop("unlabelled", None)  # of the table alone: nothing is drawn otherwise
     return plan_series(**arguments)
 
 

@@ -216,6 +216,16 @@ def test_boxes_and_kinds_are_those_of_the_truth(phantom, read):
             np.testing.assert_allclose(key.boxes[chosen], [f["bbox"] for f in entry[kind]])
 
 
+def test_lesions_without_a_label_are_read_too(phantom, tmp_path):
+    noted = json.loads((phantom / "phantom_truth" / "arguments.json").read_text())
+    (tmp_path / "phantom_truth").mkdir()
+    (tmp_path / "DL_info.csv").touch()
+    (tmp_path / "phantom_truth" / "arguments.json").write_text(
+        json.dumps({**noted, "unlabelled": 0.5})
+    )
+    assert series_of(tmp_path) == series_of(phantom)
+
+
 def test_only_a_finished_phantom_is_read(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         series_of(tmp_path)

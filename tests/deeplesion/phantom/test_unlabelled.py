@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -177,3 +178,26 @@ def test_the_command_takes_it_for_a_synthetic_deeplesion_alone(tmp_path, monkeyp
     assert capsys.readouterr().out.endswith("DL_info.csv written\n")
     text = (tmp_path / "new" / "phantom_truth/arguments.json").read_text()
     assert json.load(io.StringIO(text))["unlabelled"] == 0.5
+
+
+def test_masks_are_compared_with_those_of_their_own_lesions(phantom, tmp_path, monkeypatch):
+    """A lesion without a label that comes first on each key slice changes nothing."""
+    from benchmarks import mask_quality
+
+    monkeypatch.setattr(mask_quality, "METHODS", {"ellipse": mask_quality.METHODS["ellipse"]})
+    truth = json.loads((phantom / TRUTH).read_text())
+    masks = Path("phantom_truth/masks")
+    (tmp_path / masks).mkdir(parents=True)
+    for key, entry in truth.items():
+        hidden = dict(shape="round", diameters_mm=[5, 5], labelled=False)
+        entry["lesions"] = [hidden, *(dict(each, labelled=True) for each in entry["lesions"])]
+        name = masks / key.replace("/", "_")
+        labels = cv2.imread(str(phantom / name), cv2.IMREAD_UNCHANGED)
+        labels[(labels > 0) & (labels < 101)] += 1
+        labels[:5, :5] = 1
+        cv2.imwrite(str(tmp_path / name), labels)
+    (tmp_path / TRUTH).write_text(json.dumps(truth))
+    for name in ("Images_png", "DL_info.csv"):
+        (tmp_path / name).symlink_to(phantom / name)
+    whole, same = (mask_quality.ious_by_group(root) for root in (phantom, tmp_path))
+    assert same == whole and min(whole["all"]) > [0.3]
