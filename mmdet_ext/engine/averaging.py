@@ -6,7 +6,6 @@ Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 19
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,11 +71,13 @@ class AveragedWeightsHook(EMAHook):
         steps = int(self.ema_model.steps)
         checkpoint["meta"][AVERAGED] = (
             f"moving average over {self.epochs:g} epochs "
-            f"({math.ceil(1 / self.ema_model.momentum)} updates), of {steps} updates so far"
+            f"({round(1 / self.ema_model.momentum)} updates), of {steps} updates so far"
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if self.ema_model is not None:
+        # Weights that a training starts from may be of a part of the network, and need not be taken
+        # here: the first update makes the average the weights.
+        if self.ema_model is not None and runner._resume:
             super().after_load_checkpoint(runner, checkpoint)
 
     def _sync(self, runner: Runner) -> None:

@@ -125,6 +125,29 @@ def test_validation_and_checkpoints_are_the_averages_and_resuming_takes_up_both(
                 assert torch.equal(value, two.state_dict()[name]), name
 
 
+def test_a_training_starts_from_weights_of_a_part_of_the_network():
+    """`load_from` of another head, or of a backbone alone."""
+    runner, hook = FakeRunner(), AveragedWeightsHook()
+    hook.before_run(runner)
+    part = {k: v + 1 for k, v in runner.model.state_dict().items() if k.startswith("0.")}
+    for weights in (part, {**part, "1.weight": torch.zeros(7)}):
+        hook.after_load_checkpoint(runner, dict(state_dict=weights))
+    runner.model.load_state_dict(part, strict=False)
+    (seen,) = runner.train(hook, 1)
+    for name, value in hook.ema_model.module.state_dict().items():
+        assert torch.equal(value, seen[name])
+
+
+def test_a_checkpoint_says_how_many_updates_the_average_is_over():
+    for number in (2, 49, 98, 103):  # 1 / (1 / 49) is a little more than 49
+        runner, hook = FakeRunner(), AveragedWeightsHook(number)
+        runner.train_dataloader = [0]
+        hook.before_run(runner)
+        checkpoint = dict(meta={}, state_dict=runner.model.state_dict())
+        hook.before_save_checkpoint(runner, checkpoint)
+        assert f"({number} updates)" in how_averaged(checkpoint)
+
+
 def test_a_test_needs_nothing_of_the_hook():
     runner, hook = FakeRunner(), AveragedWeightsHook()
     runner._train_loop = dict(type="ResumableTrainLoop")
