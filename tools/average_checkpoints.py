@@ -7,7 +7,12 @@ from pathlib import Path
 
 from deeplesion.command_line import command
 from deeplesion.errors import MissingDataError, UserError
-from mmdet_ext.checkpoint import how_averaged, save_checkpoint_file
+from mmdet_ext.checkpoint import (
+    how_averaged,
+    last_checkpoint,
+    load_checkpoint_file,
+    save_checkpoint_file,
+)
 from mmdet_ext.engine.averaging import average_checkpoints
 
 
@@ -32,7 +37,8 @@ def main() -> None:
 
 
 def checkpoints_of(given: list[Path], last: int | None) -> list[Path]:
-    """The files that are meant, those of a work directory by their number."""
+    """The files that are meant, those of a work directory by their number. A run that was started
+    anew there leaves files of the earlier one behind, which are of no mean with its own."""
     if len(given) > 1 or not given[0].is_dir():
         if last is not None:
             raise UserError("--last is for a work directory: leave it out, or give the folder")
@@ -44,7 +50,8 @@ def checkpoints_of(given: list[Path], last: int | None) -> list[Path]:
     ]
     if len({kind for _, kind, _ in numbered}) > 1:
         raise UserError(f"{given[0]} holds epoch_*.pth and iter_*.pth: give the files you mean")
-    found = [file for *_, file in sorted(numbered)]
+    of_run = names_of_run(given[0])
+    found = [file for *_, file in sorted(numbered) if of_run is None or file.name in of_run]
     wanted = len(found) if last is None else last
     if not 2 <= wanted <= len(found):
         raise MissingDataError(
@@ -53,6 +60,14 @@ def checkpoints_of(given: list[Path], last: int | None) -> list[Path]:
             "default_hooks.checkpoint.max_keep_ckpts says how many a training keeps"
         )
     return found[-wanted:]
+
+
+def names_of_run(folder: Path) -> list[str] | None:
+    """The checkpoints that the last run in a work directory has kept, as its last one says; None if
+    that does not say."""
+    newest, _ = last_checkpoint(folder)
+    content = load_checkpoint_file(newest) if newest else {}
+    return content.get("message_hub", {}).get("runtime_info", {}).get("checkpoints")
 
 
 if __name__ == "__main__":

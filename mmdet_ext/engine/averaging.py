@@ -16,7 +16,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 
-from mmdet_ext.checkpoint import AVERAGED, CheckpointError, load_checkpoint_file
+from mmdet_ext.checkpoint import AVERAGED, CheckpointError, how_averaged, load_checkpoint_file
 from mmdet_ext.config.network import TRAINED_AS, differences
 from mmdet_ext.engine.distributed import accumulative_counts
 
@@ -94,14 +94,19 @@ def average_checkpoints(paths: Sequence[Path]) -> dict:
 
     Raises:
         MissingDataError, CheckpointError: a file that is not there, or cannot be read.
-        CheckpointError: files of different networks, or fewer than two.
+        CheckpointError: files of different networks or without weights, one that is given twice, or
+            fewer than two.
     """
     if len(paths) < 2:
         raise CheckpointError(f"there is no mean of {len(paths)} checkpoint: give at least two")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise CheckpointError(f"a checkpoint is given twice: {', '.join(map(str, paths))}")
     total: dict[str, torch.Tensor] = {}
     for path in paths:
         checkpoint = load_checkpoint_file(path)
         weights = checkpoint.get("state_dict", checkpoint)
+        if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            raise CheckpointError(f"{path} holds no weights: give epoch_*.pth of a training")
         if path == paths[0]:
             first = checkpoint
         else:
@@ -118,7 +123,9 @@ def average_checkpoints(paths: Sequence[Path]) -> dict:
         for name, value in weights.items()
     }
     meta = dict(checkpoint.get("meta") or {})
-    meta[AVERAGED] = f"mean of {len(paths)} checkpoints: {', '.join(p.name for p in paths)}"
+    of_last = f" (the last one: {said})" if (said := how_averaged(checkpoint)) else ""
+    names = ", ".join(path.name for path in paths)
+    meta[AVERAGED] = f"mean of {len(paths)} checkpoints: {names}{of_last}"
     return dict(meta=meta, state_dict=mean)
 
 

@@ -233,6 +233,21 @@ def test_checkpoints_without_a_common_mean_are_refused(tmp_path):
     save_checkpoint_file(dict(state_dict=less), tmp_path / "less.pth")
     with pytest.raises(CheckpointError, match=r"shapes of 1 weights, the first 0\.bias"):
         average_checkpoints([paths[0], tmp_path / "less.pth"])
+    with pytest.raises(CheckpointError, match=r"given twice: .*epoch_1\.pth"):
+        average_checkpoints([paths[0], paths[1], tmp_path / "." / "epoch_1.pth"])
+    for content in (dict(epoch=3), dict(state_dict={})):
+        save_checkpoint_file(content, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match=r"other\.pth holds no weights"):
+            average_checkpoints([paths[0], tmp_path / "other.pth"])
+
+
+def test_the_mean_of_moving_averages_says_so(tmp_path):
+    paths, _ = checkpoints(tmp_path, 2)
+    content = load_checkpoint_file(paths[1])
+    content["meta"]["averaged"] = "moving average over 1 epochs"
+    save_checkpoint_file(content, paths[1])
+    said = how_averaged(average_checkpoints(paths))
+    assert said.endswith("epoch_2.pth (the last one: moving average over 1 epochs)")
 
 
 def call(monkeypatch, *arguments):
@@ -249,6 +264,20 @@ def test_the_command_takes_the_last_of_a_folder(tmp_path, monkeypatch, capsys):
     assert mean["meta"]["epoch"] == 11 and "optimizer" not in mean
     call(monkeypatch, tmp_path, "--out", tmp_path / "all.pth")
     assert "mean of 3 checkpoints" in capsys.readouterr().out
+
+
+def test_what_an_earlier_run_left_in_the_folder_is_not_taken(tmp_path, monkeypatch, capsys):
+    checkpoints(tmp_path, numbers=(1, 2, 19, 20))  # of the run before
+    own, _ = checkpoints(tmp_path, numbers=(9, 10))
+    for path, names in zip(own, (["epoch_9.pth"], ["epoch_9.pth", "epoch_10.pth"])):
+        content = load_checkpoint_file(path)
+        content["message_hub"] = dict(runtime_info=dict(checkpoints=names))
+        save_checkpoint_file(content, path)
+    (tmp_path / "last_checkpoint").write_text(str(own[-1]))
+    call(monkeypatch, tmp_path, "--out", tmp_path / "mean.pth")
+    assert "mean of 2 checkpoints: epoch_9.pth, epoch_10.pth\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds 2 checkpoints"):
+        call(monkeypatch, tmp_path, "--last", 3, "--out", tmp_path / "mean.pth")
 
 
 @pytest.mark.parametrize(
