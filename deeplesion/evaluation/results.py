@@ -19,6 +19,7 @@ from deeplesion.evaluation.result_check import check_result_records
 from deeplesion.files import parse_json, write_whole
 
 RESULT_FORMAT = "deeplesion-results-1"
+DEFAULT_STEMS = ("results", "results_tta")  # of files that tools/test.py names
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +145,12 @@ def made_with(views: Sequence[str]) -> str:
 
 
 def default_names(paths: Sequence[Path]) -> list[str]:
-    """What to call results: by the folder of their files, where all files are called alike."""
+    """What to call results: by the folder of their files, where all files are called alike or as
+    tools/test.py calls them."""
     stems = [path.name.split(".")[0] for path in paths]
     folders = [path.resolve().parent.name for path in paths]
-    return folders if set(stems) == {"results"} else stems
+    alike = len({*stems}) == 1 and (len(stems) > 1 or stems[0] in DEFAULT_STEMS)
+    return folders if alike else stems
 
 
 def table_file(result_file: Path) -> Path:

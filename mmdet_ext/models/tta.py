@@ -32,7 +32,8 @@ class ViewsTTA(BaseTTAModel):
     (Solovyev et al., Image and Vision Computing 2021; mmdet's): boxes whose IoU is above the
     detector's own threshold of NMS become their mean weighted by score, with the sum of their
     scores over the number of views as score. The mask of a fused box is where those of its boxes
-    that hold at least half of their score are. The best `test_cfg.rcnn.max_per_img` are kept.
+    that hold at least half of their score are. The best `test_cfg.rcnn.max_per_img` are kept (all
+    if that is no limit).
     Boxes without area go. Thickness and all else in a sample is the same for every view.
 
     Args:
@@ -76,7 +77,9 @@ class ViewsTTA(BaseTTAModel):
         for samples in data_samples_list:
             found = [turned_back(s, view) for s, view in zip(samples, self.views, strict=True)]
             sample = samples[0].new()
-            sample.pred_instances = fused(found, self.iou_threshold)[: self.max_per_image]
+            every = fused(found, self.iou_threshold)
+            most = self.max_per_image if self.max_per_image > 0 else len(every)
+            sample.pred_instances = every[:most]
             merged.append(sample)
         return merged
 

@@ -133,6 +133,10 @@ def test_runs_are_called_by_their_folder_or_their_file(tmp_path):
     results = [tmp_path / "a3d" / "results.json.gz", tmp_path / "acs" / "results.json"]
     assert default_names(results) == ["a3d", "acs"]
     assert default_names([tmp_path / "x" / "a3d.json.gz", tmp_path / "acs.json"]) == ["a3d", "acs"]
+    for name in ("results_tta.json.gz", "mine.json"):
+        assert default_names([tmp_path / "a3d" / name, tmp_path / "acs" / name]) == ["a3d", "acs"]
+    assert default_names([tmp_path / "a3d" / "results_tta.json.gz"]) == ["a3d"]
+    assert default_names([tmp_path / "a3d" / "mine.json"]) == ["mine"]
 
 
 corner = st.integers(0, 5)

@@ -119,6 +119,8 @@ def test_boxes_are_their_mean_by_score_and_score_by_how_many_views_agree():
 def test_no_more_boxes_than_of_one_view_and_none_without_area():
     (found,) = ViewsTTA(BlobDetector(top=1), ["vertical"]).test_step(collate(blobs()))
     assert found.pred_instances.scores.tolist() == pytest.approx([0.9])
+    (found,) = ViewsTTA(BlobDetector(top=-1), ["vertical"]).test_step(collate(blobs()))
+    assert len(found.pred_instances) == 2  # -1 is no limit
 
     class Flat(BlobDetector):
         def test_step(self, data):
