@@ -203,13 +203,13 @@ def quiet() -> Iterator[None]:
 
 
 def check(detector: LesionDetector, exported: ExportedDetector, size: tuple[int, ...] = ()) -> None:
-    """Raises UserError if the programs do not compute what the networks do, on noise of two sizes
-    and thicknesses."""
+    """Raises UserError if the programs do not compute what the networks do, on noise of two sizes,
+    thin, thick and of slices without neighbours."""
     rng = np.random.default_rng(0)
     model = copy.deepcopy(detector.model).cpu().eval()
     module = Features(model)
     sizes = [size] if size else [(2 * MULTIPLE, 3 * MULTIPLE), (3 * MULTIPLE, MULTIPLE)]
-    for (height, width), mm in zip(sizes * 2, (1.0, 5.0)):
+    for (height, width), mm in zip(sizes * 3, (1.0, 5.0, np.inf)):
         hu = rng.integers(-1000, 1000, (1, 1, model.num_slices, height, width)).astype(np.int16)
         thickness = np.float32([mm])
         with torch.no_grad():

@@ -6,13 +6,16 @@ import torch
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 from torch import nn
 
+from ct_volumes.export_format import MULTIPLE
 from ct_volumes.exported import INTERPOLATIONS
+from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.errors import UserError
 from mmdet_ext.config.network import network_of
 from mmdet_ext.engine.predict import LesionDetector
 
-DETECTORS = ("KeySliceMaskRCNN",)
-CAN = "What can be exported is KeySliceMaskRCNN, with any fusion operator"
+RELEASED = "ReleasedKeySliceMaskRCNN"
+DETECTORS = ("KeySliceMaskRCNN", RELEASED)
+CAN = "What can be exported is KeySliceMaskRCNN, with any fusion operator, and released detectors"
 # The parts of such a detector whose results are computed here, by their names: what derives from
 # them may compute something else.
 PARTS = {
@@ -56,9 +59,16 @@ def check_exportable(detector: LesionDetector) -> None:
     resize = [step for step in detector.pipeline.transforms if hasattr(step, "flip_prob")]
     if len(resize) > 1 or any(step.prob or step.flip_prob for step in resize):
         refuse("its test pipeline augments images")
+    if (divisor := model.data_preprocessor.pad_size_divisor) != MULTIPLE:
+        refuse(f"its images are padded to multiples of {divisor} pixels, not of {MULTIPLE}")
     rpn, box = model.rpn_head, model.roi_head.bbox_head
-    if len(rpn.prior_generator.strides) != 1:
+    if len({side for stride in rpn.prior_generator.strides for side in stride}) != 1:
         refuse("it has maps of several strides")
+    for path, part in (("rpn_head", rpn), ("roi_head.bbox_head", box)):
+        if not part.bbox_coder.clip_border or part.bbox_coder.add_ctr_clamp:
+            refuse(f"its {path}.bbox_coder has another clip_border or add_ctr_clamp than usual")
+    if model.roi_head.with_shared_head:
+        refuse("its roi_head has a shared_head")
     if not rpn.use_sigmoid_cls or rpn.cls_out_channels != 1:
         refuse("its RPN has a softmax")
     if box.custom_cls_channels or not (box.with_cls and box.with_reg):
@@ -79,8 +89,7 @@ def check_exportable(detector: LesionDetector) -> None:
 def describe(detector: LesionDetector, kind: str, size: tuple[int, ...]) -> dict:
     """The manifest, still without programs."""
     model, test_cfg = detector.model, detector.model.test_cfg
-    windows = getattr(model.data_preprocessor, "windows", None)
-    windows = windows or ((model.data_preprocessor.low, model.data_preprocessor.high),)
+    windows = model.data_preprocessor.windows
     resize = next((s for s in detector.pipeline.transforms if hasattr(s, "interpolation")), None)
     interpolation = getattr(resize, "interpolation", INTERPOLATIONS["linear"])
     rpn, box = model.rpn_head, model.roi_head.bbox_head
@@ -119,7 +128,7 @@ def describe(detector: LesionDetector, kind: str, size: tuple[int, ...]) -> dict
             score_thr=test_cfg.rcnn.score_thr,
             iou_threshold=test_cfg.rcnn.nms.iou_threshold,
             max_per_img=test_cfg.rcnn.max_per_img,
-            shrink=0.5 if type(model).__name__ == "ReleasedKeySliceMaskRCNN" else 0.0,
+            shrink=PIXEL_CENTRE if type(model).__name__ == RELEASED else 0.0,
         ),
         masks=None,
         programs={},

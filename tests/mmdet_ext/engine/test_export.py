@@ -136,6 +136,31 @@ def test_any_operator_on_ten_slices_of_the_phantom(options, kind, phantom, tmp_p
     assert number > 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["alignshift_3slice", "25d_3slice"])
+def test_a_released_detector(name, kind, tmp_path):
+    """Its anchors and masks lie on whole pixels, its boxes are half a pixel smaller."""
+    need(kind)
+    channels = {
+        "neck.out_channels": 32, "rpn_head.in_channels": 32, "rpn_head.feat_channels": 32,
+        "roi_head.bbox_roi_extractor.out_channels": 32, "roi_head.bbox_head.in_channels": 32,
+        "roi_head.mask_roi_extractor.out_channels": 32, "roi_head.mask_head.in_channels": 32,
+        "roi_head.bbox_head.fc_out_channels": 64, "neck.in_channels": (36, 30, 27),
+        "backbone.growth": 12, "backbone.bn_size": 2, "backbone.stem_channels": 24,
+        "backbone.init_cfg": None, "test_cfg.rcnn.max_per_img": 30,
+    }  # fmt: skip
+    options = {f"model.{path}": value for path, value in channels.items()}
+    options["path"] = ROOT / f"configs/released/{name}.py"
+    detector = detector_of(tmp_path, seed=0, **options)
+    found = exported(detector, tmp_path / "export", kind, (96, 96))
+    for interval_mm in (1.0, 5.0):
+        volume = volume_of(body_of(4)[:, :, :100], interval_mm, (3.0, 3.0))
+        expected = detector.detect_slices(volume, None, progress=False)
+        assert sum(len(each.scores) for each in expected) > 10
+        assert_same(found.detect_slices(volume, None, progress=False), expected)
+
+
 def test_what_cannot_be_exported_is_named(small, tmp_path, monkeypatch):
     attention = LesionDetector.__new__(LesionDetector)
     attention.name, attention.model = "faster_rcnn_r50_va", type("SliceGroupFasterRCNN", (), {})()
@@ -149,6 +174,19 @@ def test_what_cannot_be_exported_is_named(small, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(small.model.test_cfg.rcnn.nms, "type", "soft_nms")
         with pytest.raises(UserError, match=r"test_cfg.rcnn.nms is .*soft_nms"):
+            check_exportable(small)
+    with monkeypatch.context() as patch:
+        patch.setattr(small.model.data_preprocessor, "pad_size_divisor", 64)
+        with pytest.raises(UserError, match="padded to multiples of 64 pixels, not of 32"):
+            check_exportable(small)
+    for option, value in (("clip_border", False), ("add_ctr_clamp", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(small.model.rpn_head.bbox_coder, option, value)
+            with pytest.raises(UserError, match=r"its rpn_head.bbox_coder has another clip_border"):
+                check_exportable(small)
+    with monkeypatch.context() as patch:
+        patch.setitem(small.model.roi_head._modules, "shared_head", torch.nn.Identity())
+        with pytest.raises(UserError, match="its roi_head has a shared_head"):
             check_exportable(small)
     with monkeypatch.context() as patch:
         patch.setattr(small, "steps", [dict(type="RandomFlip")])
