@@ -65,6 +65,28 @@ def test_boxes_are_those_of_the_training_pipeline(repository, phantom):
     assert 0.8 <= zoom.min() < 0.82 and 1.18 < zoom.max() < 1.2001
 
 
+def test_files_of_a_second_round(phantom, tmp_path):
+    """Mined lesions have no RECIST and leave the boxes of the others as they are; regions to ignore
+    are none."""
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    first = content["images"][0]["id"]
+    found = {}
+    for name, crowd in (("plain", None), ("labels", 0), ("ignored", 1)):
+        mined = dict(id=10_000, image_id=first, category_id=1, bbox=[3, 4, 10, 12], iscrowd=crowd)
+        new = {**content, "annotations": content["annotations"] + [mined] * (crowd is not None)}
+        (tmp_path / f"{name}.json").write_text(json.dumps(new))
+        found[name] = images_of(tmp_path / f"{name}.json", [])
+    assert found["ignored"] == found["plain"]
+    assert len(found["labels"][0]["lesions"]) == len(found["plain"][0]["lesions"]) + 1
+    resize = TRANSFORMS.build(
+        dict(type="RandomAffineResize", size=192, prob=1.0, shift=0.0, scale=0.0, rotation=30.0)
+    )
+    labels, plain = (boxes_in_training(found[n][:1], resize, 0)[0] for n in ("labels", "plain"))
+    number = len(found["plain"][0]["lesions"])
+    both = min(map(len, (labels.sizes[labels.lesion < number], plain.sizes)))
+    np.testing.assert_allclose(labels.sizes[labels.lesion < number][:both], plain.sizes[:both])
+
+
 def test_the_table_of_lesions_gives_the_boxes_of_the_annotation_files(phantom):
     of_table = images_of(phantom / "DL_info.csv", ["val", "test"])
     of_files = [

@@ -29,6 +29,7 @@ from deeplesion.data.anchors import (
     optimal_anchors,
     overlap_summary,
 )
+from deeplesion.data.annotation_check import is_ignored
 from deeplesion.data.coco import lesion_of, read_annotations
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.errors import UserError
@@ -177,15 +178,16 @@ def images_of(path: Path, splits: list[str]) -> list[dict]:
             for _, lesions in rows.groupby("file_name", sort=False)
             for first in [lesions.iloc[0]]
         ]  # fmt: skip
-    content = read_annotations(path, need_lesions=True)
+    content = read_annotations(path, need_lesions=True, regions=True)
     images = {}
     for image in content["images"]:
         patient: Hashable = image.get("patient")
         patient = f"image {image['id']}" if patient is None else patient
         images[image["id"]] = image | dict(patient=patient, lesions=[])
     for annotation in content["annotations"]:
-        image = images[annotation["image_id"]]
-        image["lesions"].append(lesion_of(annotation, image))
+        if not is_ignored(annotation):
+            image = images[annotation["image_id"]]
+            image["lesions"].append(lesion_of(annotation, image))
     return list(images.values())
 
 
@@ -201,7 +203,9 @@ def boxes_in_training(images: list[dict], resize, seed: int) -> tuple[Boxes, int
         if not count:
             continue
         boxes = torch.tensor(np.array([lesion["bbox"] for lesion in image["lesions"]]))
+        unknown = np.full(8, np.nan)  # as the data set says it
         ends = [lesion["recist"] for lesion in image["lesions"]]
+        ends = [unknown if each is None else np.ravel(each) for each in ends]
         # Nothing is seen of the pixels: one value for all takes no memory.
         blank = np.broadcast_to(np.uint8(0), (image["height"], image["width"]))
         for copy in range(copies):
@@ -209,10 +213,9 @@ def boxes_in_training(images: list[dict], resize, seed: int) -> tuple[Boxes, int
                 img=blank,
                 gt_bboxes=HorizontalBoxes(boxes + PIXEL_CENTRE),
                 gt_bboxes_labels=np.arange(first, first + count),
+                gt_recist=np.reshape(ends, (-1, 4, 2)) + PIXEL_CENTRE,
                 augmentation_key=(seed, copy, number),
             )
-            if all(each is not None for each in ends):
-                sample["gt_recist"] = np.reshape(ends, (-1, 4, 2)) + PIXEL_CENTRE
             moved = resize(sample)
             corners = moved["gt_bboxes"].tensor.numpy()
             sizes.append(corners[:, 2:] - corners[:, :2])
