@@ -17,7 +17,7 @@ class SharedSlices(NamedTuple):
     """A batch of stacks by their slices; what `KeySliceMaskRCNN.extract_feat` also takes.
 
     Attributes:
-        slices: (S, 1, H, W) windowed HU, each slice once.
+        slices: (S, windows, H, W) windowed HU, each slice once.
         stacks: (N, D) numbers of the slices of each stack.
         thickness: (N,) mm.
     """
@@ -27,7 +27,7 @@ class SharedSlices(NamedTuple):
     thickness: Tensor
 
     def volumes(self) -> tuple[Tensor, Tensor]:
-        """((N, 1, D, H, W), (N,)): the batch with each stack written out."""
+        """((N, windows, D, H, W), (N,)): the batch with each stack written out."""
         return self.slices[self.stacks].transpose(1, 2), self.thickness
 
 
