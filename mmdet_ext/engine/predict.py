@@ -155,8 +155,8 @@ class LesionDetector(SliceDetector):
         return self._inputs(slices, stacks.to(slices.device), thickness), sample
 
     def _inputs(self, slices: Tensor, stacks: Tensor, thickness: Tensor) -> tuple[Tensor, ...]:
-        """What the detector's `extract_feat` takes, of (S, windows, H, W) windowed slices, (N, D) indices
-        of those of each stack, and its (N,) thickness in mm."""
+        """What the detector's `extract_feat` takes, of (S, windows, H, W) slices, (N, D) numbers of
+        those of each stack, and its (N,) thickness in mm."""
         if hasattr(self.model, "inputs_of"):
             return self.model.inputs_of(slices, stacks, thickness)
         return slices[stacks].transpose(1, 2), thickness
@@ -173,8 +173,8 @@ class LesionDetector(SliceDetector):
     def _slices(
         self, volume: CTVolume, places: list[tuple[int, int, float]]
     ) -> tuple[Tensor, DetDataSample]:
-        """(S, windows, H, W) windowed slices as the network takes them, and a sample that says how they
-        were made."""
+        """(S, windows, H, W) slices as the network takes them, and a sample that says how they were
+        made."""
         image = self.with_air(volume, places)
         height, width = image.shape[:2]
         # As one stack, or one stack at a time for a pipeline that may look at several slices.

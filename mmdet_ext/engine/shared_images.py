@@ -23,7 +23,7 @@ class SharedImages:
 
     Args:
         model: a detector whose `shares_images` is true.
-        slices: places -> their (S, windows, H, W) windowed slices, and a sample that says how they were
+        slices: places -> their (S, 1, H, W) windowed slices, and a sample that says how they were
             made, the same for all of the scan.
 
     Attributes:
