@@ -26,7 +26,8 @@ WITHOUT_EFFECT = {"init_cfg", "pretrained", "with_cp", "non_blocking", "backend_
 THRESHOLDS = {"test_cfg"}
 TRAINING = {
     "train_cfg", "assigner", "sampler", "batch_augments", "norm_eval", "frozen_stages",
-    "reg_decoded_bbox", "drop_rate", "drop_path_rate", "dropout",
+    "reg_decoded_bbox", "drop_rate", "drop_path_rate", "dropout", "attn_drop", "proj_drop",
+    "ffn_drop", "dn_cfg", "sync_cls_avg_factor",
     "detach_context", "initial_gate",
     "init", "transfer",  # how the weights of a network for volumes begin
     "stem",  # how pretrained weights become those of the first convolution

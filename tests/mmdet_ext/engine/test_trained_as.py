@@ -203,6 +203,22 @@ def test_where_and_how_attention_is_paid_is_of_the_network_its_gradients_are_not
     assert all(map(of_training, found(attention__detach_context=True, attention__initial_gate=0.9)))
 
 
+def test_what_of_dino_only_training_sees(repository):
+    path = str(repository / "configs/demo/dino_3slice.py")
+    layer = "model.encoder.layer_cfg"
+    of_training_alone = {
+        "model.dn_cfg.group_cfg.num_dn_queries": 40,
+        f"{layer}.ffn_cfg.ffn_drop": 0.1,
+        f"{layer}.self_attn_cfg.dropout": 0.1,
+        "model.bbox_head.loss_iou.loss_weight": 1.0,
+    }
+    network = network_of(load_config(path))
+    found = differences(network, network_of(load_config(path, of_training_alone)))
+    assert len(found) == 4 and all(map(of_training, found))
+    (fewer,) = differences(network, network_of(load_config(path, {"model.num_queries": 40})))
+    assert not of_training(fewer)
+
+
 def test_an_option_that_the_record_does_not_know_is_taken_for_its_default(repository):
     config = load_config(str(repository / "configs/alignshift_3slice.py"))
     old = network_of(config)
