@@ -8,6 +8,7 @@ from pathlib import Path
 from deeplesion.command_line import command
 from deeplesion.errors import MissingDataError, UserError
 from mmdet_ext.checkpoint import (
+    DamagedCheckpoint,
     how_averaged,
     last_checkpoint,
     load_checkpoint_file,
@@ -64,8 +65,10 @@ def checkpoints_of(given: list[Path], last: int | None) -> list[Path]:
 
 def names_of_run(folder: Path) -> list[str] | None:
     """The checkpoints that the last run in a work directory has kept, as its last one says; None if
-    that does not say."""
-    newest, _ = last_checkpoint(folder)
+    that does not say. Raises DamagedCheckpoint if that file is damaged."""
+    newest, damaged = last_checkpoint(folder)
+    if damaged:
+        raise DamagedCheckpoint("\n".join(damaged))
     content = load_checkpoint_file(newest) if newest else {}
     return content.get("message_hub", {}).get("runtime_info", {}).get("checkpoints")
 

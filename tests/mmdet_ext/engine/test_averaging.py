@@ -278,6 +278,9 @@ def test_what_an_earlier_run_left_in_the_folder_is_not_taken(tmp_path, monkeypat
     assert "mean of 2 checkpoints: epoch_9.pth, epoch_10.pth\n" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="holds 2 checkpoints"):
         call(monkeypatch, tmp_path, "--last", 3, "--out", tmp_path / "mean.pth")
+    own[-1].write_bytes(own[-1].read_bytes()[:-100])  # not a mean of older ones then
+    with pytest.raises(SystemExit, match=r"epoch_10\.pth is damaged"):
+        call(monkeypatch, tmp_path, "--out", tmp_path / "mean.pth")
 
 
 @pytest.mark.parametrize(
