@@ -10,9 +10,10 @@ from mmdet_ext.config.check import ConfigError
 
 NOT_IGNORED = (
     "the training data has {number} regions to ignore, and this config does not ignore them "
-    "({parts}): they would be learnt as background. Set model.train_cfg.rpn.assigner.type and "
-    "model.train_cfg.rcnn.assigner.type to IgnoringAssigner, and their ignore_iof_thr to 0.5, as "
-    "configs/demo/ignored_regions.py does, or take another train_dataloader.dataset.ann_file"
+    "({parts}): they would be learnt as background. Of a two-stage detector set "
+    "model.train_cfg.rpn.assigner.type and model.train_cfg.rcnn.assigner.type to IgnoringAssigner, "
+    "and their ignore_iof_thr to 0.5, as configs/demo/ignored_regions.py does; others know no such "
+    "regions: take another train_dataloader.dataset.ann_file (tools/mine_lesions.py --as labels)"
 )
 
 
