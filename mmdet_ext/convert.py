@@ -21,6 +21,7 @@ from mmdet_ext.isotropic import (
     IsotropicNetwork,
     become_3d,
     enter,
+    give_depth,
     go_on,
     has_own_code,
     isotropic_operator,
@@ -167,6 +168,8 @@ def isotropic_network(
         elif not any(module.children()):
             module.register_forward_pre_hook(suspend)
             module.register_forward_hook(go_on)
+            if isinstance(module, (nn.ConvTranspose3d, nn.MaxUnpool3d)):
+                module.register_forward_pre_hook(give_depth, with_kwargs=True)
     return IsotropicNetwork(network, convolve)
 
 

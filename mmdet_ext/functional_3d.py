@@ -53,7 +53,10 @@ class Functions3D(TorchFunctionMode):
             if not args and "input" in kwargs:
                 args = (kwargs["input"],)
                 kwargs = {key: value for key, value in kwargs.items() if key != "input"}
-            if args and isinstance(args[0], Tensor) and args[0].ndim == 5:
+            first = args[0] if args else None
+            if isinstance(first, (tuple, list)) and first:  # of `cat`
+                first = first[0]
+            if isinstance(first, Tensor) and first.ndim == 5:
                 return RULES[name](self, func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -114,6 +117,7 @@ def resize(x: Tensor, size=None, scale_factor=None, mode="nearest", **kwargs) ->
         if factor is None or torch.compiler.is_compiling():
             raise NoCounterpart(f"interpolate to size={tuple(size)}: nothing says how deep")
         size = (depth * factor, *size)
+    size = cube("size", size)
     scale_factor = cube("scale_factor", scale_factor)
     mode = "trilinear" if mode == "bilinear" else mode
     return F.interpolate(x, size, scale_factor, mode, **kwargs)
@@ -179,8 +183,9 @@ def inflate_transposed(weight: Tensor, stride: int, dilation: int) -> Tensor:
 # is apart from two others, channels last (N, H, W, C).
 
 
-def axes_3d(dims: Sequence[int], what: str) -> tuple[int, ...]:
-    """A volume's axes for those of an image that are taken together. Raises NoCounterpart."""
+def axes_3d(dims: Sequence[int], what: str, last: bool = False) -> tuple[int, ...]:
+    """A volume's axes for those of an image that are taken together; with `last` the last one may
+    be taken alone: channels, where these come last. Raises NoCounterpart."""
     if any(not -4 <= dim <= 3 for dim in dims):
         return tuple(dims)  # of five axes
     found = {dim % 4 for dim in dims}
@@ -189,15 +194,17 @@ def axes_3d(dims: Sequence[int], what: str) -> tuple[int, ...]:
     if {1, 2} <= found:
         return tuple(sorted(found | {3}))
     if found <= {0, 1}:
-        return tuple(dims)
+        return tuple(sorted(found))
+    if last and found == {3}:
+        return (4,)
     raise NoCounterpart(
         f"{what} over axes {tuple(dims)} of a map: of its spatial axes one alone is taken, and "
         "nothing says what becomes of depth"
     )
 
 
-def reduction(place: int) -> Callable:
-    """The rule of a function whose argument `place` is `dim`."""
+def over_axes(place: int, last: bool = False) -> Callable:
+    """The rule of a function whose argument `place` is `dim`; `last` is as in `axes_3d`."""
 
     def rule(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any:
         dim = args[place] if len(args) > place else kwargs.get("dim", kwargs.get("axis"))
@@ -205,13 +212,34 @@ def reduction(place: int) -> Callable:
             dim = (dim,)
         if not isinstance(dim, (tuple, list)) or not dim:
             return func(*args, **kwargs)
-        dim = axes_3d(dim, func.__name__)
+        dim = axes_3d(dim, func.__name__, last)
         dim = dim[0] if len(dim) == 1 else dim
         if len(args) > place:
             return func(*args[:place], dim, *args[place + 1 :], **kwargs)
         return func(*args, **{**kwargs, "axis" if "axis" in kwargs else "dim": dim})
 
     return rule
+
+
+def flip(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    dims = kwargs["dims"] if "dims" in kwargs else args[1:]
+    if len(dims) == 1 and not isinstance(dims[0], int):
+        (dims,) = dims
+    return func(args[0], axes_3d(dims, "flip"))
+
+
+def squeeze(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    """Of one spatial axis of length 1, as after global pooling, depth goes with it."""
+    x, *dim = args
+    dim = dim[0] if dim else kwargs.get("dim")
+    if not isinstance(dim, int) or not -4 <= dim <= 3 or dim % 4 < 2:
+        return over_axes(1)(mode, func, args, kwargs)
+    axis = dim % 4 + 1
+    if x.shape[axis] != 1:
+        return x
+    if x.shape[2] != 1:
+        raise NoCounterpart(f"squeeze of axis {dim} of a map that is {x.shape[2]} deep")
+    return func(x, (2, axis))
 
 
 def flatten(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
@@ -238,6 +266,16 @@ def permute(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Ten
     return func(args[0], (*order[: rows + 2], 4, *order[rows + 2 :]))
 
 
+def transpose(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    """Negative axes stay what they are: the last two are swapped of many tensors that are no map."""
+    dims = [*args[1:], *(kwargs[key] for key in kwargs)]
+    if any(not 0 <= dim <= 3 for dim in dims):
+        return func(*args, **kwargs)
+    order = [*range(4)]
+    order[dims[0]], order[dims[1]] = dims[1], dims[0]
+    return permute(mode, torch.permute, (args[0], order), {})
+
+
 def repeat(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     times = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
     if len(times) == 4:
@@ -251,10 +289,15 @@ def getitem(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any
         return func(*args)
     if any(isinstance(item, Tensor) for item in index):
         return func(*args)
+    if index and index[-1] is Ellipsis:
+        index = index[:-1]
     gap = [i for i, item in enumerate(index) if item is Ellipsis]
-    pair = index[2:] if len(index) == 4 and not gap else index[1:] if gap == [0] else ()
-    if len(pair) != 2:
+    if not gap and len(index) == 3:
+        index = (*index, slice(None))
+    after = len(index) - 1 - gap[0] if gap else len(index) - 2
+    if after not in ((2, 3) if gap else (2,)):
         return func(*args)
+    pair = index[-2:]
     depth = depth_of("an index", *pair)
     return func(x, (*index[:-2], depth, *pair), *value)
 
@@ -268,7 +311,7 @@ def beside_volumes(args: Sequence[Any]) -> list:
 
 
 def beside_volume(x: Tensor) -> Tensor:
-    if x.ndim not in (3, 4):
+    if x.ndim not in (2, 3, 4):
         return x
     if tuple(x.shape[-2:]) == (1, 1):
         return x.unsqueeze(-1)
@@ -312,14 +355,30 @@ RULES = {
     "conv_transpose2d": conv_transpose2d,
     **dict.fromkeys(
         ("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean",
-         "std_mean", "logsumexp", "prod", "nanmean"),
-        reduction(1),
+         "std_mean", "logsumexp", "prod", "nanmean", "any", "all", "count_nonzero"),
+        over_axes(1),
     ),
-    **dict.fromkeys(("norm", "linalg_vector_norm"), reduction(2)),
+    **dict.fromkeys(
+        ("norm", "linalg_norm", "linalg_vector_norm", "roll", "rot90"), over_axes(2)
+    ),
+    **dict.fromkeys(
+        ("softmax", "log_softmax", "cumsum", "glu", "cat", "concat", "concatenate"),
+        over_axes(1, last=True),
+    ),
+    **dict.fromkeys(
+        ("chunk", "split", "tensor_split", "normalize", "cosine_similarity"),
+        over_axes(2, last=True),
+    ),
+    "flip": flip,
+    "squeeze": squeeze,
     "flatten": flatten,
     "permute": permute,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
     "repeat": repeat,
     "__getitem__": getitem,
     "__setitem__": getitem,
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), refuse),
+    **dict.fromkeys(
+        ("pixel_shuffle", "pixel_unshuffle", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"),
+        refuse,
+    ),
 }  # fmt: skip

@@ -23,6 +23,7 @@ def never(*args, **kwargs):
 
 X = randn(2, 4, 6, 8, 10)
 Y = randn(2, 4, 3, 5, 7, seed=1)  # another map
+SQUARE = X[..., :8]
 ROW, GATE = randn(4, seed=2), randn(2, 4, seed=3)
 KERNEL = randn(4, 3, 3, 3, seed=4)
 LAST = X.permute(0, 2, 3, 4, 1)  # channels last
@@ -138,6 +139,36 @@ CALLS = {
     "sum over channels and pixels": (lambda: X.sum((1, 2, 3)), lambda: X.sum((1, 2, 3, 4))),
     "mean of channels": (lambda: X.mean(1), lambda: X.mean(dim=1)),
     "max of channels": (lambda: X.max(1)[0], lambda: X.amax(1)),
+    "mean of channels, negative axis": (
+        lambda: X.mean(-3, keepdim=True), lambda: X.mean(dim=1, keepdim=True)
+    ),
+    "max over the batch, negative axis": (lambda: X.amax(-4), lambda: X.amax(0)),
+    "channels' softmax, negative axis": (
+        lambda: F.softmax(X, dim=-3), lambda: X.exp() / X.exp().sum(1, keepdim=True)
+    ),
+    "softmax, channels last": (
+        lambda: LAST.softmax(3), lambda: LAST.exp() / LAST.exp().sum(4, keepdim=True)
+    ),
+    "concatenated channels": (lambda: torch.cat([X, X + 1], -3), lambda: torch.cat([X, X + 1], 1)),
+    "half of the channels": (lambda: X.chunk(2, dim=-3)[1], lambda: X[:, 2:]),
+    "any over pixels": (lambda: (X > 2).any(dim=(2, 3)), lambda: (X > 2).flatten(2).any(2)),
+    "flipped": (lambda: X.flip(2, 3), lambda: X.flip((2, 3, 4))),
+    "flipped, a tuple": (lambda: torch.flip(X, (-1, -2)), lambda: X.flip((2, 3, 4))),
+    "pooled and squeezed, one axis each": (
+        lambda: F.adaptive_avg_pool2d(X, 1).squeeze(-1).squeeze(-1), lambda: X.mean((2, 3, 4))
+    ),
+    "pooled and squeezed from behind": (
+        lambda: X.mean((2, 3), keepdim=True).squeeze(3).squeeze(2), lambda: X.mean((2, 3, 4))
+    ),
+    "squeezed where it is longer": (lambda: X.squeeze(-1), lambda: X),
+    "squeezed channel": (lambda: X[:, :1].squeeze(-3), lambda: X[:, 0]),
+    "pool of the width": (
+        lambda: F.avg_pool2d(SQUARE, SQUARE.size(3)), lambda: F.avg_pool3d(SQUARE, (6, 8, 8))
+    ),
+    "interpolate to twice the width": (
+        lambda: F.interpolate(SQUARE, SQUARE.shape[-1] * 2),
+        lambda: F.interpolate(SQUARE, (12, 16, 16)),
+    ),
     "mean of all": (lambda: X.mean(), lambda: X.mean((0, 1, 2, 3, 4))),
     "norm, channels last": (
         lambda: LAST.norm(p=2, dim=(1, 2), keepdim=True),
@@ -160,6 +191,13 @@ CALLS = {
     ),
     "pad to another map": (lambda: pad_to(Y, X), lambda: to_larger(Y, X)),
     "every other pixel": (lambda: X[:, :, ::2, ::2], lambda: X[:, :, ::2, ::2, ::2]),
+    "but the border, after channels": (
+        lambda: X[:, ..., 1:-1, 1:-1], lambda: X[:, :, 1:-1, 1:-1, 1:-1]
+    ),
+    "the last three axes": (
+        lambda: X[..., 1:, ::2, ::2], lambda: X[:, 1:, ::2, ::2, ::2]
+    ),
+    "batch and channels swapped": (lambda: X.transpose(0, 1), lambda: X.permute(1, 0, 2, 3, 4)),
     "but the border": (lambda: X[..., 1:-1, 1:-1], lambda: X[:, :, 1:-1, 1:-1, 1:-1]),
     "crop to another map": (lambda: crop_to(X, Y), lambda: X[:, :, :3, :5, :7]),
     "channels": (lambda: X[:, 1:3], lambda: X.narrow(1, 1, 2)),
@@ -251,7 +289,18 @@ def test_in_place_on_part_of_a_map():
         (lambda: X.sum(-1), "one alone"),
         (lambda: X.amax((1, 3)), "one alone"),
         (lambda: X.permute(0, 1, 3, 2), "nothing says where depth goes"),
+        (lambda: X.softmax(2), "one alone"),
+        (lambda: X.flip(-1), "one alone"),
+        (lambda: torch.cat([X, X], 2), "one alone"),
+        (lambda: X.transpose(2, 3), "nothing says where depth goes"),
         (lambda: X[:, :, 1:, :-1], "an index is"),
+        (lambda: X[:, :, 0], "an index is 0 along height"),
+        (lambda: X[:, :, 1:], "an index is"),
+        (lambda: LAST[:, ::2, ::2], "an index is"),
+        (lambda: X[..., :1].squeeze(-1), "6 deep"),
+        (lambda: F.adaptive_avg_pool2d(X, X.size(3)), "10 of a map of 8 x 10"),
+        (lambda: X + randn(8, 10), "a table of an image's pixels"),
+        (lambda: torch.fft.fft2(X), "fft_fft2 has no counterpart"),
         (lambda: X + randn(1, 4, 8, 10), "a table of an image's pixels"),
         (lambda: F.pixel_shuffle(X, 2), "pixel_shuffle has no counterpart"),
         (lambda: F.conv_transpose2d(X, randn(4, 2, 1, 3)), "1 x 3"),
