@@ -18,6 +18,10 @@ NO_SAMPLER = (
     "ResumableTrainLoop needs train_dataloader.sampler.type='EpochSampler' and no batch_sampler, "
     "so that an interrupted epoch can go on where it was; got {sampler}"
 )
+NO_BATCH = (
+    "{samples} samples make no batch of {size} on each process, and train_dataloader.drop_last=True "
+    "leaves out what is less: give more data, or lower train_dataloader.batch_size"
+)
 
 
 @LOOPS.register_module()
@@ -34,6 +38,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if isinstance(dataloader, dict):
             dataloader = {**dataloader, "batch_size": images_per_process(runner.cfg)}
         super().__init__(runner, dataloader, *args, **kwargs)
+        if not len(self.dataloader):
+            raise ConfigError(
+                NO_BATCH.format(samples=len(self.dataloader.dataset), size=self.dataloader.batch_size)
+            )
 
     batch = 0  # batches of this epoch that have been trained on
     validation_pending = False  # an epoch is over, and its validation not begun
