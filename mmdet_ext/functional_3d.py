@@ -41,7 +41,10 @@ class Functions3D(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if not torch.compiler.is_compiling():
-            args = with_depth(args)
+            given, args = args, with_depth(args)
+            if name in TO_SIZES and args is not given and args[0].ndim in (3, 4):
+                # Sizes of a volume for (N, C, 1, 1) or (C, 1, 1).
+                args = (args[0].unsqueeze(args[0].ndim - 2), *args[1:])
             kwargs = {key: with_depth(value) for key, value in kwargs.items()}
             if name in SHAPES or func in SHAPES:
                 x, *dim = args
@@ -338,6 +341,7 @@ POINTWISE = {
     )
     for end in ("", "_")
 }  # fmt: skip
+TO_SIZES = {"expand", "repeat", "broadcast_to"}
 RULES = {
     "max_pool2d": pooling(F.max_pool3d),
     "max_pool2d_with_indices": pooling(F.max_pool3d_with_indices),

@@ -23,6 +23,7 @@ def never(*args, **kwargs):
 
 X = randn(2, 4, 6, 8, 10)
 Y = randn(2, 4, 3, 5, 7, seed=1)  # another map
+EQUAL = randn(1, 6, 6, 8, 10)
 SQUARE = X[..., :8]
 ROW, GATE = randn(4, seed=2), randn(2, 4, seed=3)
 KERNEL = randn(4, 3, 3, 3, seed=4)
@@ -43,6 +44,15 @@ def tokens_and_back(x):
     b, c, h, w = x.shape
     y = x.view(b, c, h * w).transpose(1, 2)
     return y.transpose(1, 2).reshape(b, c, h, w) + y.sum()
+
+
+def expanded(x, gate):
+    n, c, h, w = x.shape
+    return gate.expand(n, c, h, w)
+
+
+def repeated(x, gate):
+    return gate.repeat(1, 1, *x.shape[2:])
 
 
 def crop_to(x, other):
@@ -224,6 +234,19 @@ CALLS = {
     "expand_as": (
         lambda: GATE.view(2, 4, 1, 1).expand_as(X),
         lambda: GATE.view(2, 4, 1, 1, 1).expand(2, 4, 6, 8, 10),
+    ),
+    # As many channels as slices: not to be taken for each other.
+    "expand a gate": (
+        lambda: expanded(EQUAL, EQUAL[0, :, 0, 0, 0].view(1, 6, 1, 1)),
+        lambda: EQUAL[:, :, :1, :1, :1].expand(-1, -1, 6, 8, 10),
+    ),
+    "expand a gate of channels": (
+        lambda: expanded(EQUAL, EQUAL[0, :, 0, 0, 0].view(6, 1, 1)),
+        lambda: EQUAL[:, :, :1, :1, :1].expand(-1, -1, 6, 8, 10),
+    ),
+    "repeat a gate": (
+        lambda: repeated(EQUAL, EQUAL[0, :, 0, 0, 0].view(1, 6, 1, 1)),
+        lambda: EQUAL[:, :, :1, :1, :1].expand(-1, -1, 6, 8, 10),
     ),
     "expand to h, w": (
         lambda: Y[:, :, :1, :1].expand(-1, -1, *X.shape[-2:]),
