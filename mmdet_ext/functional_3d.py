@@ -270,8 +270,8 @@ def permute(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Ten
 
 
 def transpose(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-    """Negative axes stay what they are: the last two are swapped of many tensors that are no map."""
-    dims = [*args[1:], *(kwargs[key] for key in kwargs)]
+    """Negative axes stay: the last two are swapped of many a tensor that is no map."""
+    dims = [*args[1:], *kwargs.values()]
     if any(not 0 <= dim <= 3 for dim in dims):
         return func(*args, **kwargs)
     order = [*range(4)]
