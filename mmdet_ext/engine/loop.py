@@ -20,7 +20,8 @@ NO_SAMPLER = (
 )
 NO_BATCH = (
     "{samples} samples make no batch of {size} on each process, and "
-    "train_dataloader.drop_last=True leaves out what is less: give more data, or lower train_dataloader.batch_size"
+    "train_dataloader.drop_last=True leaves out what is less: give more data, or lower "
+    "train_dataloader.batch_size"
 )
 
 

@@ -133,6 +133,13 @@ def test_it_predicts_the_likeliest_class():
     torch.testing.assert_close(model(volumes, samples, "loss")["loss_dice"], expected)
 
 
+def test_nan_is_no_class():
+    model = segmentor("ACSConv").eval()
+    model.network.model.head.bias.data[3] = math.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        model([torch.randn(1, 8, 8, 4)], [BaseDataElement()], "predict")
+
+
 def test_what_cannot_be_transferred_is_refused(tmp_path, checkpoint):
     with pytest.raises(MissingDataError):
         segmentor("ACSConv", pretrained=str(tmp_path / "none.pth")).init_weights()
