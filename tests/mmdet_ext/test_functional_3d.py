@@ -278,6 +278,42 @@ def test_a_call_on_volumes_is_its_counterpart(call):
     torch.testing.assert_close(got, of_volumes(), rtol=0, atol=1e-12)
 
 
+# Functions of two operands; in place where the name ends so.
+OPERATIONS = [
+    "add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum", "max", "min", "fmax",
+    "fmin", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_xor",
+    "floor_divide", "remainder", "fmod", "atan2", "hypot", "xlogy", "logaddexp", "copy_", "mul_",
+    "add_", "sub_", "div_", "clamp_", "__iadd__", "__imul__", "__isub__", "__itruediv__",
+    "__rpow__", "__rsub__", "__floordiv__",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_gate_beside_a_volume_is_of_channels_even_if_there_are_as_many_slices(name):
+    x = EQUAL.abs() + 0.5
+    gate = x[:, :, 2, 3, 4].view(1, 6, 1, 1)
+    whole = gate[..., None].expand_as(x).contiguous()
+    expected = getattr(x.clone(), name)(whole)
+    of_module = getattr(torch, name, None)
+    with Functions3D(never):
+        got = [getattr(x.clone(), name)(gate)]
+        if not name.endswith("_") and of_module is not None:
+            got.append(of_module(x, other=gate) if name == "add" else of_module(x, gate))
+    for result in got:
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_a_mask_of_channels():
+    x = EQUAL.clone()
+    mask = EQUAL[:, :, 2, 3, 4].view(1, 6, 1, 1) > 0
+    whole = mask[..., None].expand_as(x)
+    with Functions3D(never):
+        got = x.masked_fill(mask, 7.0), (x > 1) & mask, torch.clamp(x, min=mask.double())
+    torch.testing.assert_close(got[0], torch.where(whole, 7.0, x))
+    assert torch.equal(got[1], (x > 1) & whole)
+    torch.testing.assert_close(got[2], torch.maximum(x, whole.double()))
+
+
 def test_dropout2d_drops_whole_channels_of_volumes():
     torch.manual_seed(0)
     with Functions3D(never):
