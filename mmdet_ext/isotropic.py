@@ -278,6 +278,13 @@ def give_depth(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dic
     return with_depth(args), {key: with_depth(value) for key, value in kwargs.items()}
 
 
+def of_one_voxel(operator: nn.Module, args: tuple) -> tuple:
+    """Forward pre-hook of an operator, after `suspend`: what code for images has made an image of
+    one pixel, as of a pooled vector, is a volume of one voxel."""
+    x = args[0]
+    return (x.unsqueeze(2), *args[1:]) if tuple(x.shape[2:]) == (1, 1) else args
+
+
 def suspend(module: nn.Module, args: tuple) -> None:
     """Forward pre-hook of an operator or a module of torch, whose calls are for volumes already."""
     if RUNNING.functions is not None:

@@ -414,6 +414,29 @@ def test_modules_that_are_told_the_size_to_return_to(size):
     assert_same(got, solid(x))
 
 
+class GlobalContext(nn.Module):
+    """A pooled vector goes through convolutions (GCNet; squeeze and excitation likewise)."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask, self.add = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        weights = self.mask(x).view(b, 1, h * w).softmax(-1)
+        context = (x.view(b, c, h * w) * weights).sum(-1)
+        return x + self.add(context.view(b, c, 1, 1))
+
+
+def test_a_pooled_vector_goes_through_convolutions():
+    flat = GlobalContext().double()
+    x = randn(2, 3, 4, 5, 6)
+    mask, add = (m.weight[:, :, 0, 0] for m in (flat.mask, flat.add))
+    weights = (torch.einsum("oc,ncdhw->nodhw", mask, x).flatten(2)).softmax(2)
+    context = torch.einsum("oc,nc->no", add, (x.flatten(2) * weights).sum(2)) + flat.add.bias
+    assert_same(isotropic(flat)(x), x + context[..., None, None, None])
+
+
 # What is refused, by the module's name
 
 
