@@ -28,6 +28,7 @@ TRAINING = {
     "train_cfg", "assigner", "sampler", "batch_augments", "norm_eval", "frozen_stages",
     "reg_decoded_bbox", "drop_rate", "drop_path_rate", "dropout",
     "detach_context", "initial_gate",
+    "loss",  # of a segmentor
     "init", "transfer",  # how the weights of a network for volumes begin
     "stem",  # how pretrained weights become those of the first convolution
 }  # fmt: skip
