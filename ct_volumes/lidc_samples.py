@@ -123,6 +123,12 @@ def read_samples(folder: Path) -> tuple[dict, list[NoduleSample]]:
     samples = [NoduleSample(**nodule) for nodule in nodules]
     if len({sample.name for sample in samples}) < len(samples):
         raise DataError(f"{path} holds a nodule twice. {PREPARE} again")
+    sides = [{s.patient for s in samples if s.split == side} for side in SPLITS]
+    if info["split_by"] == "patient" and (both := sorted(sides[0] & sides[1])):
+        raise DataError(
+            f"{path} is split by patient, but {len(both)} of them, such as {both[0]}, are on both"
+            f" sides. {PREPARE} again"
+        )
     return info, samples
 
 

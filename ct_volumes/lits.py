@@ -12,7 +12,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ct_volumes.hounsfield import to_hu
 from ct_volumes.nifti_in import SAME_AFFINE_MM, read_nifti
 from ct_volumes.volume import CTVolume, Source
 from deeplesion.errors import DataError, MissingDataError
@@ -23,11 +22,6 @@ STEP_MM = 1.5  # between slices, as Volumetric Attention resamples LiTS (pre-pro
 VALIDATION_CASES = 26  # a fifth
 BACKGROUND, LIVER, LESION = 0, 1, 2
 NAME = re.compile(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORECASE)
-NO_GEOMETRY = (
-    "The affine is the identity: the size of the voxels and the patient's orientation are not"
-    " known. The voxels are taken as 1 mm cubes, so lengths in mm, size classes and resampling"
-    " along z are wrong for this case; Dice is not affected."
-)
 
 
 @dataclass(frozen=True)
@@ -142,10 +136,9 @@ def read_case(files: Files) -> Case:
     0.5 mm at a corner), or if a label is not 0, 1 or 2.
     """
     segmentation, seg_affine = _open(files.segmentation)
-    image, affine = _open(files.volume)
-    known = affine is None or not np.array_equal(affine, np.eye(4))
-    volume = read_nifti(files.volume) if known else _read_without_geometry(files.volume, image)
+    volume = read_nifti(files.volume, identity=True)
     source = volume.source
+    known = not np.array_equal(source.affine, np.eye(4))
     shape = tuple(segmentation.shape)
     if shape != tuple(source.shape):
         raise DataError(
@@ -266,21 +259,3 @@ def _values(image: nib.Nifti1Image, path: Path) -> np.ndarray:
         return np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} was not copied whole ({error}). Copy it again") from None
-
-
-def _read_without_geometry(path: Path, image: nib.Nifti1Image) -> CTVolume:
-    """A volume whose affine is the identity, as 1 mm voxels in RAS: all axes run against ours."""
-    values = _values(image, path)
-    if values.ndim != 3 or not values.size or values.dtype.kind not in "iuf":
-        raise DataError(f"{path} has the shape {values.shape}; expected a volume of numbers")
-    hu, clipped = to_hu(values, 1.0, 0.0)
-    notes = (NO_GEOMETRY,) + (("Values beyond those of int16 were clipped.",) if clipped else ())
-    hu = np.ascontiguousarray(np.flip(hu.transpose(2, 1, 0)))
-    slices, rows, columns = hu.shape
-    origins = np.zeros((slices, 3))
-    origins[:, 0], origins[:, 1] = 1 - columns, 1 - rows
-    origins[:, 2] = slices - 1 - np.arange(slices)
-    source = Source(
-        path, "nifti", values.shape, (2, 1, 0), (True, True, True), affine=np.eye(4), notes=notes
-    )
-    return CTVolume(hu, origins, (1, 0, 0), (0, 1, 0), (1.0, 1.0), source)

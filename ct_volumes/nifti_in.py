@@ -30,22 +30,28 @@ HOW_TO_SET = (
     "Convert the DICOM series again with a tool that keeps the geometry, or save the file with its"
     " true affine (nibabel: nib.Nifti1Image(values, affine))"
 )
+NO_GEOMETRY = (
+    "The affine is the identity: the size of the voxels and the patient's orientation are not"
+    " known. The voxels are taken as 1 mm cubes, so lengths in mm, size classes and resampling"
+    " along z are wrong for this case; Dice is not affected."
+)
 
 
 def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(ENDINGS)
 
 
-def read_nifti(path: Path) -> CTVolume:
+def read_nifti(path: Path, identity: bool = False) -> CTVolume:
     """Read a .nii or .nii.gz file.
 
     The slices are those of the axis that is nearest to the patient's, whatever the order of the
     axes. Of sform and qform the sform is taken. Raises DataError for a file that is truncated, of
-    several volumes, without a stated geometry, or holds no Hounsfield units.
+    several volumes, without a stated geometry, or holds no Hounsfield units. With `identity` an
+    affine that is the identity is taken for one, and a note says what that means.
     """
     with _opened(path) as file:
         header = _header(file, path)
-        shape, affine, notes = _geometry(header, path)
+        shape, affine, notes = _geometry(header, path, identity)
         axes, flipped = _turn(affine, path)
         dtype = _number_type(header, path)
         slope, intercept = _scaling(header)
@@ -158,7 +164,7 @@ def _header(file: BinaryIO, path: Path) -> nib.Nifti1Header:
 
 
 def _geometry(
-    header: nib.Nifti1Header, path: Path
+    header: nib.Nifti1Header, path: Path, identity: bool = False
 ) -> tuple[tuple[int, int, int], np.ndarray, list[str]]:
     count = int(header["dim"][0])
     sides = [int(d) for d in header["dim"][1 : count + 1]] if 1 <= count <= 7 else []
@@ -188,11 +194,14 @@ def _geometry(
             f" are 0). {HOW_TO_SET}"
         )
     affine = affines.get("sform", affines.get("qform"))
+    notes = []
     if np.array_equal(affine, np.eye(4)):
-        raise DataError(
-            f"{path} has the identity as its affine: whoever saved it left out the size of the"
-            f" voxels and where the patient's head and left are. {HOW_TO_SET}"
-        )
+        notes.append(NO_GEOMETRY)
+        if not identity:
+            raise DataError(
+                f"{path} has the identity as its affine: whoever saved it left out the size of the"
+                f" voxels and where the patient's head and left are. {HOW_TO_SET}"
+            )
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not (
         np.isfinite(affine).all()
@@ -201,7 +210,6 @@ def _geometry(
         and abs(np.linalg.det(affine[:3, :3] / sizes)) > 0.1
     ):
         raise DataError(f"{path} has no geometry that a scan can have: {affine[:3].tolist()}")
-    notes = []
     if len(affines) == 2:
         corners = np.array([*itertools.product(*([0, s - 1] for s in shape))])
         between = (affines["sform"] - affines["qform"])[:3]

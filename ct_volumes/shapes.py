@@ -4,7 +4,6 @@ balls: the proof of concept of the ACS paper (JBHI 2021, section IV-A)."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,9 +71,6 @@ class ShapeSet:
         image = (labels < len(SHAPES[self.axes])).astype(np.float32)
         image += np.float32(NOISE) * generator.standard_normal(image.shape, np.float32)
         return image, labels
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return (self[index] for index in range(self.count))
 
 
 def draw_labels(axes: int, generator: np.random.Generator, size: int = SIZE) -> np.ndarray:

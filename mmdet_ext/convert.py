@@ -21,10 +21,12 @@ from mmdet_ext.isotropic import (
     IsotropicNetwork,
     become_3d,
     enter,
+    give_depth,
     go_on,
     has_own_code,
     isotropic_operator,
     leave,
+    of_one_voxel,
     pad_volume,
     refuse_isotropic,
     suspend,
@@ -167,6 +169,10 @@ def isotropic_network(
         elif not any(module.children()):
             module.register_forward_pre_hook(suspend)
             module.register_forward_hook(go_on)
+            if isinstance(module, SliceConv):
+                module.register_forward_pre_hook(of_one_voxel)
+            if isinstance(module, (nn.ConvTranspose3d, nn.MaxUnpool3d)):
+                module.register_forward_pre_hook(give_depth, with_kwargs=True)
     return IsotropicNetwork(network, convolve)
 
 

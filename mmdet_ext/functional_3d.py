@@ -3,11 +3,12 @@
 `Functions3D` is active while a converted network runs. It turns calls that take (N, C, H, W) maps,
 when they are given (N, C, D, H, W) ones, into those of three axes: what acts alike along height and
 width acts so along depth. Where the two differ nothing says what depth is to do: that is refused.
+Functions that take axes or an index have their rules in `image_axes.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from mmdet_ext.image_axes import (
+    flatten,
+    flip,
+    getitem,
+    over_axes,
+    permute,
+    repeat,
+    squeeze,
+    transpose,
+)
 from mmdet_ext.image_shape import NoCounterpart, cube, depth_of, image_shape, with_depth
 
 
@@ -41,19 +52,30 @@ class Functions3D(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if not torch.compiler.is_compiling():
-            args = with_depth(args)
+            given, args = args, with_depth(args)
+            if name in TO_SIZES and args is not given and args[0].ndim in (3, 4):
+                # Sizes of a volume for (N, C, 1, 1) or (C, 1, 1).
+                args = (args[0].unsqueeze(args[0].ndim - 2), *args[1:])
             kwargs = {key: with_depth(value) for key, value in kwargs.items()}
             if name in SHAPES or func in SHAPES:
                 x, *dim = args
                 if x.ndim == 5:
                     return SHAPES[name if name in SHAPES else func](x, *dim, **kwargs)
-        if name in POINTWISE:
-            return func(*beside_volumes(args), **kwargs)
+        two = name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
+        if two or name in POINTWISE:
+            operands = (*args, *kwargs.values())
+            if any(isinstance(x, Tensor) and x.ndim == 5 for x in operands):
+                args = [beside_volume(x) for x in args]
+                kwargs = {key: beside_volume(value) for key, value in kwargs.items()}
+            return func(*args, **kwargs)
         if name in RULES:
             if not args and "input" in kwargs:
                 args = (kwargs["input"],)
                 kwargs = {key: value for key, value in kwargs.items() if key != "input"}
-            if args and isinstance(args[0], Tensor) and args[0].ndim == 5:
+            first = args[0] if args else None
+            if isinstance(first, (tuple, list)) and first:  # of `cat`
+                first = first[0]
+            if isinstance(first, Tensor) and first.ndim == 5:
                 return RULES[name](self, func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -114,6 +136,7 @@ def resize(x: Tensor, size=None, scale_factor=None, mode="nearest", **kwargs) ->
         if factor is None or torch.compiler.is_compiling():
             raise NoCounterpart(f"interpolate to size={tuple(size)}: nothing says how deep")
         size = (depth * factor, *size)
+    size = cube("size", size)
     scale_factor = cube("scale_factor", scale_factor)
     mode = "trilinear" if mode == "bilinear" else mode
     return F.interpolate(x, size, scale_factor, mode, **kwargs)
@@ -175,100 +198,10 @@ def inflate_transposed(weight: Tensor, stride: int, dilation: int) -> Tensor:
     return weight.unsqueeze(2) * shares.view(-1, 1, 1)
 
 
-# Axes of an image's map as those of a volume's: channels first (N, C, H, W) or, where the last axis
-# is apart from two others, channels last (N, H, W, C).
-
-
-def axes_3d(dims: Sequence[int], what: str) -> tuple[int, ...]:
-    """A volume's axes for those of an image that are taken together. Raises NoCounterpart."""
-    if any(not -4 <= dim <= 3 for dim in dims):
-        return tuple(dims)  # of five axes
-    found = {dim % 4 for dim in dims}
-    if {2, 3} <= found:
-        return tuple(sorted(found | {4}))
-    if {1, 2} <= found:
-        return tuple(sorted(found | {3}))
-    if found <= {0, 1}:
-        return tuple(dims)
-    raise NoCounterpart(
-        f"{what} over axes {tuple(dims)} of a map: of its spatial axes one alone is taken, and "
-        "nothing says what becomes of depth"
-    )
-
-
-def reduction(place: int) -> Callable:
-    """The rule of a function whose argument `place` is `dim`."""
-
-    def rule(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any:
-        dim = args[place] if len(args) > place else kwargs.get("dim", kwargs.get("axis"))
-        if isinstance(dim, int) and not isinstance(dim, bool):
-            dim = (dim,)
-        if not isinstance(dim, (tuple, list)) or not dim:
-            return func(*args, **kwargs)
-        dim = axes_3d(dim, func.__name__)
-        dim = dim[0] if len(dim) == 1 else dim
-        if len(args) > place:
-            return func(*args[:place], dim, *args[place + 1 :], **kwargs)
-        return func(*args, **{**kwargs, "axis" if "axis" in kwargs else "dim": dim})
-
-    return rule
-
-
-def flatten(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-    named = {"start_dim": 0, "end_dim": -1, **dict(zip(("start_dim", "end_dim"), args[1:]))}
-    start, end = ({**named, **kwargs}[key] for key in ("start_dim", "end_dim"))
-    if -4 <= start <= 3 and -4 <= end <= 3 and start % 4 < end % 4:
-        axes = axes_3d(range(start % 4, end % 4 + 1), "flatten")
-        start, end = axes[0], axes[-1]
-    return func(args[0], start, end)
-
-
-def permute(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-    dims = kwargs["dims"] if "dims" in kwargs else args[1:]
-    if len(dims) == 1:
-        (dims,) = dims
-    if len(dims) != 4:
-        return func(*args, **kwargs)
-    order = [dim % 4 for dim in dims]
-    if order == [0, 3, 1, 2]:  # channels last to channels first
-        return func(args[0], (0, 4, 1, 2, 3))
-    rows = order.index(2)
-    if order[rows : rows + 2] != [2, 3]:
-        raise NoCounterpart(f"permute to {tuple(dims)}: nothing says where depth goes")
-    return func(args[0], (*order[: rows + 2], 4, *order[rows + 2 :]))
-
-
-def repeat(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-    times = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
-    if len(times) == 4:
-        times = (*times[:2], depth_of("repeat", *times[2:]), *times[2:])
-    return func(args[0], *times, **kwargs)
-
-
-def getitem(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any:
-    x, index, *value = args
-    if not isinstance(index, tuple) or any(item is None for item in index):
-        return func(*args)
-    if any(isinstance(item, Tensor) for item in index):
-        return func(*args)
-    gap = [i for i, item in enumerate(index) if item is Ellipsis]
-    pair = index[2:] if len(index) == 4 and not gap else index[1:] if gap == [0] else ()
-    if len(pair) != 2:
-        return func(*args)
-    depth = depth_of("an index", *pair)
-    return func(x, (*index[:-2], depth, *pair), *value)
-
-
-def beside_volumes(args: Sequence[Any]) -> list:
-    """Operands of a pointwise function: (N, C, 1, 1), (C, 1, 1) and (N, 1, 1, C) beside a volume
+def beside_volume(x: Any) -> Any:
+    """An operand of a pointwise function beside a volume: (N, C, 1, 1), (C, 1, 1) and (N, 1, 1, C)
     get the axis of its depth."""
-    if not any(isinstance(x, Tensor) and x.ndim == 5 for x in args):
-        return list(args)
-    return [beside_volume(x) if isinstance(x, Tensor) else x for x in args]
-
-
-def beside_volume(x: Tensor) -> Tensor:
-    if x.ndim not in (3, 4):
+    if not isinstance(x, Tensor) or x.ndim not in (2, 3, 4):
         return x
     if tuple(x.shape[-2:]) == (1, 1):
         return x.unsqueeze(-1)
@@ -291,10 +224,17 @@ POINTWISE = {
     for name in (
         "add", "sub", "rsub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "pow",
         "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "__rsub__", "__rdiv__",
-        "__radd__", "__rmul__", "__rtruediv__", "expand_as",
+        "__radd__", "__rmul__", "__rtruediv__", "__rpow__", "__floordiv__", "__rfloordiv__",
+        "expand_as", "copy", "masked_fill",
+        "clamp", "clip", "clamp_min", "clamp_max", "fmax", "fmin", "gt", "ge", "lt", "le", "eq",
+        "ne", "greater", "greater_equal", "less", "less_equal", "not_equal", "logical_and",
+        "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "__and__",
+        "__or__", "__xor__", "__iand__", "__ior__", "__ixor__", "floor_divide", "remainder",
+        "fmod", "float_power", "atan2", "arctan2", "hypot", "xlogy", "logaddexp", "logaddexp2",
     )
     for end in ("", "_")
 }  # fmt: skip
+TO_SIZES = {"expand", "repeat", "broadcast_to"}
 RULES = {
     "max_pool2d": pooling(F.max_pool3d),
     "max_pool2d_with_indices": pooling(F.max_pool3d_with_indices),
@@ -312,14 +252,30 @@ RULES = {
     "conv_transpose2d": conv_transpose2d,
     **dict.fromkeys(
         ("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean",
-         "std_mean", "logsumexp", "prod", "nanmean"),
-        reduction(1),
+         "std_mean", "logsumexp", "prod", "nanmean", "any", "all", "count_nonzero"),
+        over_axes(1),
     ),
-    **dict.fromkeys(("norm", "linalg_vector_norm"), reduction(2)),
+    **dict.fromkeys(
+        ("norm", "linalg_norm", "linalg_vector_norm", "roll", "rot90"), over_axes(2)
+    ),
+    **dict.fromkeys(
+        ("softmax", "log_softmax", "cumsum", "glu", "cat", "concat", "concatenate"),
+        over_axes(1, last=True),
+    ),
+    **dict.fromkeys(
+        ("chunk", "split", "tensor_split", "normalize", "cosine_similarity"),
+        over_axes(2, last=True),
+    ),
+    "flip": flip,
+    "squeeze": squeeze,
     "flatten": flatten,
     "permute": permute,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
     "repeat": repeat,
     "__getitem__": getitem,
     "__setitem__": getitem,
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), refuse),
+    **dict.fromkeys(
+        ("pixel_shuffle", "pixel_unshuffle", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"),
+        refuse,
+    ),
 }  # fmt: skip

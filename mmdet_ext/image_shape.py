@@ -115,7 +115,16 @@ def depth_of(what: str, height: Any, width: Any) -> Any:
 
 
 def cube(what: str, value: Any) -> Any:
-    """(n, n) -> (n, n, n); one number and three stay. Raises NoCounterpart."""
+    """(n, n) -> (n, n, n); one number and three stay. One that is a map's height or width, for both
+    of them, is the map's (D, H, W). Raises NoCounterpart."""
+    if isinstance(value, Extent):
+        depth, height, width = value.volume
+        if height != width:
+            raise NoCounterpart(
+                f"{what} is {value} of a map of {height} x {width}: nothing says what it is along "
+                "depth"
+            )
+        return (depth, height, width)
     if not isinstance(value, (tuple, list)) or len(value) not in (1, 2):
         return value
     return (depth_of(what, value[0], value[-1]), value[0], value[-1])

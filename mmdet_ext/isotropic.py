@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet_ext.functional_3d import Functions3D, inflate_transposed
-from mmdet_ext.image_shape import NoCounterpart, cube
+from mmdet_ext.image_shape import NoCounterpart, cube, with_depth
 from mmdet_ext.ops import SliceConv, build_conv3d
 
 # What a module of two axes becomes, and its attributes that are one number or one an axis.
@@ -268,7 +268,21 @@ def has_own_code(module: nn.Module) -> bool:
     if isinstance(module, SliceConv):
         return False
     torchs = type(module).__module__.startswith("torch.nn.")
-    return not torchs or isinstance(module, (nn.Conv2d, nn.Flatten))
+    # Those of torch's that take axes take them of images.
+    of_axes = (nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.GLU, nn.CosineSimilarity)
+    return not torchs or isinstance(module, (nn.Conv2d, *of_axes))
+
+
+def give_depth(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook of modules that are told the size of what they make."""
+    return with_depth(args), {key: with_depth(value) for key, value in kwargs.items()}
+
+
+def of_one_voxel(operator: nn.Module, args: tuple) -> tuple:
+    """Forward pre-hook of an operator, after `suspend`: what code for images has made an image of
+    one pixel, as of a pooled vector, is a volume of one voxel."""
+    x = args[0]
+    return (x.unsqueeze(2), *args[1:]) if tuple(x.shape[2:]) == (1, 1) else args
 
 
 def suspend(module: nn.Module, args: tuple) -> None:

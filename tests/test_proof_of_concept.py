@@ -59,6 +59,9 @@ def test_it_scores_shows_and_goes_on(run, monkeypatch, tmp_path):
     monkeypatch.setitem(tool.PRESETS, "small", tool.Preset(12, 16, 4, 2, 4, 3, 1, 1))
     with pytest.raises(SystemExit, match="results of other sizes"):
         run("--models", ROW)
+    path.write_text('{"preset"')
+    with pytest.raises(SystemExit, match=r"results\.json is not a result of"):
+        run("--models", ROW)
 
 
 def test_the_mauc_column_needs_no_training_on_volumes(run, tmp_path):

@@ -222,12 +222,19 @@ def test_best_checkpoint_comes_before_the_last(tmp_path):
 )
 def test_out_of_memory_names_the_options_that_lower_it(error):
     advice = r"with_cp=True[\s\S]*--amp[\s\S]*accumulative_counts=4"
-    with pytest.raises(UserError, match=advice), framework_errors():
+    detector = dict(model=dict(type="KeySliceMaskRCNN", backbone={}))
+    with pytest.raises(UserError, match=advice), framework_errors(detector):
         raise error
+    # A segmentor of volumes has neither backbone nor stacks.
+    segmentor = dict(model=dict(type="VolumeSegmentor", network={}))
+    advice = r"--amp[\s\S]*accumulative_counts=4"
+    with pytest.raises(UserError, match=advice) as caught, framework_errors(segmentor):
+        raise error
+    assert "backbone" not in str(caught.value) and "pipeline.0.size" in str(caught.value)
 
 
 def test_other_runtime_errors_pass_through():
-    with pytest.raises(RuntimeError, match="shapes"), framework_errors():
+    with pytest.raises(RuntimeError, match="shapes"), framework_errors(dict(model={})):
         raise RuntimeError("shapes differ")
 
 

@@ -13,6 +13,7 @@ from mmdet.registry import DATASETS, MODELS
 from tqdm import tqdm
 
 from deeplesion.command_line import command, told_to_repeat
+from deeplesion.data.coco import read_json
 from deeplesion.errors import DataError
 from deeplesion.files import write_whole
 from deeplesion.lock import only_writer
@@ -74,9 +75,12 @@ def main() -> None:
 def run(preset: Preset, seeds: int, models: list[str], only_mauc: bool, out: Path) -> None:
     """All of the experiment that is not there yet; `results.json` is written after each part."""
     path = out / "results.json"
-    content = json.loads(path.read_text()) if path.is_file() else dict(preset=asdict(preset))
-    if content["preset"] != asdict(preset):
-        raise DataError(OTHER_PLAN.format(path=path, there=content["preset"], here=asdict(preset)))
+    content = dict(preset=asdict(preset))
+    if path.is_file():
+        content = read_json(path, "a result of tools/proof_of_concept.py")
+    there = content.get("preset") if isinstance(content, dict) else None
+    if there != asdict(preset):
+        raise DataError(OTHER_PLAN.format(path=path, there=there, here=asdict(preset)))
     results = content.setdefault("results", {})
     write_whole(path, json.dumps(content, indent=1) + "\n")
 

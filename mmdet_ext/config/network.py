@@ -29,6 +29,7 @@ TRAINING = {
     "reg_decoded_bbox", "drop_rate", "drop_path_rate", "dropout", "attn_drop", "proj_drop",
     "ffn_drop", "dn_cfg", "sync_cls_avg_factor",
     "detach_context", "initial_gate",
+    "loss",  # of a segmentor
     "init", "transfer",  # how the weights of a network for volumes begin
     "stem",  # how pretrained weights become those of the first convolution
 }  # fmt: skip

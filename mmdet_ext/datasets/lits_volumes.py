@@ -3,12 +3,14 @@ extra `[volumes]`, resamples, turns and flips."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.dataset import Compose
+from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from ct_volumes.optional import module, need
@@ -66,6 +68,13 @@ class LiTSVolumes(Dataset):
             raise DataError(f"{data_root} has no files of cases {gone}")
         if not self.files:
             raise DataError(f"{data_root} has no case of the split {split}: copy more of LiTS")
+        if len(self.files) < len(wanted):
+            print_log(
+                f"{data_root} has {len(self.files)} of the {len(wanted)} cases of the split "
+                f"{split}; the others are left out",
+                "current",
+                logging.WARNING,
+            )
         self.cache, self.test_mode = cache, test_mode
         self.metainfo = dict(classes=CLASSES, lits=dict(folder=str(data_root)))
         self.pipeline = Compose([TRANSFORMS.build(step) for step in pipeline])

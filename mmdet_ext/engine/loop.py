@@ -18,6 +18,11 @@ NO_SAMPLER = (
     "ResumableTrainLoop needs train_dataloader.sampler.type='EpochSampler' and no batch_sampler, "
     "so that an interrupted epoch can go on where it was; got {sampler}"
 )
+NO_BATCH = (
+    "{samples} samples make no batch of {size} on each process, and "
+    "train_dataloader.drop_last=True leaves out what is less: give more data, or lower "
+    "train_dataloader.batch_size"
+)
 
 
 @LOOPS.register_module()
@@ -34,6 +39,9 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if isinstance(dataloader, dict):
             dataloader = {**dataloader, "batch_size": images_per_process(runner.cfg)}
         super().__init__(runner, dataloader, *args, **kwargs)
+        if not len(self.dataloader):
+            samples, size = len(self.dataloader.dataset), self.dataloader.batch_size
+            raise ConfigError(NO_BATCH.format(samples=samples, size=size))
 
     batch = 0  # batches of this epoch that have been trained on
     validation_pending = False  # an epoch is over, and its validation not begun

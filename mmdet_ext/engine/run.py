@@ -4,6 +4,7 @@ failures what a user can do."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,20 @@ from mmdet_ext.engine.trained_as import TrainedAsHook
 from mmdet_ext.engine.workers import advice_on_lost_batch
 
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
+{advice}
+The message of torch: {error}"""
+LESS_OF_A_DETECTOR = """\
   --cfg-options model.backbone.with_cp=True       compute dense layers again in the backward pass
   --amp                                           half precision (GPU)
   --cfg-options optim_wrapper.accumulative_counts=4   a quarter of the images at once, the same
                                                   total batch: the recipe stays (4 must divide it)
-  --cfg-options stack.num_slices=3                3 instead of 7 slices
-The message of torch: {error}"""
+  --cfg-options stack.num_slices=3                3 instead of 7 slices"""
+LESS_OF_VOLUMES = """\
+  --amp                                           half precision (GPU)
+  --cfg-options optim_wrapper.accumulative_counts=4   a quarter of the crops at once, the same
+                                                  total batch: the recipe stays (4 must divide it)
+  --cfg-options train_dataloader.dataset.pipeline.0.size=...   smaller crops in training
+  --cfg-options model.test_cfg.window=... model.test_cfg.step=...   smaller windows in testing"""
 
 NODULE_METRICS = ("NoduleDiceMetric", "NoduleAUCMetric")
 # What metrics write in testing, if no other name is given.
@@ -119,7 +128,7 @@ def train(
         if not torch.cuda.is_available():
             raise ConfigError("--amp is for a GPU, and torch sees none here: leave it out")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
-    with framework_errors(), told_to_resume(config):
+    with framework_errors(config), told_to_resume(config):
         if resume:
             config.resume = True
             config.load_from = None if resume == "auto" else existing_file(resume)
@@ -166,7 +175,7 @@ def test(
         for metric in metrics:
             metric["views"] = list(views)
     result_file = result_file or str(Path(config.work_dir) / name)
-    with framework_errors():
+    with framework_errors(config):
         config.load_from = find_checkpoint(checkpoint)
         for metric in metrics[:1]:
             metric["result_file"] = result_file
@@ -247,17 +256,19 @@ def told_to_resume(config: Config) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def framework_errors() -> Iterator[None]:
+def framework_errors(config: Mapping) -> Iterator[None]:
     """Errors of the framework that the user can mend become UserErrors: what a part of the config
     refuses, and a lack of memory, with what lowers it."""
+    advice = LESS_OF_VOLUMES if "network" in config["model"] else LESS_OF_A_DETECTOR
+    out_of_memory = functools.partial(OUT_OF_MEMORY.format, advice=advice)
     try:
         with refused_by_parts():
             yield
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(OUT_OF_MEMORY.format(device="the GPU", error=error)) from error
+        raise UserError(out_of_memory(device="the GPU", error=error)) from error
     except Exception as error:
-        if advice := advice_on_lost_batch(error):
-            raise UserError(advice) from error
+        if lost := advice_on_lost_batch(error):
+            raise UserError(lost) from error
         if "DefaultCPUAllocator" not in str(error):
             raise
-        raise UserError(OUT_OF_MEMORY.format(device="the CPU", error=error)) from error
+        raise UserError(out_of_memory(device="the CPU", error=error)) from error

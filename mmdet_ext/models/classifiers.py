@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmdet_ext.models.volume_network import VolumeNetwork
+from mmdet_ext.models.volume_network import VolumeNetwork, finite
 
 
 @MODELS.register_module()
@@ -30,6 +30,6 @@ class VolumeClassifier(VolumeNetwork):
 
     def add_predictions(self, inputs: Sequence[Tensor], samples: Sequence[BaseDataElement]) -> None:
         """Gives each sample `probabilities` (classes,)."""
-        logits = self(inputs).float()
+        logits = finite(self(inputs).float())
         for sample, probabilities in zip(samples, logits.softmax(1), strict=True):
             sample.probabilities = probabilities

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from deeplesion.errors import UserError
+
 
 @MODELS.register_module()
 class SoftDiceMaskLoss(nn.Module):
@@ -67,14 +69,26 @@ class SoftDiceLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B, classes, ...) and (B, ...) of 0 to classes - 1 -> a scalar."""
+        """(B, classes, ...) and (B, ...) of 0 to classes - 1 -> a scalar. Raises UserError for a
+        network whose output has another size than the labels, or fewer classes."""
+        if logits.shape[2:] != labels.shape[1:]:
+            raise UserError(
+                f"the network gives {tuple(logits.shape[2:])} for labels of "
+                f"{tuple(labels.shape[1:])}: a segmentation gives each voxel its classes"
+            )
         # At least float32: sums over millions of voxels lose too much in half precision.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        classes, losses = logits.shape[1], []
+        classes, losses, counted = logits.shape[1], [], 0
         for p, number in zip(F.softmax(logits, dim=1).unbind(1), range(classes)):
             there = labels == number
             size = there.sum()
+            counted = counted + size
             dice = (2 * (p * there).sum() + self.smooth) / (p.sum() + size + self.smooth)
-            # Without looking at `size`, for which a GPU would have to be waited.
+            # Without looking at `size`, for which a GPU would have to be waited each time.
             losses.append(torch.where(size > 0, 1 - dice, 0 * dice))
+        if int(counted) != labels.numel():
+            raise UserError(
+                f"the labels go up to {int(labels.max())}, and the network has the classes 0 to "
+                f"{classes - 1}: set model.network.num_classes"
+            )
         return torch.stack(losses).sum() / classes

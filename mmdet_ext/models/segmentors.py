@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdet_ext.models.losses import SoftDiceLoss
 from mmdet_ext.models.shapes_unet import ShapesUNet
-from mmdet_ext.models.volume_network import VolumeNetwork
+from mmdet_ext.models.volume_network import VolumeNetwork, finite
 
 MODELS.register_module(module=ShapesUNet)
 
@@ -46,6 +46,6 @@ class VolumeSegmentor(VolumeNetwork):
 
     def add_predictions(self, inputs: Sequence[Tensor], samples: Sequence[BaseDataElement]) -> None:
         """Gives each sample `prediction`, uint8 (H, W) or (D, H, W)."""
-        predictions = self(inputs).argmax(1).to(torch.uint8)
+        predictions = finite(self(inputs)).argmax(1).to(torch.uint8)
         for sample, prediction in zip(samples, predictions, strict=True):
             sample.prediction = prediction

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deeplesion.errors import UserError
 from mmdet_ext.models.segmentors import VolumeSegmentor
+from mmdet_ext.models.volume_network import finite
 
 NO_MONAI = "sliding windows need monai: pip install 'deeplesion-mmdet[volumes]'"
 
@@ -83,7 +84,7 @@ class SlidingWindowSegmentor(VolumeSegmentor):
     def add_predictions(self, inputs: Sequence[Tensor], samples: Sequence[BaseDataElement]) -> None:
         """As a `VolumeSegmentor`'s; volumes (1, D, H, W) may differ in size."""
         for volume, sample in zip(inputs, samples, strict=True):
-            found = slide(self.network, volume, self.window, self.step, self.batch)
+            found = finite(slide(self.network, volume, self.window, self.step, self.batch))
             # Slice by slice: whole, the numbers of the classes would take 8 bytes a voxel.
             slices = [p.argmax(0).to(torch.uint8) for p in found.unbind(1)]
             sample.prediction = torch.stack(slices)

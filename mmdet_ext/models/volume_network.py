@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from deeplesion.errors import UserError
 from mmdet_ext.checkpoint import CheckpointError, download, load_checkpoint_file
 from mmdet_ext.convert import convert_to_3d
 from mmdet_ext.ops import SliceConv
@@ -40,7 +41,7 @@ class VolumeNetwork(BaseModel):
         data_preprocessor: of mmengine.
 
     Raises:
-        ValueError: an `init` or a `transfer` that is neither.
+        ValueError: an `init` or a `transfer` that is neither; 'encoder' of a network without one.
     """
 
     def __init__(
@@ -60,7 +61,10 @@ class VolumeNetwork(BaseModel):
         self.encoder_only = transfer == "encoder"
         self.network_2d, self.fusion = dict(network), dict(fusion) if fusion else None
         self.pretrained, self.init = pretrained, init
-        self.network = self.converted(MODELS.build(self.network_2d))
+        built = MODELS.build(self.network_2d)
+        if self.encoder_only and not hasattr(built, "encoder"):
+            raise ValueError(f"transfer='encoder': a {type(built).__name__} has no `encoder`")
+        self.network = self.converted(built)
 
     def converted(self, network: nn.Module) -> nn.Module:
         if self.fusion is None:
@@ -107,6 +111,16 @@ class VolumeNetwork(BaseModel):
         raise NotImplementedError
 
 
+def finite(outputs: Tensor) -> Tensor:
+    """The same. Raises UserError if there is a NaN or an infinity, of which argmax makes a class
+    like any other."""
+    if not outputs.sum(dtype=torch.float32).isfinite():
+        raise UserError(
+            "the network gives NaN or infinity: the weights are those of a training that went wrong"
+        )
+    return outputs
+
+
 def load_all_but_head(network: nn.Module, path: str, encoder_only: bool = False) -> None:
     """Gives a 2D network the weights of its training without `fusion`, or
     those that torchvision published: all but those of its `head`, or those of its `encoder` alone.
@@ -127,8 +141,6 @@ def load_all_but_head(network: nn.Module, path: str, encoder_only: bool = False)
         {name: w for name, w in of.items() if name.startswith(part) and name[:5] != "head."}
         for of in (weights, network.state_dict())
     )
-    if not own:
-        raise ValueError(f"transfer='encoder': a {type(network).__name__} has no `encoder`")
     wrong = sorted(own.keys() ^ weights.keys())
     wrong += [name for name in own if name in weights and own[name].shape != weights[name].shape]
     if wrong:

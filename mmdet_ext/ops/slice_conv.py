@@ -248,7 +248,12 @@ class SliceConv(nn.Module):
 
         Returns:
             (B, C', D, H', W').
+
+        Raises:
+            ValueError: `x` has other axes; `F.conv3d` takes four for a volume without a batch.
         """
+        if x.ndim != 5:
+            raise ValueError(f"expected a (B, C, D, H, W) volume, got {tuple(x.shape)}")
         fuse = self.fuse_ if inplace and not torch.is_grad_enabled() else self.fuse
         return self.convolve_affine(fuse(x, thickness), thickness, affine)
 

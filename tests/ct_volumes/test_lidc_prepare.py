@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sqlite3
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,13 @@ def test_the_command(phantom, copy, capsys, monkeypatch):
     assert read_samples(out)[0]["dicom"] == str(source / "dicom")
 
 
+def move_to_the_other_side(nodules):
+    """One of a patient who has another."""
+    times = Counter(nodule["patient"] for nodule in nodules)
+    nodule = next(n for n in nodules if times[n["patient"]] > 1)
+    nodule["split"] = "test" if nodule["split"] == "train" else "train"
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -264,6 +272,7 @@ def test_the_command(phantom, copy, capsys, monkeypatch):
         (lambda c: c["nodules"][0].update(split="val"), "split is 'val'"),
         (lambda c: c["nodules"][0].pop("whole"), "expected is_rated, malignancy"),
         (lambda c: c["nodules"].append(c["nodules"][0]), "a nodule twice"),
+        (lambda c: move_to_the_other_side(c["nodules"]), "split by patient, but 1 of them"),
     ],
 )
 def test_a_damaged_list_is_refused(prepared, tmp_path, change, message):

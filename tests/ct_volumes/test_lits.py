@@ -108,6 +108,17 @@ def test_an_identity_affine_is_read_and_named(tmp_path):
     assert not case.known_geometry and "lengths in mm" in case.volume.source.notes[0]
     assert case.volume.spacing_mm == (1.0, 1.0)
     assert read(tmp_path, 1).known_geometry
+    # All axes run against ours, and voxels are those of any other file: offset, or no number.
+    hu, labels = write(tmp_path, 29, np.eye(4))
+    stored = (hu.astype(int) + 1024).astype(np.uint16)
+    unknown = np.where(np.arange(hu.size).reshape(SHAPE) == 7, np.nan, hu).astype(np.float32)
+    for values in (hu, stored, unknown):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "volume-29.nii")
+        case = read(tmp_path, 29)
+        expected = np.where(np.isnan(values), -1024, hu).transpose(2, 1, 0)[::-1, ::-1, ::-1]
+        np.testing.assert_array_equal(case.volume.hu, expected)
+        np.testing.assert_array_equal(case.labels, labels.transpose(2, 1, 0)[::-1, ::-1, ::-1])
+    assert "no number" in case.volume.source.notes[1]
 
 
 @pytest.mark.parametrize(

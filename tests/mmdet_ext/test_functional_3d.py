@@ -23,6 +23,8 @@ def never(*args, **kwargs):
 
 X = randn(2, 4, 6, 8, 10)
 Y = randn(2, 4, 3, 5, 7, seed=1)  # another map
+EQUAL = randn(1, 6, 6, 8, 10)
+SQUARE = X[..., :8]
 ROW, GATE = randn(4, seed=2), randn(2, 4, seed=3)
 KERNEL = randn(4, 3, 3, 3, seed=4)
 LAST = X.permute(0, 2, 3, 4, 1)  # channels last
@@ -42,6 +44,15 @@ def tokens_and_back(x):
     b, c, h, w = x.shape
     y = x.view(b, c, h * w).transpose(1, 2)
     return y.transpose(1, 2).reshape(b, c, h, w) + y.sum()
+
+
+def expanded(x, gate):
+    n, c, h, w = x.shape
+    return gate.expand(n, c, h, w)
+
+
+def repeated(x, gate):
+    return gate.repeat(1, 1, *x.shape[2:])
 
 
 def crop_to(x, other):
@@ -138,6 +149,36 @@ CALLS = {
     "sum over channels and pixels": (lambda: X.sum((1, 2, 3)), lambda: X.sum((1, 2, 3, 4))),
     "mean of channels": (lambda: X.mean(1), lambda: X.mean(dim=1)),
     "max of channels": (lambda: X.max(1)[0], lambda: X.amax(1)),
+    "mean of channels, negative axis": (
+        lambda: X.mean(-3, keepdim=True), lambda: X.mean(dim=1, keepdim=True)
+    ),
+    "max over the batch, negative axis": (lambda: X.amax(-4), lambda: X.amax(0)),
+    "channels' softmax, negative axis": (
+        lambda: F.softmax(X, dim=-3), lambda: X.exp() / X.exp().sum(1, keepdim=True)
+    ),
+    "softmax, channels last": (
+        lambda: LAST.softmax(3), lambda: LAST.exp() / LAST.exp().sum(4, keepdim=True)
+    ),
+    "concatenated channels": (lambda: torch.cat([X, X + 1], -3), lambda: torch.cat([X, X + 1], 1)),
+    "half of the channels": (lambda: X.chunk(2, dim=-3)[1], lambda: X[:, 2:]),
+    "any over pixels": (lambda: (X > 2).any(dim=(2, 3)), lambda: (X > 2).flatten(2).any(2)),
+    "flipped": (lambda: X.flip(2, 3), lambda: X.flip((2, 3, 4))),
+    "flipped, a tuple": (lambda: torch.flip(X, (-1, -2)), lambda: X.flip((2, 3, 4))),
+    "pooled and squeezed, one axis each": (
+        lambda: F.adaptive_avg_pool2d(X, 1).squeeze(-1).squeeze(-1), lambda: X.mean((2, 3, 4))
+    ),
+    "pooled and squeezed from behind": (
+        lambda: X.mean((2, 3), keepdim=True).squeeze(3).squeeze(2), lambda: X.mean((2, 3, 4))
+    ),
+    "squeezed where it is longer": (lambda: X.squeeze(-1), lambda: X),
+    "squeezed channel": (lambda: X[:, :1].squeeze(-3), lambda: X[:, 0]),
+    "pool of the width": (
+        lambda: F.avg_pool2d(SQUARE, SQUARE.size(3)), lambda: F.avg_pool3d(SQUARE, (6, 8, 8))
+    ),
+    "interpolate to twice the width": (
+        lambda: F.interpolate(SQUARE, SQUARE.shape[-1] * 2),
+        lambda: F.interpolate(SQUARE, (12, 16, 16)),
+    ),
     "mean of all": (lambda: X.mean(), lambda: X.mean((0, 1, 2, 3, 4))),
     "norm, channels last": (
         lambda: LAST.norm(p=2, dim=(1, 2), keepdim=True),
@@ -160,6 +201,13 @@ CALLS = {
     ),
     "pad to another map": (lambda: pad_to(Y, X), lambda: to_larger(Y, X)),
     "every other pixel": (lambda: X[:, :, ::2, ::2], lambda: X[:, :, ::2, ::2, ::2]),
+    "but the border, after channels": (
+        lambda: X[:, ..., 1:-1, 1:-1], lambda: X[:, :, 1:-1, 1:-1, 1:-1]
+    ),
+    "the last three axes": (
+        lambda: X[..., 1:, ::2, ::2], lambda: X[:, 1:, ::2, ::2, ::2]
+    ),
+    "batch and channels swapped": (lambda: X.transpose(0, 1), lambda: X.permute(1, 0, 2, 3, 4)),
     "but the border": (lambda: X[..., 1:-1, 1:-1], lambda: X[:, :, 1:-1, 1:-1, 1:-1]),
     "crop to another map": (lambda: crop_to(X, Y), lambda: X[:, :, :3, :5, :7]),
     "channels": (lambda: X[:, 1:3], lambda: X.narrow(1, 1, 2)),
@@ -186,6 +234,19 @@ CALLS = {
     "expand_as": (
         lambda: GATE.view(2, 4, 1, 1).expand_as(X),
         lambda: GATE.view(2, 4, 1, 1, 1).expand(2, 4, 6, 8, 10),
+    ),
+    # As many channels as slices: not to be taken for each other.
+    "expand a gate": (
+        lambda: expanded(EQUAL, EQUAL[0, :, 0, 0, 0].view(1, 6, 1, 1)),
+        lambda: EQUAL[:, :, :1, :1, :1].expand(-1, -1, 6, 8, 10),
+    ),
+    "expand a gate of channels": (
+        lambda: expanded(EQUAL, EQUAL[0, :, 0, 0, 0].view(6, 1, 1)),
+        lambda: EQUAL[:, :, :1, :1, :1].expand(-1, -1, 6, 8, 10),
+    ),
+    "repeat a gate": (
+        lambda: repeated(EQUAL, EQUAL[0, :, 0, 0, 0].view(1, 6, 1, 1)),
+        lambda: EQUAL[:, :, :1, :1, :1].expand(-1, -1, 6, 8, 10),
     ),
     "expand to h, w": (
         lambda: Y[:, :, :1, :1].expand(-1, -1, *X.shape[-2:]),
@@ -215,6 +276,42 @@ def test_a_call_on_volumes_is_its_counterpart(call):
     with Functions3D(never):
         got = of_images()
     torch.testing.assert_close(got, of_volumes(), rtol=0, atol=1e-12)
+
+
+# Functions of two operands; in place where the name ends so.
+OPERATIONS = [
+    "add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum", "max", "min", "fmax",
+    "fmin", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_xor",
+    "floor_divide", "remainder", "fmod", "atan2", "hypot", "xlogy", "logaddexp", "copy_", "mul_",
+    "add_", "sub_", "div_", "clamp_", "__iadd__", "__imul__", "__isub__", "__itruediv__",
+    "__rpow__", "__rsub__", "__floordiv__",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_gate_beside_a_volume_is_of_channels_even_if_there_are_as_many_slices(name):
+    x = EQUAL.abs() + 0.5
+    gate = x[:, :, 2, 3, 4].view(1, 6, 1, 1)
+    whole = gate[..., None].expand_as(x).contiguous()
+    expected = getattr(x.clone(), name)(whole)
+    of_module = getattr(torch, name, None)
+    with Functions3D(never):
+        got = [getattr(x.clone(), name)(gate)]
+        if not name.endswith("_") and of_module is not None:
+            got.append(of_module(x, other=gate) if name == "add" else of_module(x, gate))
+    for result in got:
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_a_mask_of_channels():
+    x = EQUAL.clone()
+    mask = EQUAL[:, :, 2, 3, 4].view(1, 6, 1, 1) > 0
+    whole = mask[..., None].expand_as(x)
+    with Functions3D(never):
+        got = x.masked_fill(mask, 7.0), (x > 1) & mask, torch.clamp(x, min=mask.double())
+    torch.testing.assert_close(got[0], torch.where(whole, 7.0, x))
+    assert torch.equal(got[1], (x > 1) & whole)
+    torch.testing.assert_close(got[2], torch.maximum(x, whole.double()))
 
 
 def test_dropout2d_drops_whole_channels_of_volumes():
@@ -251,7 +348,18 @@ def test_in_place_on_part_of_a_map():
         (lambda: X.sum(-1), "one alone"),
         (lambda: X.amax((1, 3)), "one alone"),
         (lambda: X.permute(0, 1, 3, 2), "nothing says where depth goes"),
+        (lambda: X.softmax(2), "one alone"),
+        (lambda: X.flip(-1), "one alone"),
+        (lambda: torch.cat([X, X], 2), "one alone"),
+        (lambda: X.transpose(2, 3), "nothing says where depth goes"),
         (lambda: X[:, :, 1:, :-1], "an index is"),
+        (lambda: X[:, :, 0], "an index is 0 along height"),
+        (lambda: X[:, :, 1:], "an index is"),
+        (lambda: LAST[:, ::2, ::2], "an index is"),
+        (lambda: X[..., :1].squeeze(-1), "6 deep"),
+        (lambda: F.adaptive_avg_pool2d(X, X.size(3)), "10 of a map of 8 x 10"),
+        (lambda: X + randn(8, 10), "a table of an image's pixels"),
+        (lambda: torch.fft.fft2(X), "fft_fft2 has no counterpart"),
         (lambda: X + randn(1, 4, 8, 10), "a table of an image's pixels"),
         (lambda: F.pixel_shuffle(X, 2), "pixel_shuffle has no counterpart"),
         (lambda: F.conv_transpose2d(X, randn(4, 2, 1, 3)), "1 x 3"),

@@ -184,6 +184,8 @@ MODULES = {
         nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True),
     ),
     "softmax": (nn.Softmax2d(), nn.Softmax(1)),
+    "softmax, negative axis": (nn.Softmax(dim=-3), nn.Softmax(1)),
+    "gated": (nn.GLU(dim=-3), nn.GLU(1)),
     "response": (nn.LocalResponseNorm(3), nn.LocalResponseNorm(3)),
     "flatten": (nn.Flatten(2, 3), nn.Flatten(2)),
     "instance": (
@@ -381,6 +383,58 @@ def test_an_operator_of_ones_own_runs_as_it_is_written():
         assert_same(network(x), network.model(x, None))
     finally:
         del OPERATORS["NeighbourMean"]
+
+
+class Autoencoder(nn.Module):
+    """Goes back to the size that it was given, odd or even, as SegNet and older U-Nets do."""
+
+    def __init__(self, axes):
+        super().__init__()
+        three = axes == 3
+        self.conv = (nn.Conv3d if three else nn.Conv2d)(3, 4, 3, stride=2, padding=1)
+        self.pool = (nn.MaxPool3d if three else nn.MaxPool2d)(2, return_indices=True)
+        self.unpool = (nn.MaxUnpool3d if three else nn.MaxUnpool2d)(2)
+        transposed = nn.ConvTranspose3d if three else nn.ConvTranspose2d
+        self.up = transposed(4, 2, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.unpool(*self.pool(y), output_size=y.size())
+        return self.up(z, output_size=x.shape[2:]) + self.up(z, x.size())
+
+
+@pytest.mark.parametrize("size", [(9, 14, 11), (12, 9, 16)])
+def test_modules_that_are_told_the_size_to_return_to(size):
+    flat, solid = Autoencoder(2).double(), Autoencoder(3).double()
+    network = isotropic(flat, "I3DConv")
+    solid.load_state_dict(network.model.state_dict())
+    x = randn(2, 3, *size)
+    got = network(x)
+    assert got.shape == (2, 2, *size)
+    assert_same(got, solid(x))
+
+
+class GlobalContext(nn.Module):
+    """A pooled vector goes through convolutions (GCNet; squeeze and excitation likewise)."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask, self.add = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        weights = self.mask(x).view(b, 1, h * w).softmax(-1)
+        context = (x.view(b, c, h * w) * weights).sum(-1)
+        return x + self.add(context.view(b, c, 1, 1))
+
+
+def test_a_pooled_vector_goes_through_convolutions():
+    flat = GlobalContext().double()
+    x = randn(2, 3, 4, 5, 6)
+    mask, add = (m.weight[:, :, 0, 0] for m in (flat.mask, flat.add))
+    weights = (torch.einsum("oc,ncdhw->nodhw", mask, x).flatten(2)).softmax(2)
+    context = torch.einsum("oc,nc->no", add, (x.flatten(2) * weights).sum(2)) + flat.add.bias
+    assert_same(isotropic(flat)(x), x + context[..., None, None, None])
 
 
 # What is refused, by the module's name

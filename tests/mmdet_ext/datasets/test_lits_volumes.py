@@ -51,6 +51,17 @@ def test_training_has_the_cases_of_its_split_and_testing_whole_volumes(phantom_l
     assert testing.metainfo["lits"] == dict(folder=str(phantom_lits / "files"))
 
 
+def test_cases_that_are_not_there_are_said(phantom_lits, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "mmdet_ext.datasets.lits_volumes.print_log", lambda text, *rest: said.append(text)
+    )
+    dataset(phantom_lits, cases=[0, 28])
+    assert not said
+    dataset(phantom_lits)
+    assert "has 2 of the 105 cases of the split train" in said[0]
+
+
 def test_a_sample_is_a_function_of_its_key_alone(phantom_lits):
     training = dataset(phantom_lits)
     before = random_states()

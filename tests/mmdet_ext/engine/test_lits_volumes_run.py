@@ -86,6 +86,15 @@ def test_a_batch_of_one_is_the_users_to_mend(repository, phantom_lits, tmp_path)
         train(config)
 
 
+def test_fewer_cases_than_a_batch_are_the_users_to_mend(repository, phantom_lits, tmp_path):
+    config = configuration(
+        repository, phantom_lits, tmp_path,
+        **{"train_dataloader.batch_size": 4, "auto_scale_lr.base_batch_size": 4},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="2 samples make no batch of 4"):
+        train(config)
+
+
 @pytest.mark.parametrize("name", ["acs", "25d", "i3d"])
 def test_configs_are_the_papers(repository, phantom_lits, tmp_path, name):
     config = load_config(str(repository / f"configs/acs_volumes/lits_{name}.py"))

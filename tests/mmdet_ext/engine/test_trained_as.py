@@ -219,6 +219,15 @@ def test_what_of_dino_only_training_sees(repository):
     assert not of_training(fewer)
 
 
+def test_how_a_segmentor_of_volumes_is_trained_is_not_of_its_network(repository):
+    path = str(repository / "configs/acs_volumes/shapes_acs.py")
+    network = network_of(load_config(path))
+    training = {"model.loss.smooth": 1.0, "model.init": "kaiming"}
+    assert all(map(of_training, differences(network, network_of(load_config(path, training)))))
+    (found,) = differences(network, network_of(load_config(path, {"model.fusion.type": "I3DConv"})))
+    assert found == ("model.fusion.type", "ACSConv", "I3DConv") and not of_training(found)
+
+
 def test_an_option_that_the_record_does_not_know_is_taken_for_its_default(repository):
     config = load_config(str(repository / "configs/alignshift_3slice.py"))
     old = network_of(config)

@@ -245,12 +245,8 @@ def test_of_our_own_training_all_or_the_encoder_is_transferred(transfer, tmp_pat
         assert bool((weight == 0.5).all()) == taken, name
 
 
-def test_what_to_transfer_is_checked(tmp_path):
+def test_what_to_transfer_is_checked():
     with pytest.raises(ValueError, match="transfer must be"):
         VolumeSegmentor(dict(type="NoduleFCN"), transfer="backbone")
-    unet = dict(type="ShapesUNet", num_classes=2)
-    path = tmp_path / "2d.pth"
-    save_checkpoint_file(VolumeSegmentor(unet).state_dict(), path)
-    model = VolumeSegmentor(unet, pretrained=str(path), transfer="encoder")
     with pytest.raises(ValueError, match="ShapesUNet has no `encoder`"):
-        model.init_weights()
+        VolumeSegmentor(dict(type="ShapesUNet", num_classes=2), transfer="encoder")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 
-from deeplesion.errors import MissingDataError
+from deeplesion.errors import MissingDataError, UserError
 from mmdet_ext.checkpoint import CheckpointError, save_checkpoint_file
 from mmdet_ext.models.losses import SoftDiceLoss
 from mmdet_ext.models.segmentors import VolumeSegmentor
@@ -47,6 +47,15 @@ def test_a_perfect_prediction_costs_nothing():
 def test_the_loss_needs_smoothing(smooth):
     with pytest.raises(ValueError, match="smooth"):
         SoftDiceLoss(smooth)
+
+
+def test_labels_that_the_network_cannot_give_are_refused():
+    logits, labels = torch.zeros(2, 3, 4, 4, 4), torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
+    labels[1, 2, 3, 0] = 3
+    with pytest.raises(UserError, match=r"up to 3, .* classes 0 to 2: .*num_classes"):
+        SoftDiceLoss()(logits, labels)
+    with pytest.raises(UserError, match=r"gives \(1, 1, 1\) for labels of \(4, 4, 4\)"):
+        SoftDiceLoss()(logits[..., :1, :1, :1], labels)
 
 
 def segmentor(conv=None, classes=6, **options):
@@ -122,6 +131,13 @@ def test_it_predicts_the_likeliest_class():
         sample.labels = torch.zeros(8, 8, 4, dtype=torch.uint8)
     expected = plain_loss(logits, torch.zeros(2, 8, 8, 4), 0.01).float()
     torch.testing.assert_close(model(volumes, samples, "loss")["loss_dice"], expected)
+
+
+def test_nan_is_no_class():
+    model = segmentor("ACSConv").eval()
+    model.network.model.head.bias.data[3] = math.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        model([torch.randn(1, 8, 8, 4)], [BaseDataElement()], "predict")
 
 
 def test_what_cannot_be_transferred_is_refused(tmp_path, checkpoint):

@@ -293,3 +293,11 @@ def test_acs_is_as_large_as_the_2d_convolution():
 def test_what_is_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
         kind(4, 4, **{"kernel_size": 3, "depth": "isotropic", **options})
+
+
+@every_operator
+@pytest.mark.parametrize("shape", [(1, 1, 8, 9), (2, 1, 8, 9), (8, 9)])
+def test_an_image_is_not_taken_for_a_volume_without_a_batch(name, shape):
+    conv = make(name, 1, 3, 3, padding=1)
+    with pytest.raises(ValueError, match=rf"a \(B, C, D, H, W\) volume, got \({shape[0]}, "):
+        conv(torch.zeros(shape, dtype=DOUBLE))
