@@ -24,6 +24,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *(ROOT / "docs/study").glob("*.md"),
 ]
+README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 # `$ python tools/NAME.py ...`, and the commands as pip installs them; groups: name, arguments.
 COMMAND = re.compile(r"(?:\bpython tools/(\w+)\.py|^(deeplesion-[a-z-]+))(?= |$)(.*)")
@@ -49,6 +50,8 @@ def folder(operators_page, repository, tmp_path_factory):
     for language, text in BLOCK.findall(operators_page):
         if language == "python" and (name := re.match(r"# (\w+\.py)\n", text)):
             (folder / name[1]).write_text(text)
+    (of_readme,) = re.findall(r"^```python\n(.*?NextSliceConv.*?)^```", README, re.M | re.S)
+    (folder / "next_slice.py").write_text(of_readme.rpartition("```python\n")[2])
     (folder / "configs").symlink_to(repository / "configs")
     return folder
 
@@ -81,6 +84,9 @@ for d in range(3):
     torch.testing.assert_close(conv(x)[:, :, d], expected)
 conv(x).sum().backward()
 assert conv.strength.grad is not None
+from mmdet_ext.ops import check_operator
+from next_slice import NextSliceConv
+check_operator(NextSliceConv)
 """
     run(folder, "-c", code)
     assert run(folder, "check.py") == ""
@@ -124,7 +130,7 @@ def test_files_that_are_named_exist(page):
 
 
 def test_every_page_is_linked_from_the_readme():
-    linked = set(re.findall(r"\]\((docs/[\w/]+\.md)", (ROOT / "README.md").read_text()))
+    linked = set(re.findall(r"\]\((docs/[\w/]+\.md)", README))
     assert linked == {page.relative_to(ROOT).as_posix() for page in PAGES[1:]}
 
 
@@ -209,5 +215,5 @@ def test_extras_that_are_named_exist():
     for page in PAGES:
         installed = re.findall(r"pip install[^`\n]*'[\w.-]+\[([\w,]+)\]'", page.read_text())
         assert {extra for each in installed for extra in each.split(",")} <= extras, page.name
-    in_readme = re.findall(r"^\| `\[(\w+)\]` \|", (ROOT / "README.md").read_text(), re.M)
+    in_readme = re.findall(r"^\| `\[(\w+)\]` \|", README, re.M)
     assert set(in_readme) == extras
