@@ -133,7 +133,10 @@ def parse() -> argparse.Namespace:
         help="look at a slice every so many mm (2.0); less than the scan's own: at every slice",
     )  # fmt: skip
     parser.add_argument(
-        "--min-score", type=float, metavar="S", help=f"of a lesion's best slice ({MIN_SCORE})"
+        "--min-score",
+        type=float,
+        metavar="S",
+        help=f"show lesions whose best slice scores at least S ({MIN_SCORE})",
     )
     parser.add_argument(
         "--fp-per-scan", type=float, metavar="N",
@@ -148,7 +151,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--accept-differences",
         action="store_true",
-        help="of a checkpoint that was trained as another network than the config's",
+        help="use the checkpoint even if it was trained as another network than the config's",
     )
     parser.add_argument(
         "--identify", action="store_true",

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("config", help="experiment that the checkpoint was trained with")
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
     parser.add_argument("--out", type=Path, required=True, help="folder for the export")
-    parser.add_argument("--format", choices=list(OPENS), default="onnx", help="(onnx)")
+    parser.add_argument("--format", choices=list(OPENS), default="onnx", help="default onnx")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(), metavar=("H", "W"),
         help="a program for images of this size alone (any multiple of 32)",

@@ -23,9 +23,9 @@ def main() -> None:
     where.add_argument(
         "root", nargs="?", help="folder to write to: new, empty, or an unfinished phantom"
     )
-    where.add_argument("--scans", metavar="DIR", help="the same, for whole scans")
-    where.add_argument("--lits", metavar="DIR", help="the same, for a liver data set")
-    where.add_argument("--lidc", metavar="DIR", help="the same, for nodules as of LIDC-IDRI")
+    where.add_argument("--scans", metavar="DIR", help="folder to write whole scans to")
+    where.add_argument("--lits", metavar="DIR", help="folder to write a liver data set to")
+    where.add_argument("--lidc", metavar="DIR", help="folder to write lung nodules to")
     parser.add_argument(
         "--patients",
         type=int,
@@ -33,7 +33,7 @@ def main() -> None:
         " lidc: at least 1 (default 20)",
     )
     parser.add_argument("--size", type=int, help="pixels a side (default 512; lidc: 192)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other patients (0)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     parser.add_argument(
         "--distractors",

@@ -99,7 +99,12 @@ def arguments() -> argparse.Namespace:
         "--work-dir", help="logs and all detections; default: beside OUT, named after it"
     )
     add_config_options(parser)
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        default="none",
+        help="pytorch when torchrun starts several processes",
+    )
     options = parser.parse_args()
     if not 0 < options.score < 1:
         raise UserError(f"--score is {options.score}: give a number between 0 and 1")

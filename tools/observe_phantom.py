@@ -107,8 +107,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", type=Path, help="a phantom, as tools/make_phantom.py writes it")
-    parser.add_argument("--split", choices=[*SPLITS.values(), "all"], default="all")
-    parser.add_argument("--limit", type=int, help="the first so many series of it")
+    parser.add_argument(
+        "--split", choices=[*SPLITS.values(), "all"], default="all", help="default all"
+    )
+    parser.add_argument("--limit", type=int, help="read only the first so many series of it")
     parser.add_argument(
         "--stacks",
         nargs="+",

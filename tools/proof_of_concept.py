@@ -57,9 +57,15 @@ def main() -> None:
     parser.add_argument(
         "--preset", choices=PRESETS, default="small", help="small: minutes; paper: a day on a CPU"
     )
-    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="0 to N - 1; 1")
     parser.add_argument(
-        "--models", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), help="rows; all"
+        "--seeds", type=positive, default=1, metavar="N", help="run seeds 0 to N - 1 (1)"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=PUBLISHED,
+        default=list(PUBLISHED),
+        help="rows of the table (all)",
     )
     parser.add_argument(
         "--only-mauc", action="store_true", help="the column that needs no training on volumes"

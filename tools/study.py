@@ -82,7 +82,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="a method each")
     parser.add_argument(
-        "--variant", nargs="+", action="append", default=[], metavar=("NAME", "CONFIG [k=v"),
+        "--variant", nargs="+", action="append", default=[], metavar=("NAME CONFIG", "k=v"),
         help="a method under a name of its own: a config with options of its own",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 to N - 1 (default 3)")

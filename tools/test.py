@@ -47,7 +47,12 @@ def main() -> None:
         help="test-time augmentation: also horizontal, vertical, both (flips), depth (slices in "
         "reverse order), without names all; the result is results_tta.json.gz, and marked",
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        default="none",
+        help="set by scripts/dist_test.sh, which starts several processes",
+    )
     options = parser.parse_args()
 
     config = load_config(options.config, options.cfg_options, options.work_dir)

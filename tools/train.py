@@ -30,7 +30,12 @@ def main() -> None:
         help="scale the learning rate by total batch / auto_scale_lr.base_batch_size",
     )
     add_config_options(parser)
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        default="none",
+        help="set by scripts/dist_train.sh and slurm_train.sh, which start several processes",
+    )
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

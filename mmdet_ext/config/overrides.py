@@ -54,7 +54,7 @@ def add_config_options(parser: argparse.ArgumentParser, checkpoint: bool = True)
         parser.add_argument(
             "--accept-differences",
             action="store_true",
-            help="of a checkpoint that was trained as another network than the config's",
+            help="use the checkpoint even if it was trained as another network than the config's",
         )
 
 
