@@ -94,8 +94,8 @@ def average_checkpoints(paths: Sequence[Path]) -> dict:
 
     Raises:
         MissingDataError, CheckpointError: a file that is not there, or cannot be read.
-        CheckpointError: files of different networks or without weights, one that is given twice, or
-            fewer than two.
+        CheckpointError: files of different networks or seeds or without weights, one that is given
+            twice, or fewer than two.
     """
     if len(paths) < 2:
         raise CheckpointError(f"there is no mean of {len(paths)} checkpoint: give at least two")
@@ -130,7 +130,7 @@ def average_checkpoints(paths: Sequence[Path]) -> dict:
 
 
 def _check_same(one: dict, other: dict, path: Path, other_path: Path) -> None:
-    """Raises CheckpointError if two checkpoints are not of one network."""
+    """Raises CheckpointError if two checkpoints are not of one network, or of two trainings."""
     shapes = [
         {name: tuple(value.shape) for name, value in each.get("state_dict", each).items()}
         for each in (one, other)
@@ -146,4 +146,10 @@ def _check_same(one: dict, other: dict, path: Path, other_path: Path) -> None:
         raise CheckpointError(
             f"{path} and {other_path} are of different networks, which have no mean: "
             + "; ".join(different)
+        )
+    seeds = [(each.get("meta") or {}).get("seed") for each in (one, other)]
+    if None not in seeds and seeds[0] != seeds[1]:
+        raise CheckpointError(
+            f"{path} and {other_path} are of trainings with seeds {seeds[0]} and {seeds[1]}: what "
+            "lies between the weights of two trainings is no network. Give checkpoints of one"
         )

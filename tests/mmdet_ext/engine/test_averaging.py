@@ -229,6 +229,13 @@ def test_checkpoints_without_a_common_mean_are_refused(tmp_path):
     save_checkpoint_file(dict(meta=meta, state_dict=states[0]), tmp_path / "deep.pth")
     with pytest.raises(CheckpointError, match=r"model\.depth: trained with 3"):
         average_checkpoints([paths[0], tmp_path / "deep.pth"])
+    for seed in (0, 1):
+        save_checkpoint_file(
+            dict(meta=dict(seed=seed), state_dict=states[0]), tmp_path / f"seed_{seed}.pth"
+        )
+    with pytest.raises(CheckpointError, match="of trainings with seeds 0 and 1"):
+        average_checkpoints([tmp_path / "seed_0.pth", tmp_path / "seed_1.pth"])
+    average_checkpoints([paths[0], tmp_path / "seed_1.pth"])  # one does not say its seed
     less = {name: value for name, value in states[0].items() if name != "0.bias"}
     save_checkpoint_file(dict(state_dict=less), tmp_path / "less.pth")
     with pytest.raises(CheckpointError, match=r"shapes of 1 weights, the first 0\.bias"):
