@@ -133,6 +133,7 @@ SMALL_NETWORK = {
 }
 
 
+@pytest.mark.slow
 def test_detect_agrees_with_the_plain_path_and_times_all_stages(monkeypatch):
     network, *roi_aligns = detect.cases(64, 6, (8,), SMALL_NETWORK, bags=())
     calls = []
