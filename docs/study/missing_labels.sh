@@ -6,7 +6,7 @@ set -eu
 seeds=$1
 shift
 python=${PYTHON:-python}
-work=$PWD/work_dirs/missing
+work=work_dirs/missing
 out=docs/study/missing_labels
 none=configs/demo/nofusion_3slice.py
 file=train_dataloader.dataset.ann_file

@@ -8,7 +8,7 @@ shift
 none=configs/demo/nofusion_3slice.py
 align=configs/demo/alignshift_3slice.py
 fusion=model.backbone.fusion
-folder=$PWD/work_dirs/study/test
+folder=work_dirs/study/test
 # All key slices of the second phantom are for testing, whatever split they were drawn for.
 "${PYTHON:-python}" docs/study/all_key_slices.py "$folder/annotations"
 
