@@ -3,14 +3,13 @@ beside it the programs. What tools/export.py writes and `ct_volumes.exported` re
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from deeplesion.errors import DataError, MissingDataError, UserError
-from deeplesion.files import parse_json, write_whole
+from deeplesion.files import file_sha256, parse_json, write_whole
 
 MANIFEST = "manifest.json"
 FORMAT = "deeplesion-mmdet export"
@@ -127,8 +126,7 @@ def program_path(folder: Path, manifest: Mapping, name: str) -> Path:
     entry = manifest["programs"][name]
     path = folder / Path(entry["file"]).name
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except FileNotFoundError:
         raise MissingDataError(
             f"{path}, a program of the exported detector, is not there"
@@ -144,8 +142,7 @@ def write_program(
     """Writes a program under a name that no other one has; returns its entry in the manifest."""
     temporary = folder / f"{name}{SUFFIX[kind]}.new"
     write_whole(temporary, content)
-    with open(temporary, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(temporary)
     path = folder / f"{name}-{digest[:12]}{SUFFIX[kind]}"
     temporary.replace(path)
     return {"file": path.name, "sha256": digest}

@@ -2,14 +2,14 @@
 test-slow."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from ct_volumes.lidc_samples import read_samples
+
+from .run_command import command as any_command
 
 pytestmark = pytest.mark.slow
 SIZE = 8  # voxels of a crop: the networks are the paper's, the work is a 216th
@@ -20,15 +20,7 @@ QUICK = [
     *(f"{split}_dataloader.dataset.pipeline.0.size={SIZE}" for split in ("val", "test")),
 ]
 
-
-def command(repository, *arguments, root, expect=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "LIDC_ROOT": str(root)}
-    run = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=repository, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == expect, run.stdout[-3000:] + run.stderr[-3000:]
-    return run.stdout + run.stderr
+command = partial(any_command, variable="LIDC_ROOT", timeout=None)
 
 
 def test_from_phantom_to_dice_and_auc(repository, tmp_path):

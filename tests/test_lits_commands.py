@@ -1,27 +1,19 @@
 """LiTS by the commands, from a phantom to Dice per case: minutes, so only with make test-slow."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from ct_volumes.lits import find_cases, read_case
 
+from .run_command import command as any_command
+
 pytestmark = pytest.mark.slow
 QUICK = ["train_dataloader.num_workers=0", "test_dataloader.num_workers=0"]
 
-
-def command(repository, *arguments, root, expect=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "LITS_ROOT": str(root)}
-    run = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=repository, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == expect, run.stdout[-3000:] + run.stderr[-3000:]
-    return run.stdout + run.stderr
+command = partial(any_command, variable="LITS_ROOT", timeout=None)
 
 
 def test_from_phantom_to_dice_per_case(repository, tmp_path):

@@ -18,26 +18,12 @@ from deeplesion.evaluation.evaluate import froc_table
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.engine.run import find_checkpoint, framework_errors, load_config
 
+from .run_command import command
+
 DEMO = "configs/demo/alignshift_3slice.py"
 # The total of the papers; 8 becomes the batch that the demo's learning rate is for.
 BATCH = ["train_dataloader.batch_size=8", "auto_scale_lr.base_batch_size=8"]
 QUICK = ["--cfg-options", "train_cfg.max_epochs=2", "train_cfg.val_interval=1", *BATCH]
-
-
-def command(repository, *arguments, root=None, expect=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    if root is not None:
-        environment["DEEPLESION_ROOT"] = str(root)
-    run = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == expect, run.stdout[-3000:] + run.stderr[-3000:]
-    return run.stdout + run.stderr
 
 
 @pytest.fixture(scope="module")

@@ -8,25 +8,24 @@ said how many of them are lesions in truth (docs/missing_labels.md).
 """
 
 import argparse
-import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from ct_volumes.slice_detector import threshold_for
 from deeplesion.command_line import command
 from deeplesion.data.annotation_check import annotation_problems, refuse_if
 from deeplesion.data.coco import read_annotations, read_json
-from deeplesion.errors import MissingDataError, UserError
+from deeplesion.errors import UserError
 from deeplesion.evaluation.mining import KINDS, Judged, judge, mine, with_mined
 from deeplesion.evaluation.results import read_results
-from deeplesion.files import write_whole
+from deeplesion.files import file_sha256, write_whole
 from mmdet_ext.config.check import ConfigError
-from mmdet_ext.config.overrides import add_config_options
-from mmdet_ext.engine.distributed import launched
+from mmdet_ext.config.overrides import add_config_options, use_data
+from mmdet_ext.engine.distributed import add_launcher, launched
 from mmdet_ext.engine.run import find_checkpoint, load_config, test
 
 SPLITS = ("train", "test")
@@ -51,9 +50,11 @@ def main() -> None:
     if not is_main_process():
         return
     mined = mine(read_results(Path(result)).records, annotations, options.score)
-    with open(checkpoint, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    note = dict(score=options.score, config=Path(options.config).stem, checkpoint_sha256=sha256)
+    note = dict(
+        score=options.score,
+        config=Path(options.config).stem,
+        checkpoint_sha256=file_sha256(checkpoint),
+    )
     content = with_mined(annotations, mined, options.kind, note)
     category = annotations["categories"][0]["id"]
     problems = annotation_problems(content["annotations"], content["images"], category, True)
@@ -99,19 +100,12 @@ def arguments() -> argparse.Namespace:
         "--work-dir", help="logs and all detections; default: beside OUT, named after it"
     )
     add_config_options(parser)
-    parser.add_argument(
-        "--launcher",
-        choices=["none", "pytorch", "slurm"],
-        default="none",
-        help="pytorch when torchrun starts several processes",
-    )
+    add_launcher(parser)
     options = parser.parse_args()
     if not 0 < options.score < 1:
         raise UserError(f"--score is {options.score}: give a number between 0 and 1")
     if options.data is not None:
-        if not options.data.is_dir():
-            raise MissingDataError(f"there is no folder {options.data}: --data is that of the data")
-        os.environ["DEEPLESION_ROOT"] = str(options.data.resolve())
+        use_data(options.data)
     if options.work_dir is None:
         options.work_dir = str(options.out.with_name(f"{options.out.stem}_teacher"))
     return options
@@ -130,8 +124,8 @@ def look_at_training_images(config: Config, score: float) -> Path:
         if name in train:
             tested[name] = train[name]
     rcnn = config.model.get("test_cfg", {}).get("rcnn")
-    if rcnn:  # mmdet takes what scores more than that
-        rcnn.score_thr = max(rcnn.get("score_thr", 0), float(np.nextafter(np.float32(score), 0)))
+    if rcnn:
+        rcnn.score_thr = threshold_for(rcnn.get("score_thr", 0), score)
     return Path(train.get("data_root") or "", train.ann_file)
 
 

@@ -8,7 +8,6 @@ python tools/study.py --out study --report    # tables and page again, from what
 
 import argparse
 import json
-import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from deeplesion.phantom.make import make_phantom
 from deeplesion.processes import available_cores, termination_interrupts
 from deeplesion.report.study_page import write_study
 from mmdet_ext.config.check import refused_by_parts
+from mmdet_ext.config.overrides import use_data
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study import (
     finished_runs,
@@ -134,9 +134,7 @@ def set_data(options: argparse.Namespace) -> None:
         if not (root / "annotations/test.json").is_file():
             prepare(root, workers=workers)
     if root is not None:
-        if not root.is_dir():
-            raise MissingDataError(f"there is no folder {root}: --data is that of the annotations")
-        os.environ["DEEPLESION_ROOT"] = str(root.resolve())
+        use_data(root)
 
 
 def make_plan(options: argparse.Namespace) -> dict:

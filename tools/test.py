@@ -15,7 +15,7 @@ from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import add_config_options
-from mmdet_ext.engine.distributed import launched
+from mmdet_ext.engine.distributed import add_launcher, launched
 from mmdet_ext.engine.run import NODULE_METRICS, chosen_on_test, load_config, metric_name, test
 from mmdet_ext.evaluation.dice_metric import dice_table
 from mmdet_ext.models.tta import VIEWS
@@ -47,12 +47,7 @@ def main() -> None:
         help="test-time augmentation: also horizontal, vertical, both (flips), depth (slices in "
         "reverse order), without names all; the result is results_tta.json.gz, and marked",
     )
-    parser.add_argument(
-        "--launcher",
-        choices=["none", "pytorch", "slurm"],
-        default="none",
-        help="set by scripts/dist_test.sh, which starts several processes",
-    )
+    add_launcher(parser)
     options = parser.parse_args()
 
     config = load_config(options.config, options.cfg_options, options.work_dir)

@@ -5,7 +5,7 @@ import os
 
 from deeplesion.command_line import command
 from mmdet_ext.config.overrides import add_config_options
-from mmdet_ext.engine.distributed import launched
+from mmdet_ext.engine.distributed import add_launcher, launched
 from mmdet_ext.engine.run import load_config, train
 
 
@@ -30,12 +30,7 @@ def main() -> None:
         help="scale the learning rate by total batch / auto_scale_lr.base_batch_size",
     )
     add_config_options(parser)
-    parser.add_argument(
-        "--launcher",
-        choices=["none", "pytorch", "slurm"],
-        default="none",
-        help="set by scripts/dist_train.sh and slurm_train.sh, which start several processes",
-    )
+    add_launcher(parser)
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

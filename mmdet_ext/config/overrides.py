@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from deeplesion.errors import MissingDataError
 from mmdet_ext.config.check import (
     NAMED_BY_USER,
     RUNNER,
@@ -56,6 +59,14 @@ def add_config_options(parser: argparse.ArgumentParser, checkpoint: bool = True)
             action="store_true",
             help="use the checkpoint even if it was trained as another network than the config's",
         )
+
+
+def use_data(root: Path) -> None:
+    """Prepared data, `--data` of a command, for all configs that it and its children read. Raises
+    MissingDataError if there is no such folder."""
+    if not root.is_dir():
+        raise MissingDataError(f"there is no folder {root}: --data is that of the annotations")
+    os.environ["DEEPLESION_ROOT"] = str(root.resolve())
 
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@ of the total batch, and the learning rate when that is another one."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 import os
@@ -100,6 +101,17 @@ def join_processes(config: Config) -> None:
     else:
         backend = "gloo"
     distributed.init_process_group(backend, **options)
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """`--launcher` of a command that several processes may run."""
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        default="none",
+        help="set by scripts/dist_train.sh, dist_test.sh and slurm_train.sh, which start several "
+        "processes",
+    )
 
 
 def launched(main: Callable[[], None]) -> Callable[[], None]:

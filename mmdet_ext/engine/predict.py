@@ -24,6 +24,7 @@ from ct_volumes.slice_detector import Look, SliceDetector
 from ct_volumes.stacks import plan_volume_stack
 from ct_volumes.volume import CTVolume
 from deeplesion.errors import UserError
+from deeplesion.files import file_sha256
 from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.engine.run import find_checkpoint, load_config
 from mmdet_ext.engine.shared_images import SharedImages
@@ -86,8 +87,7 @@ class LesionDetector(SliceDetector):
             self.model = MODELS.build(self.config.model)
         self.slice_by_slice = all(s.get("type") in SLICE_BY_SLICE for s in self.steps)
         self.size = next((s.size for s in self.pipeline.transforms if hasattr(s, "size")), None)
-        with open(self.checkpoint, "rb") as file:
-            self.checkpoint_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.checkpoint_sha256 = file_sha256(self.checkpoint)
         load_weights(self.model, self.checkpoint, self.config, accept_differences)
         self.model.to(self.device).eval()
         self.with_masks = bool(self.model.with_mask)

@@ -20,6 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from deeplesion.errors import MissingDataError, UserError
+from deeplesion.files import file_sha256
 from mmdet_ext.config.check import RUNNER, find, refused_by_parts
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import Overrides
@@ -206,8 +207,7 @@ def _named(value: Any) -> str:
 
 
 def _file_hash(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    return file_sha256(file)[:16]
 
 
 def check_tests(methods: Sequence[Method], configs: Sequence[Config]) -> None:

@@ -25,7 +25,7 @@ from mmdet_ext.models.inference import (
     in_strips,
     norm_relu,
 )
-from mmdet_ext.models.pretrained import fetch_weights
+from mmdet_ext.models.pretrained import fetch_weights, first_of
 from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
 
 STEMS = ("middle", "sum", "tile")
@@ -276,11 +276,10 @@ class TruncatedDenseNet3D(BaseModule):
             if value.shape != shape:
                 problems.append(f"{key} has shape {tuple(value.shape)}, expected {tuple(shape)}")
         if problems:
-            shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
             raise ValueError(
-                f"these are not DenseNet-121 weights for this network ({len(problems)} problems: "
-                f"{shown}). Pretrained weights need growth=32, block_config=(6, 12, 24); "
-                "init_cfg=None trains without them."
+                f"these are not DenseNet-121 weights for this network "
+                f"({first_of(problems)}). Pretrained weights need growth=32, "
+                "block_config=(6, 12, 24); init_cfg=None trains without them."
             )
         self.load_state_dict(loaded, strict=False)
         kept = [k for k in own if k not in loaded and not k.endswith("num_batches_tracked")]

@@ -40,6 +40,12 @@ def fetch_weights(source: str, published: str = "densenet121-a639ec97.pth") -> d
         raise UnreachableError(f"{error}. {WITHOUT}") from None
 
 
+def first_of(problems: Sequence[str]) -> str:
+    """How many they are, and what the first six say."""
+    shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
+    return f"{len(problems)} problems: {shown}"
+
+
 def load_published(
     network: nn.Module, weights: Mapping[str, Tensor], cut: str, published: str
 ) -> str:
@@ -71,10 +77,9 @@ def load_published(
             found = "no tensor" if shape is None else f"the shape {tuple(shape)}"
             problems.append(f"{key} is {found}, expected {tuple(own[key].shape)}")
     if problems:
-        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
         raise CheckpointError(
-            f"these are not the weights of torchvision's {published} ({len(problems)} problems: "
-            f"{shown}). Give that file, or none"
+            f"these are not the weights of torchvision's {published} "
+            f"({first_of(problems)}). Give that file, or none"
         )
     network.load_state_dict({k: w for k, w in weights.items() if k in own}, strict=False)
     return f"{len(weights) - len(left)} tensors loaded, {len(left)} not used"
@@ -117,10 +122,9 @@ def copy_parts(model: nn.Module, path: str | Path, parts: Sequence[str]) -> str:
             if weights[key].shape != own[key].shape
         ]
     if problems:
-        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
         raise CheckpointError(
             f"{path} does not fit the parts {', '.join(parts)} of this config"
-            f" ({len(problems)} problems: {shown}). Give a checkpoint of a detector with the same"
+            f" ({first_of(problems)}). Give a checkpoint of a detector with the same"
             " parts, or set model.pretrained.parts to those that are"
         )
     copied = {key: weights[key] for part in parts for key in there[part]}

@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmdet_ext.models.pretrained import fetch_weights
+from mmdet_ext.models.pretrained import fetch_weights, first_of
 
 PUBLISHED = {
     18: "resnet18-f37072fd.pth",
@@ -93,10 +93,9 @@ class TorchvisionResNet(ResNet):
             if value.shape != own[key].shape
         ]
         if problems:
-            shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
             raise ValueError(
-                f"these are not ResNet-{self.depth} weights for this network ({len(problems)} "
-                f"problems: {shown}). Wanted is torchvision's {PUBLISHED[self.depth]}; "
+                f"these are not ResNet-{self.depth} weights for this network "
+                f"({first_of(problems)}). Wanted is torchvision's {PUBLISHED[self.depth]}; "
                 "init_cfg=None trains without."
             )
         self.load_state_dict(loaded, strict=False)

@@ -6,7 +6,6 @@ fills, is an error.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import Tensor
 
+from deeplesion.files import file_sha256
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.config.network import TRAINED_AS, network_of
@@ -85,7 +85,7 @@ def convert_file(
         raise CheckpointError(f"{source}: {error}") from None
     meta = dict(
         converted_from=source.name,
-        sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        sha256=file_sha256(source),
         architecture=architecture.description,
         part=part,
         configs=[f"configs/released/{name}.py" for name in architecture.configs],

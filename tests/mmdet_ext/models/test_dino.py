@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import weakref
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from mmdet_ext.models.shared_slices import SharedSlices
 
 from ..small_detector import ROOT, body_of, volume_of, write_checkpoint
 from ..small_detector import SMALL as COMMON
+from .let_go import one_at_a_time
 
 DEMO = ROOT / "configs/demo/dino_3slice.py"
 SMALL = {
@@ -120,16 +120,8 @@ def test_levels_by_hand(first_level, num_outs, depth):
 def test_maps_that_come_one_at_a_time_are_let_go():
     neck, alive = KeySliceLevels((4, 6, 8), out_channels=4).double(), []
 
-    def one_at_a_time():
-        for x in maps_of():
-            assert not any(reference() is not None for reference in alive)
-            x = x.clone()
-            alive.append(weakref.ref(x))
-            yield x
-            del x
-
     with torch.no_grad():
-        got, expected = neck(one_at_a_time()), neck(maps_of())
+        got, expected = neck(one_at_a_time(maps_of(), alive)), neck(maps_of())
     assert len(alive) == 3 and all(map(torch.equal, got, expected))
 
 

@@ -1,7 +1,6 @@
 """KeySliceFPN against 3D convolutions and a feature pyramid written out."""
 
 import math
-import weakref
 
 import pytest
 import torch
@@ -9,6 +8,8 @@ import torch.nn.functional as F
 from mmcv.ops import RoIAlign
 
 from mmdet_ext.models.neck import DepthReduction, KeySliceFPN
+
+from .let_go import one_at_a_time
 
 
 def maps(depth=3, batch=2, channels=(4, 6, 8), size=16):
@@ -133,14 +134,6 @@ def test_maps_that_come_one_at_a_time_are_let_go():
     neck = KeySliceFPN((4, 6, 8), num_slices=3, out_channels=5).double()
     alive = []
 
-    def one_at_a_time():
-        for x in maps():
-            assert not any(reference() is not None for reference in alive)
-            x = x.clone()
-            alive.append(weakref.ref(x))
-            yield x
-            del x
-
     with torch.no_grad():
-        torch.testing.assert_close(neck(one_at_a_time())[0], neck(maps())[0])
+        torch.testing.assert_close(neck(one_at_a_time(maps(), alive))[0], neck(maps())[0])
     assert len(alive) == 3
