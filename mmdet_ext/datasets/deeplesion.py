@@ -31,8 +31,7 @@ from deeplesion.data.coco import (
 from deeplesion.data.locate import ANNOTATIONS
 from deeplesion.data.slices import SliceFolder, plan_stack
 from deeplesion.errors import CacheError, DataError, MissingDataError
-from mmdet_ext.datasets.sampler import SampleKey
-from mmdet_ext.random_states import seeded
+from mmdet_ext.datasets.sampler import SampleKey, index_and_key, run_pipeline
 
 # So many bad samples one after another are no accident.
 MOST_REPLACED = 10
@@ -236,8 +235,8 @@ class DeepLesionDataset(CocoDataset):
         With `on_bad_slice='skip'` a sample that cannot be read is replaced by another, which is a
         function of `idx` too.
         """
-        key = idx if isinstance(idx, SampleKey) else None
-        index = first = key.index if key else idx
+        index, key = index_and_key(idx)
+        first = index
         for replaced in itertools.count(1):
             try:
                 return self._run_pipeline(index, key)
@@ -260,10 +259,7 @@ class DeepLesionDataset(CocoDataset):
         if any(recist):
             ends = np.array([each or [math.nan] * 8 for each in recist], np.float64)
             sample["gt_recist"] = ends.reshape(-1, 4, 2) + PIXEL_CENTRE
-        if key is None:
-            return self.pipeline(sample)
-        with seeded(key):  # for transforms that draw from the global generators, as mmdet's do
-            return self.pipeline(sample)
+        return run_pipeline(self.pipeline, sample, key)
 
     def _report(self, index: int, error: DataError) -> None:
         """Logs a bad sample the first time that one of this process' workers meets it."""

@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 
 from ct_volumes.lidc_samples import INDEX, SPLITS, crop_path, read_crop, read_samples
 from deeplesion.errors import DataError
-from mmdet_ext.datasets.sampler import SampleKey
-from mmdet_ext.random_states import seeded
+from mmdet_ext.datasets.sampler import SampleKey, index_and_key, run_pipeline
 
 CLASSES = {
     "segmentation": ("background", "nodule"),
@@ -81,8 +80,7 @@ class LIDCDataset(Dataset):
     def __getitem__(self, index: int | SampleKey) -> dict:
         """A `SampleKey` fixes what is drawn. Raises MissingDataError or DataError for a crop that
         is gone or damaged."""
-        key = index if isinstance(index, SampleKey) else None
-        index = key.index if key else index
+        index, key = index_and_key(index)
         sample = self.samples[index]
         hu, mask = read_crop(self.root, sample.name, self.size)
         results = dict(
@@ -96,7 +94,4 @@ class LIDCDataset(Dataset):
             results["labels"] = mask[None].view("uint8")
         else:
             results["label"] = int(sample.malignancy > UNDECIDED)
-        if key is None:
-            return self.pipeline(results)
-        with seeded(key):
-            return self.pipeline(results)
+        return run_pipeline(self.pipeline, results, key)

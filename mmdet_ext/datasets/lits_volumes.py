@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from ct_volumes.optional import module, need
 from deeplesion.errors import DataError
-from mmdet_ext.datasets.sampler import SampleKey
+from mmdet_ext.datasets.sampler import SampleKey, index_and_key, run_pipeline
 from mmdet_ext.datasets.volume_transforms import KEYS, MonaiTransform
-from mmdet_ext.random_states import seeded
 
 CLASSES = ("background", "liver", "lesion")
 AIR = {"volume": -1024, "labels": 0}  # beyond the scan
@@ -84,8 +83,7 @@ class LiTSVolumes(Dataset):
 
     def __getitem__(self, index: int | SampleKey) -> dict:
         """A `SampleKey` fixes what is drawn."""
-        key = index if isinstance(index, SampleKey) else None
-        index = key.index if key else index
+        index, key = index_and_key(index)
         files = self.files[index]
         hu, labels = self.arrays_of(files, self.cache)
         if self.test_mode:  # training copies what it crops
@@ -99,10 +97,7 @@ class LiTSVolumes(Dataset):
         )
         if not self.test_mode:
             results["labels"] = labels[None]
-        if key is None:
-            return self.pipeline(results)
-        with seeded(key):
-            return self.pipeline(results)
+        return run_pipeline(self.pipeline, results, key)
 
 
 @TRANSFORMS.register_module()

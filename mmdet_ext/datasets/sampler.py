@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mmdet.registry import DATA_SAMPLERS
 from mmengine.dataset import DefaultSampler
+
+from mmdet_ext.random_states import seeded
 
 
 class SampleKey(NamedTuple):
@@ -16,6 +18,20 @@ class SampleKey(NamedTuple):
     seed: int
     epoch: int
     index: int
+
+
+def index_and_key(index: int | SampleKey) -> tuple[int, SampleKey | None]:
+    """Which sample a data set is asked for, and the key that fixes what is drawn, if any."""
+    return (index.index, index) if isinstance(index, SampleKey) else (index, None)
+
+
+def run_pipeline(pipeline: Callable, sample: dict, key: SampleKey | None) -> dict:
+    """What the pipeline makes of a sample. With a key all that it draws from the global generators,
+    as transforms of mmdet and MONAI do, depends on the key alone."""
+    if key is None:
+        return pipeline(sample)
+    with seeded(key):
+        return pipeline(sample)
 
 
 @DATA_SAMPLERS.register_module()

@@ -8,7 +8,7 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from ct_volumes.shapes import SIZE, ShapeSet
-from mmdet_ext.datasets.sampler import SampleKey
+from mmdet_ext.datasets.sampler import SampleKey, index_and_key
 
 
 @DATASETS.register_module()
@@ -32,7 +32,7 @@ class ShapesDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int | SampleKey) -> dict:
-        index = index.index if isinstance(index, SampleKey) else index
+        index, _ = index_and_key(index)
         image, labels = self.samples[index]
         named = self.samples
         name = f"shapes_{named.axes}d/seed_{named.seed}/{named.split}/{index}"
