@@ -33,8 +33,8 @@ CAPTIONS = {
 }
 READING = (
     "An interval is of the method: it holds for other patients and for other training seeds. The"
-    " evaluation of single runs, which the list of runs links where it is kept, has intervals of one"
-    " trained model."
+    " evaluation of single runs, which the list of runs links where it is kept, has intervals of"
+    " one trained model."
 )
 
 
