@@ -365,7 +365,8 @@ def test_networks_within_networks_and_in_threads():
     assert_same(results[1], expected[0])
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ResNet", marks=pytest.mark.slow), "UNet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ResNet", "UNet"])
 def test_compiled_equals_eager(kind):
     network = isotropic(network_2d(kind))
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")

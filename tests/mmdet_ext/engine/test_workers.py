@@ -120,7 +120,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method",
+    ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver"))],
+)
 def test_children_of_every_kind_end_with_their_parent(repository, tmp_path, method):
     script = tmp_path / "script.py"
     script.write_text(CHILD)
