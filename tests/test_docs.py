@@ -64,6 +64,7 @@ def run(folder, *arguments):
     ).stdout  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_operator_of_ones_own_runs_in_the_detector(folder, repository):
     printed = run(folder, repository / "tools/complexity.py", "neighbour_mean_3slice.py")
     assert re.search(r"NeighbourMeanConv, 3 x 512 x 512\nbackbone +40.64 GFLOPs", printed)
