@@ -101,7 +101,10 @@ class VolumeNetwork(BaseModel):
         if mode == "predict":
             self.add_predictions(inputs, data_samples)
             return list(data_samples)
-        logits = self.network(torch.stack(tuple(inputs)))
+        # Stacked with the channel last in memory, where convolutions on a CPU are fastest. Of one
+        # channel `contiguous` would leave the strides as they are.
+        stacked = torch.stack([sample.movedim(0, -1) for sample in inputs]).movedim(-1, 1)
+        logits = self.network(stacked)
         return self.losses(logits, data_samples) if mode == "loss" else logits
 
     def losses(self, logits: Tensor, samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
