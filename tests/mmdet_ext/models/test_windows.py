@@ -140,6 +140,23 @@ def test_the_detector_gets_its_channels_from_the_windows(tmp_path):
     assert whole.multiply_adds - plain.multiply_adds == stem * 3 * 48 * 48
 
 
+@pytest.mark.parametrize("slices", [3, 7])
+def test_the_experiments_have_three_windows(slices):
+    config = load_config(f"several_windows/a3d_{slices}slice")
+    init_default_scope("mmdet")
+    model = MODELS.build(config.model)
+    assert model.backbone.conv0.weight.shape == (64, 3, 7, 7)
+    volume, data = sample(slices=slices)
+    inputs = model.data_preprocessor(collate((volume, data)))["inputs"][0]
+    assert inputs.shape[:3] == (1, 3, slices)
+    low, high = (
+        torch.tensor(side).view(3, 1, 1, 1) for side in ((-1024, -160, -1350), (2050, 240, 150))
+    )
+    hu = volume.clamp(low, high).float()
+    expected = (hu - low) / (high - low) * 255 - 50
+    torch.testing.assert_close(inputs[0], expected, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("windows, backbone", [([WIDE, SOFT], 3), ([WIDE], 2)])
 def test_another_number_in_the_backbone_is_refused(windows, backbone):
     config = config_of(
