@@ -252,11 +252,12 @@ RULES = {
     "conv_transpose2d": conv_transpose2d,
     **dict.fromkeys(
         ("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean",
-         "std_mean", "logsumexp", "prod", "nanmean", "any", "all", "count_nonzero"),
+         "std_mean", "logsumexp", "prod", "nanmean", "any", "all", "count_nonzero",
+         "select", "narrow", "unbind", "index_select", "gather", "sort", "argsort", "median"),
         over_axes(1),
     ),
     **dict.fromkeys(
-        ("norm", "linalg_norm", "linalg_vector_norm", "roll", "rot90"), over_axes(2)
+        ("norm", "linalg_norm", "linalg_vector_norm", "roll", "rot90", "topk"), over_axes(2)
     ),
     **dict.fromkeys(
         ("softmax", "log_softmax", "cumsum", "glu", "cat", "concat", "concatenate"),

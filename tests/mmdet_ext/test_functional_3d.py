@@ -28,6 +28,7 @@ SQUARE = X[..., :8]
 ROW, GATE = randn(4, seed=2), randn(2, 4, seed=3)
 KERNEL = randn(4, 3, 3, 3, seed=4)
 LAST = X.permute(0, 2, 3, 4, 1)  # channels last
+SLICE = X[:, :, 0]
 
 
 def to_size_of(x, other):
@@ -264,7 +265,7 @@ CALLS = {
         lambda: F.conv_transpose3d(X, inflate_transposed(KERNEL, 2, 1), None, 2, 1, 1),
     ),
     "images": (
-        lambda: F.max_pool2d(X.select(2, 0), 2), lambda: F.max_pool3d(X[:, :, 0], (1, 2, 2))
+        lambda: F.max_pool2d(SLICE, 2), lambda: F.max_pool3d(SLICE, (1, 2, 2))
     ),
     "tokens' mean": (lambda: X.flatten(2).mean(2), lambda: X.mean((2, 3, 4))),
 }  # fmt: skip
@@ -322,6 +323,14 @@ def test_dropout2d_drops_whole_channels_of_volumes():
     assert (of_channel == of_channel[..., :1]).all() and 0.3 < (dropped == 0).float().mean() < 0.7
 
 
+def test_parts_of_the_channels():
+    with Functions3D(never):
+        got = X.select(1, 2), X.narrow(1, 1, 2), X.unbind(1)[3], X.topk(2, dim=1).values
+    expected = X[:, 2], X[:, 1:3], X[:, 3], X.sort(1, descending=True).values[:, :2]
+    for one, wanted in zip(got, expected, strict=True):
+        assert torch.equal(one, wanted)
+
+
 def test_in_place_on_part_of_a_map():
     x = X.clone()
     with Functions3D(never):
@@ -351,6 +360,12 @@ def test_in_place_on_part_of_a_map():
         (lambda: X.softmax(2), "one alone"),
         (lambda: X.flip(-1), "one alone"),
         (lambda: torch.cat([X, X], 2), "one alone"),
+        (lambda: X.select(2, 0), "one alone"),
+        (lambda: X.narrow(-1, 0, 2), "one alone"),
+        (lambda: torch.unbind(X, dim=3), "one alone"),
+        (lambda: X.index_select(2, torch.tensor([0, 1])), "one alone"),
+        (lambda: X.sort(dim=2), "one alone"),
+        (lambda: X.topk(2, dim=3), "one alone"),
         (lambda: X.transpose(2, 3), "nothing says where depth goes"),
         (lambda: X[:, :, 1:, :-1], "an index is"),
         (lambda: X[:, :, 0], "an index is 0 along height"),
