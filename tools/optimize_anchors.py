@@ -74,17 +74,18 @@ def main() -> None:
     num_ratios = options.ratios or len(own_generator.ratios)
     searched = (own_generator.base_sizes, num_scales, num_ratios)
     with tqdm(total=options.folds + 1, unit="search", leave=False, disable=None) as bar:
-        tell = partial(show, bar, "all patients")
-        scales, ratios = optimal_anchors(boxes.sizes, *searched, options.seed, tell)
-        bar.update()
 
         def tell_fold(fold: int, generation: int, mean: float) -> None:
-            bar.update(fold + 1 - bar.n)
+            bar.update(fold - bar.n)
             show(bar, f"fold {fold + 1}", generation, mean)
 
+        # The folds first: too many of them are refused before anything is searched.
         held_out = held_out_overlaps(
             boxes.sizes, patients, *searched, options.folds, options.seed, tell_fold
         )
+        bar.update(options.folds - bar.n)
+        tell = partial(show, bar, "all patients")
+        scales, ratios = optimal_anchors(boxes.sizes, *searched, options.seed, tell)
     new = replaced(own, scales, ratios)
     overlaps = {
         "the config's own": best_overlaps(boxes.sizes, sizes_of(own_generator)),
