@@ -25,6 +25,8 @@ class IgnoringAssigner(MaxIoUAssigner):
         if not 0 < ignore_iof_thr < 1:
             raise ValueError(f"ignore_iof_thr must be between 0 and 1, got {ignore_iof_thr}")
         super().__init__(*args, ignore_iof_thr=ignore_iof_thr, **others)
+        if not self.ignore_wrt_candidates:
+            raise ValueError("ignore_wrt_candidates=False: here it is boxes' shares that count")
 
     def assign(
         self,

@@ -72,6 +72,11 @@ def test_a_share_that_cannot_be(share):
         IgnoringAssigner(**RPN, ignore_iof_thr=share)
 
 
+def test_shares_of_the_regions_themselves_are_refused():
+    with pytest.raises(ValueError, match="ignore_wrt_candidates=False"):
+        IgnoringAssigner(**RPN, ignore_wrt_candidates=False)
+
+
 def test_parts_that_do_not_ignore_are_named():
     model, head = torch.nn.Module(), torch.nn.Module()
     assert not_ignoring(model) == ["the detector has no assigner"]
