@@ -12,9 +12,7 @@ from deeplesion.report.tables import AVERAGE, Number, Row, Table
 
 COSTS = ("GFLOPs", "M params", "GB", "train min", "test s")
 MAIN = (
-    "Average sensitivity (%) at 0.5, 1, 2, 4 false positives per image, mean over training seeds,"
-    " with 95 % intervals over {patients} and seeds; difference from {reference}, p corrected for"
-    " {comparisons} (Holm)"
+    "Average sensitivity (%) at 0.5, 1, 2, 4 false positives per image, mean over training seeds"
 )
 NOTE = (
     "sd: over seeds. GFLOPs (the papers' convention) and parameters: the whole detector on one"
@@ -59,11 +57,15 @@ def main_table(statistics: dict, methods: Mapping[str, dict], patients: str) -> 
         notes += ["the reference"] if name == reference and differences else []
         labelled = (name, len(average["all"]["seeds"]))
         rows.append(Row(labelled, tuple(numbers), note="; ".join(filter(None, notes))))
-    number = len(differences)
-    comparisons = f"{number} comparison{'s' * (number != 1)}"
-    title = MAIN.format(patients=patients, reference=reference, comparisons=comparisons)
-    if not differences:
-        title = title.partition(";")[0]
+    title = MAIN
+    means = [groups["all"]["average"] for groups in statistics["methods"].values()]
+    if any(mean["low"] is not None for mean in means):
+        title += f", with 95 % intervals over {patients} and seeds"
+    if differences:
+        title += f"; difference from {reference}"
+    # A method of one seed has no p, and is none of those that Holm's correction counts.
+    if number := sum(g["all"]["average"]["p"] is not None for g in differences.values()):
+        title += f", p corrected for {number} comparison{'s' * (number != 1)} (Holm)"
     return Table("methods", title, labels, measures, rows)
 
 
@@ -113,7 +115,7 @@ def differences_table(statistics: dict, patients: str) -> Table:
     title = (
         f"Difference from {statistics['reference']} in points of %, on the same images; 95 %"
         f" intervals over {patients} and seeds, for one comparison; two-sided p, corrected for the"
-        f" {len(statistics['differences'])} comparisons of a column (Holm)"
+        " number of methods that have one, each kind of slices and operating point by itself (Holm)"
     )
     return Table("differences", title, ("method", "slices"), (*MEASURES[:-1], AVERAGE), rows)
 

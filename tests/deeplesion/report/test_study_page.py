@@ -19,7 +19,7 @@ from deeplesion.report.study_figures import (
     thickness_figure,
 )
 from deeplesion.report.study_page import write_study
-from deeplesion.report.study_tables import main_table, study_tables
+from deeplesion.report.study_tables import differences_table, main_table, study_tables
 from deeplesion.report.tables import to_text
 
 FIGURES = ("froc", "differences", "thickness")
@@ -96,8 +96,13 @@ def test_all_files_are_there_and_what_is_left_out_is_said(made):
 def test_the_main_table_holds_statistics_and_costs(made):
     _, methods, _, statistics, printed = made
     table = main_table(statistics, methods, "patients")
-    assert to_text(table) in printed and "1 comparison (" not in table.title
-    assert "2 comparisons (Holm)" in table.title
+    assert to_text(table) in printed
+    # Of a method of one seed there is no p, hence nothing to correct for.
+    assert table.title.endswith("; difference from none, p corrected for 1 comparison (Holm)")
+    with_p = methods_with_p(statistics)
+    assert with_p == ["A3D <b> & $x$"]
+    row = statistics["differences"][with_p[0]]["all"]["average"]
+    assert row["p_holm"] == row["p"]
     rows = {row.labels[0]: row for row in table.rows}
     name = "A3D <b> & $x$"
     numbers = dict(zip(table.measures, rows[name].numbers))
@@ -116,6 +121,29 @@ def test_the_main_table_holds_statistics_and_costs(made):
     assert rows["none"].note == "the reference"
     assert rows["none"].numbers[table.measures.index("difference")].text == "-"
     assert "one seed" in rows["one seed"].note
+
+
+def methods_with_p(statistics):
+    rows = {n: g["all"]["average"] for n, g in statistics["differences"].items()}
+    return [name for name, row in rows.items() if row["p"] is not None]
+
+
+def test_without_a_p_no_correction_is_claimed(made):
+    _, methods, results, _, _ = made
+    alone = {name: each[:1] for name, each in results.items()}
+    one_each = {name: {**methods[name], "runs": methods[name]["runs"][:1]} for name in results}
+    statistics = study(alone, "none", 100)
+    title = main_table(statistics, one_each, "patients").title
+    assert title.endswith("; difference from none") and "interval" not in title
+
+
+def test_the_table_of_differences_says_what_is_corrected_for_together(made):
+    _, _, _, statistics, _ = made
+    title = differences_table(statistics, "patients").title
+    assert title.endswith(
+        "p, corrected for the number of methods that have one, each kind of slices and operating"
+        " point by itself (Holm)"
+    )
 
 
 def test_every_number_is_in_the_csv(made):
