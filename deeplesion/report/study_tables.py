@@ -11,9 +11,7 @@ from deeplesion.evaluation.study import GAP, MEASURES
 from deeplesion.report.tables import AVERAGE, Number, Row, Table
 
 COSTS = ("GFLOPs", "M params", "GB", "train min", "test s")
-MAIN = (
-    "Average sensitivity (%) at 0.5, 1, 2, 4 false positives per image, mean over training seeds"
-)
+MAIN = "Average sensitivity (%) at 0.5, 1, 2, 4 false positives per image, mean over training seeds"
 NOTE = (
     "sd: over seeds. GFLOPs (the papers' convention) and parameters: the whole detector on one"
     " image. GB: peak memory of training, on a GPU the GPU's, else of the process. train, test:"
@@ -115,7 +113,7 @@ def differences_table(statistics: dict, patients: str) -> Table:
     title = (
         f"Difference from {statistics['reference']} in points of %, on the same images; 95 %"
         f" intervals over {patients} and seeds, for one comparison; two-sided p, corrected for the"
-        " number of methods that have one, each kind of slices and operating point by itself (Holm)"
+        " number of methods that have one, each column and kind of slices by itself (Holm)"
     )
     return Table("differences", title, ("method", "slices"), (*MEASURES[:-1], AVERAGE), rows)
 

@@ -141,8 +141,8 @@ def test_the_table_of_differences_says_what_is_corrected_for_together(made):
     _, _, _, statistics, _ = made
     title = differences_table(statistics, "patients").title
     assert title.endswith(
-        "p, corrected for the number of methods that have one, each kind of slices and operating"
-        " point by itself (Holm)"
+        "p, corrected for the number of methods that have one, each column and kind of slices"
+        " by itself (Holm)"
     )
 
 
