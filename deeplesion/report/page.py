@@ -146,7 +146,7 @@ def to_html(table: Table, kind: str = "") -> str:
 
 def _number(number: Number) -> str:
     beneath = [f"[{', '.join(number.ends)}]"] if number.ends else []
-    beneath += [number.p_text] if number.p_text else []
+    beneath += [escape(number.p_text)] if number.p_text else []
     return number.text + "".join(f"<small>{text}</small>" for text in beneath)
 
 

@@ -47,7 +47,10 @@ class Number(NamedTuple):
 
     @property
     def p_text(self) -> str:
-        return "" if self.p is None else f"p={self.p:.3f}"
+        """'p=0.012', and 'p<0.001' of what would be rounded to nothing."""
+        if self.p is None:
+            return ""
+        return f"p={self.p:.3f}" if round(self.p, 3) else "p<0.001"
 
     def _format(self, value: float, digits: int) -> str:
         text = f"{value:{'+' if self.sign else ''}.{digits}f}"
@@ -272,7 +275,7 @@ def to_markdown(table: Table) -> str:
 
     def number(n: Number) -> str:
         interval = f" [{', '.join(n.ends)}]" if n.ends else ""
-        return n.text + interval + (f", {n.p_text}" if n.p is not None else "")
+        return n.text + interval + (f", {_escape_markdown(n.p_text)}" if n.p is not None else "")
 
     header, lines = _grid(table, _escape_markdown, number)
     left = _left_aligned(table)
@@ -296,7 +299,8 @@ def to_latex(table: Table) -> str:
     rows = [
         rf"\multicolumn{{{len(header)}}}{{l}}{{\emph{{{line}}}}} \\"
         if isinstance(line, str)
-        else " & ".join(line) + r" \\"
+        # A [ or * at the beginning would be taken for an option of the line before.
+        else "{}" * line[0].startswith(("[", "*")) + " & ".join(line) + r" \\"
         for line in lines
     ]
     columns = "".join("l" if i in left else "r" for i in range(len(header)))

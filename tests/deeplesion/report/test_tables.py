@@ -7,6 +7,7 @@ import re
 import pytest
 
 from deeplesion.evaluation.evaluate import compare, froc_table
+from deeplesion.report.page import to_html
 from deeplesion.report.tables import (
     Number,
     Row,
@@ -108,6 +109,23 @@ def test_latex_is_escaped_and_balanced():
     assert r"model & n\_images & S\_1 & note \\" in text
     assert rf"\multicolumn{{4}}{{l}}{{\emph{{of {escaped}}}}} \\" in text
     assert r"\begin{tabular}{lrrl}" in text
+
+
+def test_a_p_that_rounds_to_zero_is_called_smaller():
+    numbers = [Number(1.5, 1.0, 2.0, p) for p in (0.0, 0.00049, 0.0006, 1.0)]
+    assert [n.p_text for n in numbers] == ["p<0.001", "p<0.001", "p=0.001", "p=1.000"]
+    table = Table("t", "title", ("model",), ("a",), [Row(("m",), (numbers[1],))])
+    assert "p<0.001" in to_text(table) and "$p<0.001$" in to_latex(table)
+    assert r", p\<0.001 |" in to_markdown(table)
+    assert "<small>p&lt;0.001</small>" in to_html(table)
+    assert to_csv([table]).splitlines()[1].split(",")[6] == "0.00049"
+
+
+@pytest.mark.parametrize("name", ["[ours]", "*best*"])
+def test_no_row_of_latex_begins_as_an_option_of_the_line_before(name):
+    table = Table("t", "title", ("model",), ("a",), [Row((name,), (Number(1.5),))] * 2)
+    lines = to_latex(table).splitlines()
+    assert [x for x in lines if name in x] == [rf"{{}}{name} & $1.50$ \\"] * 2
 
 
 def test_latex_rows_have_as_many_cells_as_the_tabular_has_columns(tables):
