@@ -192,7 +192,8 @@ def compare(first: Result, second: Result, resamples: int = 1000, seed: int = 0)
 
 
 def in_order_of(first: Result, second: Result) -> list[dict]:
-    """The records of `second` in the order of those of `first`.
+    """The records of `second` in the order of those of `first`, with their patients and thickness:
+    both are drawn and grouped alike, even where one annotation file did not know them.
 
     Raises:
         ValueError: the two are not of the same images with the same lesions; names the images.
@@ -212,7 +213,10 @@ def in_order_of(first: Result, second: Result) -> list[dict]:
                 f"{other.name} lacks {_listed(lacking)}. Test both on the same split, or evaluate "
                 "them one at a time."
             )
-    records = [record_of[r["file_name"]] for r in first.records]
+    of_image = ("patient", "thickness_mm")
+    records = [
+        {**record_of[r["file_name"]], **{key: r[key] for key in of_image}} for r in first.records
+    ]
     changed = [
         a["file_name"]
         for a, b in zip(first.records, records)

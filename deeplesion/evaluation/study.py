@@ -39,8 +39,8 @@ def study(
         Holm's correction is over the methods, for each group and measure by itself.
 
     Raises:
-        ValueError: unknown reference, a method without results, too few resamples, or results that
-            are not of the same images with the same lesions.
+        ValueError: unknown reference, a method without results, too few resamples, results that
+            are not of the same images with the same lesions, or images without any lesion.
     """
     check_resamples(resamples)
     if reference not in methods:
@@ -48,6 +48,11 @@ def study(
     if empty := [name for name, results in methods.items() if not results]:
         raise UserError(f"{', '.join(empty)}: no results; give at least one a method")
     first = methods[reference][0]
+    if not first.curve.num_lesions:
+        raise UserError(
+            f"{', '.join(methods)}: the images of their test hold no lesion, so there is no"
+            " sensitivity to compare. Leave these methods out, or test them on other images"
+        )
     values: dict = {}
     for name, results in methods.items():
         ordered = [replace(r, records=in_order_of(first, r)) for r in results]

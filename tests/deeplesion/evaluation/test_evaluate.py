@@ -378,6 +378,17 @@ def test_runs_on_other_images_are_not_compared(change, message):
         compare(result, Result("b", change(result.records)), resamples=100)
 
 
+@pytest.mark.parametrize("key", ["thickness_mm", "patient"])
+def test_what_an_image_is_is_said_by_the_first_run(key):
+    """A second annotation file may lack thickness or patient, or give other ones: the difference
+    is still that of the same images, drawn alike."""
+    first, second = synthetic_run(), synthetic_run("b", seed=1)
+    unknown = dict(thickness_mm=math.nan, patient=None)[key]
+    for other in (unknown, 7.0):
+        changed = Result("b", [r | {key: other} for r in second.records])
+        assert compare(first, changed, 100) == compare(first, second, 100)
+
+
 def test_many_missing_images_are_counted():
     result = synthetic_run()
     with pytest.raises(ValueError, match=r"001\.png and 45 more"):

@@ -79,19 +79,19 @@ def test_resampling_patients_alone_would_find_too_much():
     assert wrong > 60
 
 
-def test_results_from_end_to_end():
-    def result(rng, chance):
-        lesion = dict(bbox=[10, 10, 30, 30])
-        records = []
-        for i in range(40):
-            box = [10, 10, 30, 30] if rng.random() < chance else [50, 50, 70, 70]
-            thickness = 1.0 if i % 2 else 5.0
-            records.append(
-                dict(file_name=f"{i}", patient=str(i // 4), thickness_mm=thickness,
-                     lesions=[lesion], boxes=[box], scores=[float(rng.random())])
-            )  # fmt: skip
-        return Result("", records)
+def result(rng, chance, lesions=1):
+    records = []
+    for i in range(40):
+        box = [10, 10, 30, 30] if rng.random() < chance else [50, 50, 70, 70]
+        records.append(
+            dict(file_name=f"{i}", patient=str(i // 4), thickness_mm=1.0 if i % 2 else 5.0,
+                 lesions=[dict(bbox=[10, 10, 30, 30])] * lesions, boxes=[box],
+                 scores=[float(rng.random())])
+        )  # fmt: skip
+    return Result("", records)
 
+
+def test_results_from_end_to_end():
     rng = np.random.default_rng(0)
     methods = {name: [result(rng, c) for _ in range(3)] for name, c in (("a", 0.4), ("b", 0.9))}
     found = study(methods, "a", resamples=100)
@@ -102,6 +102,21 @@ def test_results_from_end_to_end():
     assert set(found["methods"]["a"]) == {"all", "thin", "thick", "thin - thick"}
     with pytest.raises(ValueError, match="none of the methods"):
         study(methods, "c")
+
+
+@pytest.mark.parametrize("key", ["thickness_mm", "patient"])
+def test_what_an_image_is_is_said_by_the_first_run(key):
+    rng = np.random.default_rng(0)
+    methods = {name: [result(rng, c) for _ in range(2)] for name, c in (("a", 0.4), ("b", 0.9))}
+    unknown = dict(thickness_mm=np.nan, patient=None)[key]
+    changed = [Result("", [r | {key: unknown} for r in run.records]) for run in methods["b"]]
+    assert study({**methods, "b": changed}, "a", 100) == study(methods, "a", 100)
+
+
+def test_without_lesions_there_is_nothing_to_compare():
+    healthy = [result(np.random.default_rng(seed), 0.5, lesions=0) for seed in range(2)]
+    with pytest.raises(ValueError, match=r"a, b: .* no lesion"):
+        study({"a": healthy, "b": healthy}, "a", 100)
 
 
 def test_the_table_of_two_models_says_so():
