@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from deeplesion.errors import MissingDataError
+from deeplesion.errors import MissingDataError, UserError
 from deeplesion.evaluation.evaluate import resampled
 from deeplesion.evaluation.results import Result, read_results
 from deeplesion.evaluation.study import study
@@ -63,7 +63,10 @@ def write_study(
 
     Raises:
         MissingDataError: no method has a run.
+        UserError: the reference is none of the methods.
     """
+    if reference not in methods:
+        raise UserError(f"the reference {reference} is none of the methods {', '.join(methods)}")
     without = [name for name, method in methods.items() if not method["runs"]]
     present = {name: method for name, method in methods.items() if method["runs"]}
     if not present:

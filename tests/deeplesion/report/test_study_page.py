@@ -247,6 +247,14 @@ def test_methods_of_other_images_have_tables_of_their_own(tmp_path, monkeypatch)
     assert {file.name for file in tmp_path.glob("*.png")} == {"froc.png", "froc-2.png"}
 
 
+def test_a_reference_of_another_name_is_refused(made, tmp_path):
+    _, methods, _, _, _ = made
+    nothing = dict(config="y.py", options=[], cost={}, test=dict(data="one"), runs=[])
+    with pytest.raises(ValueError, match=r"reference nnoe .* none, A3D <b> & \$x\$, one seed"):
+        write_study(tmp_path, {**methods, "nothing yet": nothing}, "nnoe", 100)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_any_run_there_is_nothing_to_report(tmp_path):
     nothing = dict(config="y.py", options=[], cost={}, test=dict(data="one"), runs=[])
     with pytest.raises(MissingDataError, match="no run is finished yet"):
