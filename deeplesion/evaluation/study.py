@@ -86,6 +86,25 @@ def study(
     return dict(reference=reference, methods=means, differences=differences)
 
 
+def paired(
+    methods: Mapping[str, Sequence[Result]],
+    pairs: Sequence[tuple[str, str]],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict:
+    """The differences of a family of pairs, (name, its own reference) each: the `differences` of
+    `study`, where Holm's correction is over the pairs. A name is in one pair."""
+    found = {}
+    for name, reference in pairs:
+        two = {n: methods[n] for n in (reference, name)}
+        found |= study(two, reference, resamples, seed)["differences"]
+    for group, measure in {(g, m) for groups in found.values() for g in groups for m in groups[g]}:
+        rows = [groups[group][measure] for groups in found.values() if group in groups]
+        for row, p in zip(rows, holm([row["p"] for row in rows])):
+            row["p_holm"] = p
+    return found
+
+
 def estimate(terms: Sequence[tuple[int, np.ndarray, np.ndarray]], patients: int) -> dict:
     """A mean over seeds, or a difference of two, with a 95 % interval over patients and seeds.
 

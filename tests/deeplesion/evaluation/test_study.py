@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deeplesion.evaluation.results import Result
-from deeplesion.evaluation.study import estimate, holm, study
+from deeplesion.evaluation.study import estimate, holm, paired, study
 from deeplesion.report.tables import comparison_table
 
 
@@ -102,6 +102,20 @@ def test_results_from_end_to_end():
     assert set(found["methods"]["a"]) == {"all", "thin", "thick", "thin - thick"}
     with pytest.raises(ValueError, match="none of the methods"):
         study(methods, "c")
+
+
+def test_a_family_of_pairs_is_corrected_for_itself_alone():
+    rng = np.random.default_rng(0)
+    chances = dict(a=0.4, b=0.9, c=0.5, d=0.7)
+    methods = {name: [result(rng, c) for _ in range(3)] for name, c in chances.items()}
+    common = study(methods, "a", 100)["differences"]
+    assert paired(methods, [(name, "a") for name in "bcd"], 100) == common
+    found = paired(methods, [("b", "a"), ("d", "c")], 100)
+    rows = [found[name]["thick"]["average"] for name in "bd"]
+    one, other = (study(methods, name, 100)["differences"] for name in "ac")
+    assert rows[0]["p"] == one["b"]["thick"]["average"]["p"]
+    assert rows[1]["low"] == other["d"]["thick"]["average"]["low"]
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
 
 
 @pytest.mark.parametrize("key", ["thickness_mm", "patient"])
