@@ -117,7 +117,8 @@ def train(
     """Trains as `config` says.
 
     Args:
-        resume: None, 'auto' (the work directory's last checkpoint, if any) or a checkpoint's path.
+        resume: None, 'auto' (the work directory's last checkpoint; while there is none, training
+            starts as without it) or a checkpoint's path.
         amp: mixed precision.
         compile_static: torch.compile the part of static shape: backbone and neck of a detector,
             the network of a segmentor.
@@ -130,8 +131,9 @@ def train(
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     with framework_errors(config), told_to_resume(config):
         if resume:
-            config.resume = True
-            config.load_from = None if resume == "auto" else existing_file(resume)
+            config.resume = resume if resume == "auto" else True
+            if resume != "auto":
+                config.load_from = existing_file(resume)
         join_processes(config)
         with writer(config, Path(config.work_dir) / "train.lock", "--work-dir") as taken_over:
             batch = settle_learning_rate(config, auto_scale_lr)

@@ -92,8 +92,10 @@ class ResumableRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Weights (`load_from`), or all of a run (`resume`); a damaged last checkpoint is named
-        and the one before it used."""
-        if self._resume and self._load_from is None and not self._has_loaded:
+        and the one before it used. With resume='auto' the last checkpoint goes before `load_from`,
+        from which a run begins that has none yet."""
+        last = self._resume == "auto" or (self._resume and self._load_from is None)
+        if last and not self._has_loaded:
             path, damaged = last_checkpoint(Path(self.work_dir))
             for message in damaged:
                 self.logger.warning(message)

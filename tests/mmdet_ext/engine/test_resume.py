@@ -1,5 +1,6 @@
 """Interruption and resume: bit for bit, from anywhere, with whatever training keeps a state of."""
 
+import logging
 import re
 import shutil
 import signal
@@ -11,8 +12,10 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
-from mmdet_ext.checkpoint import load_checkpoint_file
+from mmdet_ext.checkpoint import load_checkpoint_file, save_checkpoint_file
+from mmdet_ext.engine.runner import ResumableRunner
 
 from ..small_training import BY_ITERATION, ITERATIONS, configuration, log, run
 
@@ -74,6 +77,22 @@ def test_equal_seeds_give_equal_runs_whatever_workers_and_checkpoints(
         assert_same(one[part], two[part], part)
     assert_same(one["message_hub"]["log_scalars"], two["message_hub"]["log_scalars"])
     assert_same(one["training"]["random_states"], two["training"]["random_states"])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_resumed_begins_with_the_weights_of_the_config(there, tmp_path, monkeypatch):
+    """They count until there is a checkpoint to go on from."""
+    runner = object.__new__(ResumableRunner)
+    runner._resume, runner._load_from, runner._has_loaded = "auto", "weights.pth", False
+    runner._work_dir, runner.logger = str(tmp_path), logging.getLogger()
+    if there:
+        save_checkpoint_file({}, tmp_path / "epoch_1.pth")
+    loaded = []
+    monkeypatch.setattr(
+        Runner, "load_or_resume", lambda self: loaded.append((bool(self._resume), self._load_from))
+    )
+    runner.load_or_resume()
+    assert loaded == [(True, str(tmp_path / "epoch_1.pth")) if there else (False, "weights.pth")]
 
 
 def test_another_seed_gives_another_run(straight, repository, phantom, tmp_path):

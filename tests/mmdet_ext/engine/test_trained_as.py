@@ -110,6 +110,11 @@ def test_nothing_is_tested_or_resumed_as_another_network(trained, repository, ph
         run(repository, phantom, tmp_path, str(trained / "epoch_1.pth"), **options)
     with pytest.raises(CheckpointError, match=said):
         run(repository, phantom, tmp_path, load_from=str(trained / "epoch_1.pth"), **options)
+    with pytest.raises(CheckpointError, match=said):  # a first start that may be resumed later
+        run(
+            repository, phantom, tmp_path, "auto", load_from=str(trained / "epoch_1.pth"),
+            **FIRST, **options,
+        )  # fmt: skip
     assert not list(tmp_path.glob("*.pth"))
 
 
