@@ -86,9 +86,8 @@ class Progress:
         if not estimates:
             return "not known yet"
         usual = mean(mean(values) for values in estimates.values())
-        seconds = [
-            mean(estimates.get(job.methods[0].name, [usual]))
-            * (1 - _share(job) if job in running else 1)
+        seconds = [  # of what waits a part may have been done before an interruption
+            mean(estimates.get(job.methods[0].name, [usual])) * (1 - _share(job))
             for job in self.left
         ]
         spread = min(self.at_once, len(seconds)) or 1
