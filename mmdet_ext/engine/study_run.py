@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deeplesion.errors import UserError
@@ -26,10 +27,12 @@ NOTE = "run.json"
 PATIENCE = 30  # seconds that a process has to end before it is killed
 # A study that is killed cannot end its children: they look after that themselves.
 CHILD = """
-import runpy, sys
+import os, runpy, sys
 from pathlib import Path
 from deeplesion.processes import end_with_parent
 end_with_parent()
+if os.getppid() != PARENT:  # it has ended in the meantime: the watch would wait for another
+    sys.exit("the study has ended")
 sys.argv = sys.argv[1:]
 sys.path.insert(0, str(Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -157,7 +160,7 @@ def same(one: Mapping, other: Mapping, accept_code: bool) -> bool:
 def find_run(out: Path, method: Method, seed: int, accept_code: bool) -> Path | None:
     """The folder of a method's training with a seed, finished or not; by fingerprint, not name.
 
-    Of several, code apart, that of the same code first, then the latest.
+    Of several, one whose test is done goes first, then one of the same code, then the latest.
     """
     found = []
     for file in sorted((out / "runs").glob(f"*/{NOTE}")):
@@ -165,8 +168,9 @@ def find_run(out: Path, method: Method, seed: int, accept_code: bool) -> Path | 
         training = note["training"]
         if note["seed"] == seed and same(training["fingerprint"], method.training, accept_code):
             now = training["fingerprint"]["code"] == method.training["code"]
-            found.append((now, file.stat().st_mtime, file.parent))
-    return max(found)[2] if found else None
+            done = tested(file.parent, method, accept_code) is not None
+            found.append((done, now, file.stat().st_mtime, file.parent))
+    return max(found)[-1] if found else None
 
 
 def new_folder(out: Path, method: Method, seed: int) -> Path:
@@ -214,6 +218,13 @@ def perform(job: Job, tools: Path, environment: Mapping[str, str], children: Chi
             return _perform(job, tools, environment, children)
     except (UserError, OSError) as error:  # its folder is in use, a full disk
         return Outcome(job, "its files", reason=str(error))
+    except Stopped:
+        raise
+    except Exception as error:  # a fault of ours, which is no reason to end the other runs
+        log = job.folder / "error.txt"
+        with contextlib.suppress(OSError):
+            log.write_text(traceback.format_exc())
+        return Outcome(job, "its files", log, f"{type(error).__name__}: {error}")
 
 
 def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Children) -> Outcome:
@@ -222,6 +233,8 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
     note = read_note(job.folder) or new
     note["methods"] = sorted({*note.get("methods", []), *(m.name for m in job.methods)})
     note["training"].update(config=first.config, options=list(first.options))
+
+    child_code = CHILD.replace("PARENT", str(os.getpid()))
 
     def save() -> None:
         write_whole(job.folder / NOTE, json.dumps(note, indent=1) + "\n")
@@ -237,7 +250,7 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
             print(f"\n# {time.strftime('%F %T')} {shlex.join(line)}", file=file, flush=True)
             try:
                 child = children.start(
-                    [sys.executable, "-P", "-c", CHILD, *line],
+                    [sys.executable, "-P", "-c", child_code, *line],
                     stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                     # A log is no place for bars.
                     env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1", **environment},
@@ -250,18 +263,21 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
                 save()
         return None if status == 0 else Outcome(job, command, log, _how_it_ended(status))
 
-    save()
     training, work_dir = note["training"], job.folder / "training"
     if not training.get("ended"):
         # Of a start by other code, which was accepted, this one goes on.
         training["fingerprint"] = dict(first.training)
+    save()
+    if not training.get("ended"):
         seeded = [*first.options, f"randomness.seed={job.seed}"]
         options = ["--work-dir", work_dir, "--resume", "--cfg-options", *seeded]
         if failed := run("train", [first.config, *options], training):
             return failed
         training.update(ended=time.strftime("%F %T"), **device_of(work_dir))
         save()
-    for method in job.methods:
+
+    def test(method: Method) -> Outcome | None:
+        """Tests and writes the report, as far as that is not done; an Outcome if it fails."""
         done = tested(job.folder, method, job.accept_code)
         name = done[0] if done else "test-" + method.test["config"][:4] + method.test["data"][:4]
         into = note["tests"].get(name, {})
@@ -270,6 +286,7 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
             options += ["--cfg-options", *method.options] if method.options else []
             into = dict(fingerprint={})  # of what is being written nothing is known
             note["tests"][name] = into
+            save()
             if failed := run("test", [method.config, work_dir, *options], into):
                 return failed
             into.update(fingerprint=dict(method.test), ended=time.strftime("%F %T"))
@@ -287,7 +304,15 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
                 return failed
             into["evaluated"] = True
             save()
-    return Outcome(job)
+        return None
+
+    failures = {m.name: failed for m in job.methods if (failed := test(m))}
+    if not failures:
+        return Outcome(job)
+    failed = next(iter(failures.values()))
+    if len(job.methods) == 1:
+        return failed
+    return replace(failed, reason="; ".join(f"{n}: {each.reason}" for n, each in failures.items()))
 
 
 def _how_it_ended(status: int) -> str:
@@ -301,7 +326,10 @@ def device_of(work_dir: Path) -> dict:
     """`device`, what the latest start trained on, and on a GPU `gpu_memory_mb`, its peak."""
     device = ""
     for record in sorted(work_dir.glob("run_*.json"), key=lambda f: f.stat().st_mtime):
-        environment = json.loads(record.read_text()).get("environment", {})
+        try:
+            environment = json.loads(record.read_bytes())["environment"]
+        except (ValueError, KeyError, TypeError):  # damaged: no reason to lose the training
+            continue
         gpus = [value for key, value in environment.items() if re.fullmatch(r"GPU [\d,]+", key)]
         device = ", ".join(gpus) or "CPU"
     found = dict(device=device) if device else {}

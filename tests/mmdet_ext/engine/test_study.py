@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import types
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,8 @@ folder = Path(sys.argv[sys.argv.index("--out") + 1])
 folder.mkdir()
 (folder / "report.html").write_text(sys.argv[sys.argv.index("--names") + 1])
 """
+
+CHILD = study_run.CHILD
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +213,76 @@ def test_methods_that_differ_in_the_test_alone_share_the_training(tools, tmp_pat
     third = method("third", test="3")
     (outcome,) = run(out, [*methods, third], 1, tools)
     assert len(starts(out, "*")) == 1 and len(finished_runs(out, third)) == 1
+
+
+def test_a_test_that_fails_stops_no_other_test_of_the_training(tools, tmp_path, capsys):
+    (tools / "test.py").write_text(f"import sys\nif 'bad=1' in sys.argv: sys.exit('no')\n{TEST}")
+    bad, good = replace(method("bad", test="1"), options=("bad=1",)), method("good", test="2")
+    for _ in range(2):
+        (outcome,) = run(tmp_path, [bad, good], 1, tools)
+        assert (outcome.failed, outcome.log.name) == ("test", "test.txt")
+        (one,) = finished_runs(tmp_path, good)
+        assert one["test"]["starts"] == 1 and not finished_runs(tmp_path, bad)
+    printed = capsys.readouterr().out
+    assert "bad, good, seed 0: FAILED (test: bad: exit status 1)" in printed
+    assert "bad, seed 0: FAILED (test: exit status 1)" in printed
+
+
+def test_while_a_command_runs_the_note_claims_nothing_that_it_may_overwrite(tools, tmp_path):
+    """For it may be killed, with the study, before it ends."""
+    look = "import shutil\nfrom pathlib import Path\nimport sys\n" + (
+        "folder = Path(sys.argv[sys.argv.index('--work-dir') + 1]).parent\n"
+        "shutil.copy(folder / 'run.json', folder / (Path(sys.argv[0]).stem + '-saw.json'))\n"
+    )
+    for name, text in (("train", TRAIN), ("test", TEST.replace("mkdir()", "mkdir(exist_ok=True)"))):
+        (tools / f"{name}.py").write_text(look + text)
+    first = method("a")
+    run(tmp_path, [first], 1, tools)
+    (folder,) = tmp_path.glob("runs/*")
+    # Its test was done by other code: it is done again into the same folder.
+    run(tmp_path, [replace(first, test={**first.test, "code": "2"})], 1, tools)
+    seen = json.loads((folder / "test-saw.json").read_text())
+    assert [test["fingerprint"] for test in seen["tests"].values()] == [{}]
+    # A training that other code began, and that was accepted, is of this one from its start.
+    note = read_note(folder)
+    del note["training"]["ended"]
+    (folder / "run.json").write_text(json.dumps(note))
+    later = method("a", code="2")
+    study.run_all(todo_of(tmp_path, [later], 1, accept_code=True).jobs, tools, 1)
+    seen = json.loads((folder / "train-saw.json").read_text())
+    assert seen["training"]["fingerprint"] == later.training
+
+
+def test_an_error_of_ours_in_one_run_is_named_and_ends_no_other(tools, tmp_path, monkeypatch):
+    def broken(folder):
+        return {} if folder.parent.name.startswith("b-") else {}["no such"]
+
+    monkeypatch.setattr(study_run, "device_of", broken)
+    bad, good = run(tmp_path, [method("a", "x=1"), method("b")], 1, tools)
+    assert not good.failed
+    assert bad.reason == "KeyError: 'no such'" and "in broken" in bad.log.read_text()
+
+
+def test_a_finished_run_of_accepted_code_goes_before_one_that_was_only_begun(tools, tmp_path):
+    run(tmp_path, [method("a")], 1, tools)
+    (tools / "train.py").write_text("raise SystemExit(1)")
+    later = method("a", code="2")
+    assert run(tmp_path, [later], 1, tools)[0].failed
+    assert len(list(tmp_path.glob("runs/*/run.json"))) == 2
+    assert len(finished_runs(tmp_path, later, accept_code=True)) == 1
+    assert todo_of(tmp_path, [later], 1, accept_code=True).done == 1
+    assert todo_of(tmp_path, [later], 1).done == 0
+
+
+def test_a_command_whose_study_has_ended_does_not_begin(tools, tmp_path, repository):
+    script, written = tools / "writes.py", tmp_path / "written"
+    script.write_text(f"open({str(written)!r}, 'w')")
+    for parent, begins in ((os.getpid(), True), (1, False)):
+        code = CHILD.replace("PARENT", str(parent))
+        command = [sys.executable, "-c", code, str(script)]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(repository)}, check=begins)
+        assert written.exists() == begins
+        written.unlink(missing_ok=True)
 
 
 def test_a_test_whose_result_is_gone_is_done_again(tools, tmp_path):
@@ -415,6 +488,8 @@ def test_time_left_is_that_of_the_same_method_spread_over_what_runs_at_once(tmp_
     log = "# 2026-01-02 03:04:05 train.py\n" + "epoch 4/10  loss 1\n"
     (tmp_path / "a0/train.txt").write_text(log)
     assert progress.time_left() == "02:22"  # 40 seconds of the first are over
+    # So they are of one that was interrupted and waits for its turn.
+    assert Progress(jobs, 2, 0, {"a": 100.0, "b": 50.0}).time_left() == "02:22"
     assert Progress(jobs, 2, 0, {}).time_left() == "not known yet"
 
 
@@ -432,6 +507,8 @@ def test_device_and_memory_of_a_training(tmp_path):
         """)
     )
     assert device_of(tmp_path) == {"device": "NVIDIA H200", "gpu_memory_mb": 1034}
+    (tmp_path / "run_2.json").write_text("{")  # no reason to lose the training
+    assert device_of(tmp_path)["device"] == "NVIDIA H200"
 
 
 def test_a_note_of_something_else_is_refused(tmp_path):
