@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from deeplesion.files import file_sha256
 from mmdet_ext.config.check import RUNNER, find, refused_by_parts
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import Overrides
+from mmdet_ext.engine.run import RESULT_FILES, metric_name
 from mmdet_ext.engine.study_run import Method
 
 FRAMEWORK = {"builtins", "mmcv", "mmdet", "mmengine", "torch", "torchvision"}
@@ -33,6 +35,11 @@ SHOWN = "deeplesion.report"  # no result depends on how one is shown
 # What says where a run is, which one it is and what it tells, not what is done.
 PLACE = {"work_dir", "experiment_name", "launcher", "resume"}
 PLACE |= {"visualizer", "log_level", "log_processor"}
+SET_BY_RUNS = {
+    "randomness.seed": "--seeds N takes 0 to N - 1",
+    "work_dir": "every run has a folder in that of --out",
+    "resume": "a run that was interrupted goes on",
+}
 NOT_PREPARED = "there is no {file}, which {config} needs: prepare the data (tools/prepare_data.py)"
 
 
@@ -146,7 +153,9 @@ def code_hash(modules: frozenset[str], tools: Path) -> str:
     """
     # Of a framework nothing is followed; one's own parts lie in a package or are single files.
     packages = {name.partition(".")[0] for name in modules} - FRAMEWORK | {*PROJECT}
-    waiting, files = sorted(modules), {}
+    # Of one's own parts the package's __init__ runs first; the project's are empty.
+    own = {name.rpartition(".")[0] for name in modules if not name.startswith(PROJECT)}
+    waiting, files = sorted({*modules, *own} - {""}), {}
     while waiting:
         name = waiting.pop()
         if name in files or name.partition(".")[0] not in packages or f"{name}.".startswith(SHOWN):
@@ -184,7 +193,7 @@ def _imported(tree: ast.Module, package: str) -> list[str]:
 
 
 def _without_words(tree: ast.Module) -> str:
-    """A module without comments, docstrings and layout."""
+    """A module without comments, docstrings and layout, the same for every version of Python."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -193,7 +202,12 @@ def _without_words(tree: ast.Module) -> str:
                 for line in body
                 if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
             ]
-    return ast.dump(tree)
+        if getattr(node, "type_params", None) == []:  # 3.11 has none
+            del node.type_params
+        if isinstance(node, ast.JoinedStr):  # 3.12 may end one with an empty piece
+            node.values = [v for v in node.values if getattr(v, "value", None) != ""]
+    # Later versions leave out empty lists if one lets them.
+    return ast.dump(tree, **({"show_empty": True} if sys.version_info >= (3, 13) else {}))
 
 
 def _hash(value: Any) -> str:
@@ -211,14 +225,16 @@ def _file_hash(file: Path) -> str:
 
 
 def check_tests(methods: Sequence[Method], configs: Sequence[Config]) -> None:
-    """Reads the images of every test, of equal ones once: a test that cannot be done would be
-    noticed only after the training. Raises UserError, with the method's name."""
+    """Reads the images of every test, of equal ones once, and what it is scored by: a test that
+    cannot be done, or not for the study's tables, would be noticed only after the training. Raises
+    UserError, with the method's name."""
     seen = set()
     for method, config in zip(methods, configs, strict=True):
         test = (method.test["config"], method.test["data"])
         if test in seen:
             continue
         seen.add(test)
+        _check_evaluator(method.name, config)
         try:
             scope = config.get("default_scope", "mmdet")
             with refused_by_parts(), DefaultScope.overwrite_default_scope(scope):
@@ -227,11 +243,29 @@ def check_tests(methods: Sequence[Method], configs: Sequence[Config]) -> None:
             raise UserError(f"{method.name}: its test: {error}") from error
 
 
+def _check_evaluator(name: str, config: Config) -> None:
+    nodes = [node for _, node in dicts(config.get("test_evaluator"), "")]
+    metric = next((node for node in nodes if metric_name(node) in RESULT_FILES), {})
+    if metric_name(metric) != "FROCMetric":
+        raise UserError(f"{name}: test_evaluator has no FROCMetric, which a study's tables are of")
+    for option, usual in (("iou_threshold", 0.5), ("pixel_offset", 1)):
+        if (value := metric.get(option, usual)) != usual:
+            raise UserError(
+                f"{name}: test_evaluator: a study's tables are made with {option}={usual}, not "
+                f"{value}: leave it out, and give it to tools/evaluate.py for single runs"
+            )
+
+
 def check_methods(methods: Sequence[Method]) -> None:
     """Raises UserError for two methods of one config, options and data: nothing would tell them
-    apart."""
+    apart. And for an option that every run sets itself."""
     seen: dict[str, str] = {}
     for method in methods:
+        for name in parsed(method.options):
+            if name in SET_BY_RUNS:
+                raise UserError(
+                    f"{method.name}: {name} is the study's own ({SET_BY_RUNS[name]}): leave it out"
+                )
         key = _hash([method.training, method.test])
         if key in seen:
             raise UserError(

@@ -1,6 +1,8 @@
 """The methods of a command line, and what their fingerprints depend on."""
 
+import ast
 import copy
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -11,6 +13,7 @@ from deeplesion.errors import MissingDataError, UserError
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import (
+    _without_words,
     check_methods,
     code_hash,
     methods_of,
@@ -176,6 +179,29 @@ def test_code_is_what_the_imports_reach_without_words_and_layout(tmp_path, monke
     assert second != first
     (package / "__init__.py").write_text("import os\n")
     assert now() != second
+
+
+def test_the_package_of_ones_own_part_counts_if_nothing_imports_it(tmp_path, monkeypatch):
+    package = tmp_path / "lone_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "operator.py").write_text("import torch\n")
+    for name in ("train.py", "test.py"):
+        (tmp_path / name).write_text("pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for content in ("", "import torch\ntorch.set_num_threads(1)\n"):
+        (package / "__init__.py").write_text(content)
+        code_hash.cache_clear()
+        found.append(code_hash(frozenset({"lone_parts.operator"}), tmp_path))
+    assert found[0] != found[1]
+
+
+def test_code_is_the_same_for_every_version_of_python():
+    """Later ones write more of a syntax tree, or less."""
+    code = "class A(B):\n    'Doc.'\n    def f(self, x=1):\n        return f'{x!r:>{x}} a'\n"
+    text = _without_words(ast.parse(code))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "a9fd5294a2a3a25e"
 
 
 def test_the_code_of_a_run_holds_its_operator_and_no_reports_phantoms_or_studies(
