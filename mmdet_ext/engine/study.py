@@ -3,6 +3,7 @@ done is skipped, what fails is named and the rest goes on."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import queue
@@ -161,15 +162,21 @@ def run_on_slurm(
             is Slurm by default.
         at_once: how many at a time.
 
-    Raises UserError if submitit is not there, finds no Slurm, or refuses the parameters.
+    Raises UserError if submitit is not there, finds no Slurm, or refuses the parameters; and for
+    `at_once` with another cluster than Slurm, which would not keep to it.
     """
+    own = dict(parameters)
+    if at_once and own.get("cluster", "slurm") != "slurm":
+        raise UserError(
+            f"--jobs {at_once}: with --slurm cluster={own['cluster']} submitit starts all runs at "
+            "once. Leave out --jobs or, to run so many at a time on this machine, --slurm"
+        )
     try:
         from submitit import AutoExecutor
     except ModuleNotFoundError:
         raise UserError(
             "--slurm needs submitit: pip install 'deeplesion-mmdet[slurm]', or pip install submitit"
         ) from None
-    own = dict(parameters)
     try:
         executor = AutoExecutor(folder=folder.resolve(), cluster=own.pop("cluster", "slurm"))
         limit = {"slurm_array_parallelism": at_once} if at_once else {}
@@ -250,9 +257,19 @@ def visible_gpus(number: int) -> list[str]:
 
 
 def pairs(settings: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """(name, value) of 'name=value', numbers as numbers. Raises UserError for anything else."""
+    """(name, value) of 'name=value', numbers and True, False, None as such. Raises UserError for
+    anything else."""
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not name or not equals:
             raise UserError(f"--slurm takes name=value, got {setting!r}")
-        yield name, int(value) if value.lstrip("-").isdigit() else value
+        yield name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """A number, True, False or None; else the text, such as 1:00:00, or 0042 of an account."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, (bool, int, float)) else text

@@ -432,6 +432,8 @@ def test_slurm_does_the_same_runs_as_an_array(tools, tmp_path, monkeypatch, caps
     out, methods = tmp_path / "out", [method("a"), method("b", "x=1")]
     jobs = todo_of(out, methods, 1).jobs
     parameters = dict(pairs(["slurm_partition=gpu", "timeout_min=60"]))
+    values = dict(pairs(["a=1.5", "b=False", "c=0042", "d=None", "e=1:00", "f="]))
+    assert values == {"a": 1.5, "b": False, "c": "0042", "d": None, "e": "1:00", "f": ""}
     outcomes = study.run_on_slurm(jobs, tools, out / "slurm", parameters, at_once=8)
     assert seen["cluster"] == "slurm" and seen["folder"] == out / "slurm"
     assert seen["parameters"] == dict(
@@ -450,6 +452,8 @@ def test_slurm_without_submitit_or_with_a_wrong_parameter(tools, tmp_path, monke
     fake_submitit(monkeypatch)
     with pytest.raises(UserError, match="unknown argument partitoin"):
         study.run_on_slurm(jobs, tools, tmp_path, {"partitoin": "gpu"})
+    with pytest.raises(UserError, match="--jobs"):  # submitit would start all of them
+        study.run_on_slurm(jobs, tools, tmp_path, {"cluster": "local"}, at_once=2)
     with pytest.raises(UserError, match="name=value, got 'gpu'"):
         dict(pairs(["gpu"]))
 
