@@ -15,6 +15,10 @@ SMALL = [
     "train_cfg.max_epochs=1", "train_cfg.val_interval=1", "default_hooks.run_check.reference=None",
     *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
 ]  # fmt: skip
+NO_FROC = [
+    "test_evaluator._delete_=True", "test_evaluator.type=DumpResults",
+    "test_evaluator.out_file_path=a.pkl",
+]  # fmt: skip
 TRAIN = """
 import sys
 print("epoch 1/1  loss 1")
@@ -82,6 +86,7 @@ def study(repository, phantom, tmp_path, monkeypatch, capsys):
             return 1, captured.out + status
         return status, captured.out + captured.err
 
+    call.module = module
     return call
 
 
@@ -124,6 +129,12 @@ def test_a_failing_run_leaves_a_table_of_the_others(study, tmp_path):
         ([DEMO, "--data", "nowhere"], "there is no folder nowhere"),
         ([DEMO, "--cfg-options", "stack.polcy=keep_thick"], "did you mean stack.policy"),
         ([DEMO, "--variant", "x", DEMO, "stack.num_slices=3"], "are the same"),
+        ([DEMO, "--cfg-options", "randomness.seed=7"], "randomness.seed is the study's own"),
+        (["--variant", "x", DEMO, "work_dir=w"], "x: work_dir is the study's own"),
+        ([DEMO, "--cfg-options", "test_evaluator.iou_threshold=0.3"], "test_evaluator: a study's"),
+        ([DEMO, "--cfg-options", *NO_FROC], "test_evaluator has no FROCMetric"),
+        ([DEMO, "--slurm", "cluster=local", "--jobs", "2"], "--jobs"),
+        ([DEMO, "--slurm", "gpu"], "name=value, got 'gpu'"),
         (
             ["--variant", "x", DEMO, 'test_dataloader.dataset.ann_file=["annotations/test.json"]'],
             "x: its test: DeepLesionDataset: ann_file=",
@@ -134,6 +145,42 @@ def test_what_cannot_be_is_refused_before_anything_is_run(study, tmp_path, argum
     status, printed = study(*arguments, "--out", tmp_path / "out")
     assert status in (1, 2) and message in printed
     assert not list((tmp_path / "out").glob("runs/*"))
+
+
+def test_options_that_are_given_twice_all_count(study, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(study.module, "run_on_slurm", lambda *a, **k: seen.update(a=a, k=k) or [])
+    monkeypatch.setattr(study.module, "write_study", lambda *a: "")
+    status, printed = study(
+        DEMO, "--out", tmp_path / "out", "--seeds", 1, "--slurm", "slurm_partition=gpu",
+        "--cfg-options", "stack.num_slices=5", "--cfg-options", "stack.policy=keep_thick",
+        "--slurm", "mem_gb=32",
+    )  # fmt: skip
+    assert status == 0, printed
+    (job,), *_, parameters, _ = seen["a"]
+    assert job.methods[0].options == ("stack.num_slices=5", "stack.policy=keep_thick")
+    assert parameters == {"slurm_partition": "gpu", "mem_gb": 32}
+    # Slurm need not pass the environment on.
+    assert seen["k"]["environment"] == {"DEEPLESION_ROOT": os.environ["DEEPLESION_ROOT"]}
+
+
+def test_costs_are_counted_again_when_the_code_is_another(study, tmp_path, monkeypatch):
+    module, counted = study.module, []
+    monkeypatch.setattr(module, "run", lambda *a: [])
+    monkeypatch.setattr(module, "report", lambda *a: None)
+    monkeypatch.setattr(module, "cost_of", lambda config: counted.append(config) or dict(note=""))
+    out = tmp_path / "out"
+    for code, times in (("a", 1), ("a", 1), ("b", 2)):
+        monkeypatch.setattr(module, "code_hash", lambda *a, code=code: code)
+        study(DEMO, "--out", out)
+        assert len(counted) == times
+    # A plan that is damaged is written anew; without configs it is named.
+    for text in ("{", "[]", '{"reference": "a", "methods": [{}]}'):
+        (out / "plan.json").write_text(text)
+        status, printed = study("--out", out, "--report")
+        assert status == 1 and f"{out / 'plan.json'} is not the plan of a study" in printed
+    assert study(DEMO, "--out", out)[0] == 0
+    assert json.loads((out / "plan.json").read_text())["reference"] == "nofusion_3slice"
 
 
 @pytest.mark.slow

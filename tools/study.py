@@ -8,8 +8,9 @@ python tools/study.py --out study --report    # tables and page again, from what
 
 import argparse
 import json
+import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -96,16 +97,17 @@ def arguments() -> argparse.Namespace:
         help=f"make a phantom of so many patients, {PHANTOM_SIZE} px, in DIR/phantom",
     )  # fmt: skip
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="k=v", help="override all configs"
-    )
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="k=v",
+        help="override all configs",
+    )  # fmt: skip
     parser.add_argument("--reference", metavar="NAME", help="compared with (default: the first)")
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at once (default: as many as GPUs, or 1)"
     )
     parser.add_argument(
-        "--slurm", nargs="*", metavar="k=v",
+        "--slurm", nargs="*", action="extend", metavar="k=v",
         help="as an array of jobs of Slurm, by submitit (an extra), with parameters of its"
-        " executor: partition=gpu gpus_per_node=1 cpus_per_task=6 timeout_min=600 ...",
+        " executor: slurm_partition=gpu gpus_per_node=1 cpus_per_task=6 timeout_min=600 ...",
     )  # fmt: skip
     parser.add_argument(
         "--accept-code-changes", action="store_true",
@@ -118,6 +120,8 @@ def arguments() -> argparse.Namespace:
     for name, low in (("seeds", 1), ("jobs", 1), ("resamples", MIN_RESAMPLES)):
         if (value := getattr(options, name)) is not None and value < low:
             raise UserError(f"--{name} must be at least {low}, got {value}")
+    if options.slurm is not None:
+        options.slurm = dict(pairs(options.slurm))
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file: give a folder, which need not exist yet")
     if not (options.configs or options.variant) and not options.report:
@@ -145,8 +149,8 @@ def make_plan(options: argparse.Namespace) -> dict:
         names = ", ".join(method.name for method in wanted)
         raise UserError(f"--reference {reference} is none of the methods {names}")
     known = {}
-    if (options.out / PLAN).is_file():
-        known = {m["training"]["config"]: m["cost"] for m in read_plan(options.out)["methods"]}
+    with suppress(UserError):  # there is none yet, or it is damaged and written anew
+        known = {counted_for(m): m["cost"] for m in read_plan(options.out)["methods"]}
     found, configs = [], []
     for method in tqdm(wanted, desc="reading configs", unit="method", leave=False, disable=None):
         config = load_config(method.config, parsed(method.options))
@@ -156,8 +160,8 @@ def make_plan(options: argparse.Namespace) -> dict:
     check_tests(found, configs)
     methods = []
     for method, config in zip(tqdm(found, desc="counting", leave=False, disable=None), configs):
-        cost = known.get(method.training["config"]) or cost_of(config)
-        methods.append({**asdict(method), "cost": cost})
+        own = asdict(method)
+        methods.append({**own, "cost": known.get(counted_for(own)) or cost_of(config)})
     plan = dict(
         reference=reference, accept_code_changes=options.accept_code_changes, methods=methods
     )
@@ -173,10 +177,18 @@ def read_plan(out: Path) -> dict:
     file = out / PLAN
     if not file.is_file():
         raise MissingDataError(f"{out} holds no study (there is no {PLAN}): name its configs")
-    plan = parse_json(file.read_bytes())
-    if not isinstance(plan, dict) or not {"reference", "methods"} <= plan.keys():
-        raise UserError(f"{file} is not the plan of a study: name its configs again")
+    try:
+        plan = parse_json(file.read_bytes())
+        plan["reference"], [(method_of(m), counted_for(m), m["cost"]) for m in plan["methods"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{file} is not the plan of a study: name its configs again") from None
     return plan
+
+
+def counted_for(method: dict) -> tuple[str, ...]:
+    """What a cost is of: another operator's code may count otherwise under the same config."""
+    training, test = method["training"], method["test"]
+    return training["config"], training["code"], test["config"]
 
 
 def method_of(each: dict) -> Method:
@@ -208,10 +220,13 @@ def run(options: argparse.Namespace, plan: dict) -> list:
         print("\n".join(f"  {job.name}: {job.folder}" for job in todo.jobs))
     if options.dry_run or options.report or not todo.jobs:
         return []
-    same = dict(done=todo.done, known=known_seconds(out))
+    # Slurm need not pass on where the data is.
+    environment = {k: v for k, v in os.environ.items() if k == "DEEPLESION_ROOT"}
+    same = dict(done=todo.done, known=known_seconds(out), environment=environment)
     if options.slurm is not None:
-        parameters = dict(pairs(options.slurm))
-        outcomes = run_on_slurm(todo.jobs, TOOLS, out / "slurm", parameters, options.jobs, **same)
+        outcomes = run_on_slurm(
+            todo.jobs, TOOLS, out / "slurm", options.slurm, options.jobs, **same
+        )
     else:
         gpus = visible_gpus(torch.cuda.device_count())
         outcomes = run_all(todo.jobs, TOOLS, options.jobs or len(gpus) or 1, gpus, **same)
