@@ -132,8 +132,10 @@ def run_all(
             free.put(gpu)
 
     with progress, ThreadPoolExecutor(at_once) as threads:
-        futures = [threads.submit(do, job) for job in jobs]
+        futures = []
         try:
+            for job in jobs:
+                futures.append(threads.submit(do, job))
             return _follow(futures, progress)
         finally:
             for future in futures:
@@ -185,13 +187,12 @@ def run_on_slurm(
         submitted = executor.map_array(work, jobs)
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"--slurm: submitit refuses {dict(parameters)}: {error}") from None
-    progress = Progress(jobs, at_once or len(jobs), done, known or {})
-    print(f"submitted as {submitted[0].job_id.partition('_')[0]}, {len(submitted)} jobs; "
-          f"submitit's logs: {folder}", flush=True)  # fmt: skip
-    for job in jobs:
-        progress.begin(job)
-    with progress:
+    with Progress(jobs, at_once or len(jobs), done, known or {}) as progress:
         try:
+            print(f"submitted as {submitted[0].job_id.partition('_')[0]}, {len(submitted)} jobs; "
+                  f"submitit's logs: {folder}", flush=True)  # fmt: skip
+            for job in jobs:
+                progress.begin(job)
             return _follow([SlurmFuture(*pair) for pair in zip(jobs, submitted)], progress)
         finally:
             for job in submitted:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from statistics import mean
 
 from tqdm import tqdm
@@ -71,8 +72,8 @@ class Progress:
         line = f"{left}: {'; '.join(parts[:3])}{more}"
         if self.bar.disable:
             print(line, flush=True)
-        else:
-            self.bar.set_description_str(line)
+        else:  # a longer line would be wrapped, and stay
+            self.bar.set_description_str(line[: get_terminal_size().columns - 1])
 
     def time_left(self) -> str:
         """By the runs that are done, the same method's if there are, and by what the epochs of
@@ -100,7 +101,7 @@ def _share(job: Job) -> float:
 
 def _seconds(note: Mapping) -> float:
     tests = note.get("tests", {}).values()
-    return note["training"].get("seconds", 0) + sum(t.get("seconds", 0) for t in tests)
+    return note.get("training", {}).get("seconds", 0) + sum(t.get("seconds", 0) for t in tests)
 
 
 def known_seconds(out: Path) -> dict[str, float]:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -363,6 +364,21 @@ def test_an_end_of_the_study_ends_its_processes_and_it_goes_on_later(
     assert len(starts(out, "a-*")) == 2
 
 
+def test_an_interruption_while_jobs_are_handed_out_ends_all(tools, tmp_path, monkeypatch):
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            if starts(tmp_path, "*"):
+                raise KeyboardInterrupt
+            future = super().submit(*arguments)
+            wait_for(lambda: starts(tmp_path, "*"))
+            return future
+
+    monkeypatch.setattr(study, "ThreadPoolExecutor", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [method(n, f"{n}=1", "wait=9") for n in "ab"], 1, tools)
+    assert not list(tmp_path.glob("runs/*/training/ends"))
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -495,6 +511,28 @@ def test_time_left_is_that_of_the_same_method_spread_over_what_runs_at_once(tmp_
     # So they are of one that was interrupted and waits for its turn.
     assert Progress(jobs, 2, 0, {"a": 100.0, "b": 50.0}).time_left() == "02:22"
     assert Progress(jobs, 2, 0, {}).time_left() == "not known yet"
+
+
+def test_the_line_at_a_terminal_is_no_longer_than_that(tmp_path, monkeypatch, capsys):
+    """It would be wrapped, and each second's leave a line behind."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    jobs = [Job(tmp_path / n, 0, (method(n * 30),)) for n in "abc"]
+    with Progress(jobs, 3, 0, {}) as progress:
+        for job in jobs:
+            progress.begin(job)
+        progress.show()
+    lines = [line.rstrip() for line in capsys.readouterr().err.replace("\n", "\r").split("\r")]
+    assert max(map(len, lines)) == 59
+    assert any(line.startswith("0 of 3 runs, left not known yet: aaa") for line in lines)
+
+
+def test_a_run_whose_folder_was_removed_when_it_was_done_ends_no_study(tmp_path, capsys):
+    job = Job(tmp_path / "gone", 0, (method("a"),))
+    with Progress([job], 1, 0, {}) as progress:
+        progress.begin(job)
+        progress.end(study_run.Outcome(job))
+    assert "[1/1] a, seed 0" in capsys.readouterr().out
 
 
 def test_device_and_memory_of_a_training(tmp_path):
