@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,7 @@ from mmdet_ext.models.complexity import Complexity, detector_complexity
 
 TOOLS = Path(__file__).resolve().parent
 PLAN = "plan.json"
+OF_RUNS = ("seeds", "data", "phantom", "cfg_options", "jobs", "slurm", "dry_run")
 PHANTOM_SIZE = 128  # px, as the demo's
 
 
@@ -126,6 +128,11 @@ def arguments() -> argparse.Namespace:
         raise UserError(f"--out {options.out} is a file: give a folder, which need not exist yet")
     if not (options.configs or options.variant) and not options.report:
         parser.error("give a CONFIG, a --variant NAME CONFIG, or --report")
+    if not (options.configs or options.variant):
+        ignored = [n for n in OF_RUNS if getattr(options, n) != parser.get_default(n)]
+        if ignored:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            raise UserError(f"{names}: --report alone runs nothing; leave it out, or name configs")
     return options
 
 
@@ -145,9 +152,7 @@ def make_plan(options: argparse.Namespace) -> dict:
     """The methods with their fingerprints and costs, also written to DIR/plan.json."""
     wanted = methods_of(options.configs, options.variant, options.cfg_options)
     reference = options.reference or wanted[0].name
-    if reference not in [method.name for method in wanted]:
-        names = ", ".join(method.name for method in wanted)
-        raise UserError(f"--reference {reference} is none of the methods {names}")
+    check_reference(reference, [method.name for method in wanted])
     known = {}
     with suppress(UserError):  # there is none yet, or it is damaged and written anew
         known = {counted_for(m): m["cost"] for m in read_plan(options.out)["methods"]}
@@ -170,6 +175,11 @@ def make_plan(options: argparse.Namespace) -> dict:
         text = json.dumps({**plan, "methods": kept}, indent=1)
         write_whole(options.out / PLAN, text + "\n")
     return plan
+
+
+def check_reference(reference: str, names: Sequence[str]) -> None:
+    if reference not in names:
+        raise UserError(f"--reference {reference} is none of the methods {', '.join(names)}")
 
 
 def read_plan(out: Path) -> dict:
@@ -250,6 +260,7 @@ def report(options: argparse.Namespace, plan: dict) -> None:
         for each in plan["methods"]
     }
     reference = options.reference or plan["reference"]
+    check_reference(reference, [*methods])
     print("\n" + write_study(options.out, methods, reference, options.resamples))
 
 
