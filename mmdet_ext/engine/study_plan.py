@@ -126,6 +126,11 @@ def _take_out_files(parts: dict, config: str) -> dict[str, str]:
                 if not file.is_file():
                     raise MissingDataError(NOT_PREPARED.format(file=file, config=config))
             contents[f"{path}.ann_file"] = " ".join(map(_file_hash, files))
+            # Wherever slices are read from: as where they usually are.
+            if "cache" in node:
+                node["cache"] = "slice_cache"
+            if "img" in (node.get("data_prefix") or {}):
+                node["data_prefix"] = {**node["data_prefix"], "img": "Images_png"}
         weights = node.get("checkpoint")
         if isinstance(weights, str) and Path(weights).is_file():
             contents[f"{path}.checkpoint"] = _file_hash(Path(node.pop("checkpoint")))
@@ -154,7 +159,7 @@ def code_hash(modules: frozenset[str], tools: Path) -> str:
     # Of a framework nothing is followed; one's own parts lie in a package or are single files.
     packages = {name.partition(".")[0] for name in modules} - FRAMEWORK | {*PROJECT}
     # Of one's own parts the package's __init__ runs first; the project's are empty.
-    own = {name.rpartition(".")[0] for name in modules if not name.startswith(PROJECT)}
+    own = {n.rpartition(".")[0] for n in modules if n.partition(".")[0] not in PROJECT}
     waiting, files = sorted({*modules, *own} - {""}), {}
     while waiting:
         name = waiting.pop()

@@ -101,6 +101,12 @@ def test_a_fingerprint_is_of_what_is_done(fingerprints, phantom, tmp_path):
         ("test_evaluator.iou_threshold=0.3",): {"test config"},
         ("randomness.seed=3",): set(),
         ("log_level=ERROR", "visualizer.vis_backends=[]"): set(),
+        ("train_dataloader.dataset.cache=/fast/slice_cache",): set(),
+        ("train_dataloader.dataset.cache=None",): set(),
+        tuple(
+            f"{s}_dataloader.dataset.data_prefix.img={phantom}/Images_png"
+            for s in ("train", "val", "test")
+        ): set(),
     }.items():
         assert changed(plain, fingerprints(*options)) == parts, options
 
