@@ -118,7 +118,7 @@ def test_a_failing_run_leaves_a_table_of_the_others(study, tmp_path):
     assert status == 0 and "difference from thick" in printed
     assert (out / "study.html").is_file()
     for ignored, message in (
-        (["--reference", "thik"], "--reference thik is none of the methods nofusion_3slice, thick"),
+        (["--reference", "thik"], "reference thik is none of the methods nofusion_3slice, thick"),
         (["--seeds", "5"], "--seeds"),
         (["--cfg-options", "stack.num_slices=5", "--dry-run"], "--cfg-options, --dry-run"),
     ):

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -152,7 +151,9 @@ def make_plan(options: argparse.Namespace) -> dict:
     """The methods with their fingerprints and costs, also written to DIR/plan.json."""
     wanted = methods_of(options.configs, options.variant, options.cfg_options)
     reference = options.reference or wanted[0].name
-    check_reference(reference, [method.name for method in wanted])
+    if reference not in [method.name for method in wanted]:
+        names = ", ".join(method.name for method in wanted)
+        raise UserError(f"--reference {reference} is none of the methods {names}")
     known = {}
     with suppress(UserError):  # there is none yet, or it is damaged and written anew
         known = {counted_for(m): m["cost"] for m in read_plan(options.out)["methods"]}
@@ -175,11 +176,6 @@ def make_plan(options: argparse.Namespace) -> dict:
         text = json.dumps({**plan, "methods": kept}, indent=1)
         write_whole(options.out / PLAN, text + "\n")
     return plan
-
-
-def check_reference(reference: str, names: Sequence[str]) -> None:
-    if reference not in names:
-        raise UserError(f"--reference {reference} is none of the methods {', '.join(names)}")
 
 
 def read_plan(out: Path) -> dict:
@@ -260,7 +256,6 @@ def report(options: argparse.Namespace, plan: dict) -> None:
         for each in plan["methods"]
     }
     reference = options.reference or plan["reference"]
-    check_reference(reference, [*methods])
     print("\n" + write_study(options.out, methods, reference, options.resamples))
 
 
