@@ -9,7 +9,7 @@ def command(
     repository, *arguments, root=None, variable="DEEPLESION_ROOT", expect=0, timeout=300
 ) -> str:
     """What it prints; `variable` of its environment says where the data is, `root`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if root is not None:
         environment[variable] = str(root)
     run = subprocess.run(

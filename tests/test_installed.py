@@ -78,7 +78,7 @@ def test_from_an_empty_folder_to_the_tables(commands, tmp_path):
     def call(name, *arguments):
         return run(commands / f"deeplesion-{name}", *arguments, folder=tmp_path, **variables)
 
-    variables = {"OMP_NUM_THREADS": "2", "DEEPLESION_ROOT": "phantom"}
+    variables = {"OMP_NUM_THREADS": "1", "DEEPLESION_ROOT": "phantom"}
     call("phantom", "phantom", "--patients", 4, "--size", 128, "--seed", 3)
     call("prepare", "phantom", "--workers", 1)
     trained = call("train", "demo/alignshift_3slice", *SMALL, *ONE_EPOCH, *NO_WORKERS)

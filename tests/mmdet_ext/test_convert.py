@@ -711,9 +711,8 @@ def test_state_dict_round_trip(operator):
     assert torch.equal(again(volume, mm(1.0, 2.0)), network(volume, mm(1.0, 2.0)))
 
 
-@pytest.mark.parametrize(
-    "operator", ["AlignShiftConv", pytest.param("I3DConv", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ["AlignShiftConv", "I3DConv"])
 def test_compiled_equals_eager(operator):
     network = convert_to_3d(network_2d("ResNetFPN"), operator)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
