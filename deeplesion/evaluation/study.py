@@ -43,8 +43,7 @@ def study(
             are not of the same images with the same lesions, or images without any lesion.
     """
     check_resamples(resamples)
-    if reference not in methods:
-        raise UserError(f"the reference {reference} is none of the methods {', '.join(methods)}")
+    check_reference(reference, methods)
     if empty := [name for name, results in methods.items() if not results]:
         raise UserError(f"{', '.join(empty)}: no results; give at least one a method")
     first = methods[reference][0]
@@ -84,6 +83,12 @@ def study(
             for (name, row), p in zip(rows.items(), holm([r["p"] for r in rows.values()])):
                 differences[name].setdefault(group, {})[measure] = {**row, "p_holm": p}
     return dict(reference=reference, methods=means, differences=differences)
+
+
+def check_reference(reference: str, methods: Mapping) -> None:
+    """Raises UserError if the reference is none of the methods."""
+    if reference not in methods:
+        raise UserError(f"the reference {reference} is none of the methods {', '.join(methods)}")
 
 
 def paired(

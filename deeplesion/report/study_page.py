@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from deeplesion.errors import MissingDataError, UserError
+from deeplesion.errors import MissingDataError
 from deeplesion.evaluation.evaluate import resampled
 from deeplesion.evaluation.results import Result, read_results
-from deeplesion.evaluation.study import study
+from deeplesion.evaluation.study import check_reference, study
 from deeplesion.files import write_whole
 from deeplesion.report.page import page_of, to_html
 from deeplesion.report.study_figures import render_study
@@ -65,8 +65,7 @@ def write_study(
         MissingDataError: no method has a run.
         UserError: the reference is none of the methods.
     """
-    if reference not in methods:
-        raise UserError(f"the reference {reference} is none of the methods {', '.join(methods)}")
+    check_reference(reference, methods)
     without = [name for name, method in methods.items() if not method["runs"]]
     present = {name: method for name, method in methods.items() if method["runs"]}
     if not present:

@@ -13,18 +13,17 @@ from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Row, Table, to_markdown
 
 out = Path(sys.argv[1])
+methods = read_json(out / "study.json", "what tools/study.py writes")["methods"]
 results = {
     name: [read_results(out / run["folder"] / "results.json.gz", name) for run in method["runs"]]
-    for name, method in read_json(out / "study.json", "what tools/study.py writes")[
-        "methods"
-    ].items()
+    for name, method in methods.items()
     if method["runs"]
 }
 families = {}
 for policy in ("keep_thick", "normalize"):
-    methods = {name: runs for name, runs in results.items() if name.endswith(f", {policy}")}
-    if len(methods) > 1 and (none := f"none, {policy}") in methods:
-        families[f"{policy}, difference from none"] = study(methods, none)["differences"]
+    family = {name: runs for name, runs in results.items() if name.endswith(f", {policy}")}
+    if len(family) > 1 and (none := f"none, {policy}") in family:
+        families[f"{policy}, difference from none"] = study(family, none)["differences"]
 pairs = [(name, name.replace(", keep_thick", ", normalize")) for name in results]
 pairs = [(kept, other) for kept, other in pairs if other != kept and other in results]
 if pairs:

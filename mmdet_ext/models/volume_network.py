@@ -101,7 +101,7 @@ class VolumeNetwork(BaseModel):
         if mode == "predict":
             self.add_predictions(inputs, data_samples)
             return list(data_samples)
-        # Stacked with the channel last in memory, where convolutions on a CPU are fastest. Of one
+        # Stacked with the channel last in memory, which makes inference on a CPU faster. Of one
         # channel `contiguous` would leave the strides as they are.
         stacked = torch.stack([sample.movedim(0, -1) for sample in inputs]).movedim(-1, 1)
         logits = self.network(stacked)
