@@ -20,8 +20,9 @@ results = {
     if method["runs"]
 }
 families = {}
-for policy in ("keep_thick", "normalize"):
-    family = {name: runs for name, runs in results.items() if name.endswith(f", {policy}")}
+for policy, further in (("keep_thick", ()), ("normalize", ("single slice",))):
+    ends = (f", {policy}", *further)
+    family = {name: runs for name, runs in results.items() if name.endswith(ends)}
     if len(family) > 1 and (none := f"none, {policy}") in family:
         families[f"{policy}, difference from none"] = study(family, none)["differences"]
 pairs = [(name, name.replace(", keep_thick", ", normalize")) for name in results]
