@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The comparison of docs/missing_labels.md, in the order of its table. Called again it goes on where
 # it stopped. $1: seeds, 0 to $1 - 1; the teacher is that of seed 0. What follows goes to
-# tools/study.py (--jobs 2, --dry-run ...).
+# tools/study.py (--jobs 2 ...). --dry-run ends with the first study, since the second is of what
+# its teacher finds.
 set -eu
 seeds=$1
 shift
@@ -10,10 +11,16 @@ work=work_dirs/missing
 out=docs/study/missing_labels
 none=configs/demo/nofusion_3slice.py
 file=train_dataloader.dataset.ann_file
+dry=
+case " $* " in *" --dry-run "*) dry=yes ;; esac
 
 for phantom in "full --patients 300" "half --patients 300 --unlabelled 0.5" "test --patients 500 --seed 1"; do
     folder=$work/${phantom%% *}
     if [ ! -f "$folder/annotations/test.json" ]; then
+        if [ "$dry" ]; then
+            echo "$folder is to be made first: call this without --dry-run"
+            exit
+        fi
         # shellcheck disable=SC2086
         $python tools/make_phantom.py "$folder" --size 128 ${phantom#* }
         $python tools/prepare_data.py "$folder"
@@ -27,25 +34,34 @@ study() {  # SEEDS, then --variant ...
 }
 methods=(--variant half $none --variant full $none train_dataloader.dataset.data_root="$work/full")
 study 1 "$@" "${methods[@]}"
+if [ "$dry" ]; then exit; fi
 
-teacher=$(ls -d "$out"/runs/half-seed0-*/training)
+# Folders of runs by other code stay beside it: the study says which one is its own.
+teacher=$out/$($python - "$out/study.json" <<'PYTHON'
+import json, sys
+from pathlib import Path
+runs = json.load(open(sys.argv[1]))["methods"]["half"]["runs"]
+print(Path([run["folder"] for run in runs if run["seed"] == 0][-1]).parent / "training")
+PYTHON
+)
 for kind in ignored labels; do
     DEEPLESION_ROOT=$work/half $python tools/mine_lesions.py $none "$teacher" --score 0.5 --as $kind \
-        --out "$work/$kind.json" --cfg-options stack.policy=keep_thick
+        --out "$work/half/annotations/$kind.json" --cfg-options stack.policy=keep_thick
 done
 $python - "$work" <<'PYTHON'  # half's key slices with all of their labels
 import json, sys
-full, half = (json.load(open(f"{sys.argv[1]}/{name}/annotations/train.json")) for name in ("full", "half"))
-names = {image["file_name"] for image in half["images"]}
-full["images"] = [image for image in full["images"] if image["file_name"] in names]
-ids = {image["id"] for image in full["images"]}
-full["annotations"] = [a for a in full["annotations"] if a["image_id"] in ids]
-json.dump(full, open(f"{sys.argv[1]}/complete.json", "w"))
+full, half = (f"{sys.argv[1]}/{name}/annotations" for name in ("full", "half"))
+complete = json.load(open(f"{full}/train.json"))
+names = {image["file_name"] for image in json.load(open(f"{half}/train.json"))["images"]}
+complete["images"] = [image for image in complete["images"] if image["file_name"] in names]
+ids = {image["id"] for image in complete["images"]}
+complete["annotations"] = [a for a in complete["annotations"] if a["image_id"] in ids]
+json.dump(complete, open(f"{half}/complete.json", "w"))
 PYTHON
 
 methods+=(
-    --variant "half, ignored" configs/demo/ignored_regions.py $file="$work/ignored.json"
-    --variant "half, labels" $none $file="$work/labels.json"
-    --variant "half's slices" $none $file="$work/complete.json"
+    --variant "half, ignored" configs/demo/ignored_regions.py $file=annotations/ignored.json
+    --variant "half, labels" $none $file=annotations/labels.json
+    --variant "half's slices" $none $file=annotations/complete.json
 )
 study "$seeds" "$@" "${methods[@]}"
