@@ -126,6 +126,16 @@ def test_from_annotations_to_lines_that_a_config_takes(run, repository, phantom,
     assert mean == pytest.approx(new["mean"], abs=1e-6)
 
 
+def test_from_the_table_of_lesions_alone(run, phantom, tmp_path):
+    """By size as from the annotation files."""
+    found = {}
+    for path in (phantom / "DL_info.csv", phantom / "annotations/train.json"):
+        run(path, "--sizes", 1, "--ratios", 1, "--folds", 2, "--out", tmp_path / "found.json")
+        overlaps = json.loads((tmp_path / "found.json").read_text())["overlaps"]["optimised"]
+        found[path.suffix] = {group: part["boxes"] for group, part in overlaps.items()}
+    assert found[".csv"] == found[".json"] and len(found[".csv"]) > 2
+
+
 def test_octaves_of_a_generator_give_way():
     own = dict(
         type="mmdet.AnchorGenerator", strides=[8, 16], octave_base_scale=4, scales_per_octave=3,

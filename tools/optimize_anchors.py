@@ -172,6 +172,7 @@ def images_of(path: Path, splits: list[str]) -> list[dict]:
         rows = rows[~rows.noisy & rows.split.isin(splits)]
         if rows.empty:
             raise UserError(f"{path} has no clean lesions of --split {' '.join(splits)}")
+        rows = rows.assign(diameters_mm=rows.diameters_mm.map(list))  # as of a file of JSON
         columns = ["bbox", "recist", "diameters_mm"]
         return [
             dict(height=first.height, width=first.width, patient=first.patient,
