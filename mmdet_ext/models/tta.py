@@ -31,10 +31,9 @@ class ViewsTTA(BaseTTAModel):
     Boxes and masks are turned back and the boxes of one label fused by weighted boxes fusion
     (Solovyev et al., Image and Vision Computing 2021; mmdet's): boxes whose IoU is above the
     detector's own threshold of NMS become their mean weighted by score, with the sum of their
-    scores over the number of views as score. The mask of a fused box is where those of its boxes
-    that hold at least half of their score are. The best `test_cfg.rcnn.max_per_img` are kept (all
-    if that is no limit).
-    Boxes without area go. Thickness and all else in a sample is the same for every view.
+    scores over the number of views as score, at most 1. The mask of a fused box is where those of
+    its boxes that hold at least half of their score are. The best `test_cfg.rcnn.max_per_img` are
+    kept (all if that is no limit). Boxes without area go. Thickness and all else in a sample is the same for every view.
 
     Args:
         module: the detector, or its wrapper of several processes.
@@ -108,11 +107,13 @@ def fused(views: Sequence[InstanceData], iou_threshold: float) -> InstanceData:
         [view.scores.cpu().numpy() for view in views],
         [view.labels.cpu().numpy() for view in views],
         iou_thr=iou_threshold,
+        # Otherwise of more boxes than views the mean counts: a faint one more would lower it.
+        allows_overflow=True,
     )
     every = InstanceData.cat(list(views))
     result = InstanceData(
         bboxes=boxes.reshape(-1, 4).to(every.bboxes),
-        scores=scores.to(every.scores),
+        scores=scores.clamp(max=1).to(every.scores),
         labels=labels.to(every.labels),
     )
     if "masks" in every:

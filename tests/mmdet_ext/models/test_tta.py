@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -114,6 +115,16 @@ def test_boxes_are_their_mean_by_score_and_score_by_how_many_views_agree():
     assert torch.equal(found.masks[0], one.masks[0])
     nothing = fused([one[:0], two[:0]], 0.5)
     assert nothing.bboxes.shape == (0, 4) and nothing.masks.shape == (0, 20, 20)
+
+
+def test_of_more_boxes_than_views_none_lowers_the_score():
+    """A faint one, which its own view's NMS left beside the best, joins those that agree."""
+    view, other = boxes_of((2, 2, 8, 0.9, 0), (5, 2, 8, 0.002, 0)), boxes_of((4, 2, 8, 0.9, 0))
+    found = fused([view, other], 0.5)
+    assert bbox_overlaps(view.bboxes[:1], view.bboxes[1:]) < 0.5 and len(found) == 1
+    torch.testing.assert_close(found.scores, torch.tensor([1.802 / 2]))
+    view.scores[1] = 0.8
+    assert fused([view, other], 0.5).scores.tolist() == [1]
 
 
 def test_no_more_boxes_than_of_one_view_and_none_without_area():
