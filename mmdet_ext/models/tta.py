@@ -33,7 +33,8 @@ class ViewsTTA(BaseTTAModel):
     detector's own threshold of NMS become their mean weighted by score, with the sum of their
     scores over the number of views as score, at most 1. The mask of a fused box is where those of
     its boxes that hold at least half of their score are. The best `test_cfg.rcnn.max_per_img` are
-    kept (all if that is no limit). Boxes without area go. Thickness and all else in a sample is the same for every view.
+    kept (all if that is no limit). Boxes without area go. Thickness and all
+    else in a sample is the same for every view.
 
     Args:
         module: the detector, or its wrapper of several processes.
