@@ -109,3 +109,42 @@ def test_missing_labels(script, repository, tmp_path, monkeypatch):
 
     names = [name for name, _ in script("missing_labels.sh", 2, "--dry-run")]
     assert names == ["study.py"]
+
+
+@pytest.mark.parametrize(
+    "group, methods",
+    [
+        ("training", ["default", "averaged weights", "three windows", "optimised anchors",
+                      "20 epochs"]),
+        ("attention", ["AlignShift", "slice attention", "slice attention, volume"]),
+        ("dino", ["Mask R-CNN, 20 epochs", "DINO, 20 epochs"]),
+    ],
+)  # fmt: skip
+def test_options(group, methods, script, repository, tmp_path, monkeypatch):
+    """Each on the same data, and each the best epoch of as many."""
+    for name in ("train", "test"):
+        folder = tmp_path / f"work_dirs/study/{name}/annotations"
+        folder.mkdir(parents=True)
+        for split in ("train", "val", "test"):
+            (folder / f"{split}.json").touch()
+    names = [name for name, _ in script("options.sh", group, "--dry-run")]
+    assert names == ["all_key_slices.py", "study.py"]
+    ((name, arguments),) = script("options.sh", group, "--seeds", 3)
+    study = asked_of_study(arguments)
+    assert (name, study.seeds, study.out) == ("study.py", "3", f"docs/study/options/{group}")
+    configs = configs_of(study, repository, monkeypatch)
+    assert [*configs] == methods
+    assert len({config.test_dataloader.dataset.ann_file for config in configs.values()}) == 1
+    for config in configs.values():
+        assert config.train_cfg.max_epochs // config.train_cfg.val_interval == 2
+        assert config.param_scheduler[-1].end == config.train_cfg.max_epochs
+
+
+def test_a_group_that_there_is_not(script):
+    assert script("options.sh", "anchors", expect=2) == []
+
+
+def test_operators_join_the_test_phantom_once(script, tmp_path):
+    (tmp_path / "work_dirs/study/test/annotations").mkdir(parents=True)
+    for expected in (["all_key_slices.py", "study.py"], ["study.py"]):
+        assert [name for name, _ in script("operators.sh", 7, "--dry-run")] == expected

@@ -10,7 +10,9 @@ align=configs/demo/alignshift_3slice.py
 fusion=model.backbone.fusion
 folder=work_dirs/study/test
 # All key slices of the second phantom are for testing, whatever split they were drawn for.
-"${PYTHON:-python}" docs/study/all_key_slices.py "$folder/annotations"
+if [ ! -f "$folder/annotations/all.json" ]; then
+    "${PYTHON:-python}" docs/study/all_key_slices.py "$folder/annotations"
+fi
 
 operators=${OPERATORS-single none 2.5D TSM AlignShift A3D ACS I3D P3D AlignA3D AlignACS}
 reference=${POLICIES-normalize}

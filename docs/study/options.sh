@@ -6,11 +6,12 @@ group=$1
 shift
 none=configs/demo/nofusion_3slice.py
 align=configs/demo/alignshift_3slice.py
-longer=(train_cfg.max_epochs=20 param_scheduler.1.T_max=20 param_scheduler.1.end=20)
+# Two validations, as in 10 epochs and as DINO's: the best of more would be the better for it.
+longer=(train_cfg.max_epochs=20 train_cfg.val_interval=10 param_scheduler.1.T_max=20
+    param_scheduler.1.end=20)
 attention=(model.neck.attention.type=SliceAttention model.neck.attention.embed=64
     model.neck.attention.heads=4 model.neck.attention.feedforward=128)
 folder=work_dirs/study/test
-"${PYTHON:-python}" docs/study/all_key_slices.py "$folder/annotations"
 
 case $group in
     training)
@@ -44,6 +45,9 @@ case $group in
         exit 2 ;;
 esac
 
+if [ ! -f "$folder/annotations/all.json" ]; then
+    "${PYTHON:-python}" docs/study/all_key_slices.py "$folder/annotations"
+fi
 # Four checkpoints are kept for their mean.
 exec "${PYTHON:-python}" tools/study.py --out "docs/study/options/$group" \
     --data work_dirs/study/train --reference "$reference" "$@" "${methods[@]}" \
