@@ -4,14 +4,21 @@ is trained: a stub takes the place of Python and notes what it is called with.""
 import argparse
 import json
 import os
+import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from deeplesion.evaluation.study import paired, study
+from deeplesion.report.study_tables import number_of
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import parsed
+
+from .deeplesion.report.test_study_page import results_of, written
 
 SPLIT = json.dumps(dict(images=[dict(id=1, file_name="a")], annotations=[dict(image_id=1)]))
 OLD, NEW = "runs/half-seed0-1111", "runs/half-seed0-0000-2"
@@ -148,3 +155,71 @@ def test_operators_join_the_test_phantom_once(script, tmp_path):
     (tmp_path / "work_dirs/study/test/annotations").mkdir(parents=True)
     for expected in (["all_key_slices.py", "study.py"], ["study.py"]):
         assert [name for name, _ in script("operators.sh", 7, "--dry-run")] == expected
+
+
+def test_after_training(repository, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "options/training"
+    chances = {"default": 0.4, "averaged weights": 0.7, "20 epochs": 0.6, "three windows": 0.5}
+    methods = {name: written(out, name, chance, (0, 1)) for name, chance in chances.items()}
+    for run in (run for method in methods.values() for run in method["runs"]):
+        run["training"].update(config="c.py", options=["a=1"])
+        training = out / Path(run["folder"]).parent / "training"
+        training.mkdir()
+        ended = dict(epochs=10, best=f"best_FROC_average_epoch_{(10, 5)[run['seed']]}.pth")
+        (training / "run_1.json").write_text(json.dumps(dict(ended=ended)))
+    for function in (study, paired):
+        monkeypatch.setattr(function, "__defaults__", (100, 0))  # resamples, seed
+    monkeypatch.setattr("sys.argv", ["after_training.py", str(out)])
+    tested = []
+
+    def run_command(command, check):
+        """The mean of a run's checkpoints finds what 20 epochs with that seed do, all else what the
+        run did."""
+        file = Path(command[command.index("--out") + 1])
+        if "average" in command[1]:
+            return file.touch()
+        weights = Path(command[3])
+        tested.append(weights.name)
+        run = (weights if weights.is_dir() else weights.parent).parent
+        if weights.name == "mean_of_last.pth":
+            run = run.with_name(run.name.replace("default", "20epochs"))
+        file.parent.mkdir(parents=True)
+        shutil.copy(run / "test/results.json.gz", file)
+
+    monkeypatch.setattr("subprocess.run", run_command)
+
+    def after():
+        (out / "study.json").write_text(json.dumps(dict(methods=methods)))
+        tested.clear()
+        runpy.run_path(str(repository / "docs/study/after_training.py"))
+        return tested, capsys.readouterr().out
+
+    checkpoints, printed = after()
+    # Two methods of two runs, each with six sets of views; of the last epoch the run of seed 1.
+    expected = ["mean_of_last.pth"] * 2 + ["epoch_10.pth"] + ["training"] * 24
+    assert checkpoints == expected
+    assert "1 of 2 runs of default have another best epoch" in printed
+    rows = dict(re.findall(r"^\| (.+?) \| all \| .+ \| (\S+).* \|$", printed, re.M))
+    results = results_of(out, methods)
+    pairs = {
+        "mean of four epochs": ("20 epochs", "default"),
+        "averaged weights against mean of four epochs": ("averaged weights", "20 epochs"),
+        "averaged weights against last epoch": ("averaged weights", "default"),
+        "averaged weights against 20 epochs": ("averaged weights", "20 epochs"),
+    }
+    for name, (one, other) in pairs.items():
+        difference = paired(results, [(one, other)])[one]["all"]["average"]
+        assert rows[name] == number_of(difference, sign=True).text, name
+    assert rows["last epoch"] == rows["default, horizontal vertical both depth"] == "0.00"
+    assert rows["default"] == rows["20 epochs"] == "-"
+
+    # A run that was done anew is tested anew, and it alone.
+    run = methods["default"]["runs"][0]
+    old = (out / run["folder"]).parent
+    run["folder"] = run["folder"].replace("/test", "-2/test")
+    old.rename(old.with_name(f"{old.name}-2"))
+    (old.parent / "20epochs-seed0").rename(old.parent / "20epochs-seed0-2")
+    methods["20 epochs"]["runs"] = []
+    checkpoints, printed = after()
+    assert checkpoints == ["mean_of_last.pth"] + ["training"] * 6
+    assert "20 epochs has no runs yet" in printed and "against 20 epochs" not in printed

@@ -1,11 +1,13 @@
 """What docs/options.md compares after training, on the runs of its first study:
 python docs/study/after_training.py docs/study/options/training
 
-The mean of the four last checkpoints, and test-time augmentation with each set of views. Results
-are kept beside the study, in after_training; what is there is not tested again."""
+The mean of the four last checkpoints, the last one, test-time augmentation with each set of views,
+and averaged weights against these and against a longer training. Results are kept beside the study,
+in after_training; what is there is not tested again."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from deeplesion.data.coco import read_json
@@ -17,25 +19,37 @@ from deeplesion.report.tables import AVERAGE, Number, Row, Table, to_markdown
 FLIPS = ("horizontal", "vertical", "both")
 VIEWS = (*((view,) for view in FLIPS), ("depth",), FLIPS, (*FLIPS, "depth"))
 MEASURES = ("0.5", "average")
-OF_MEAN = "mean of four epochs"
+DEFAULT, AVERAGED, LONGER = "default", "averaged weights", "20 epochs"
+OF_MEAN, OF_LAST = "mean of four epochs", "last epoch"
+RESULT = "results.json.gz"
 TITLE = (
-    "Sensitivity (%) at 0.5 and on average, and difference from the plain test of the same runs,"
-    " 95 % intervals over patients and seeds; p corrected for the {} of this table (Holm)"
+    "Sensitivity (%) at 0.5 and on average, and difference from the plain test of the same runs, or"
+    " from what the row names, 95 % intervals over patients and seeds; p corrected for the {} of"
+    " this table (Holm)"
 )
 
 out = Path(sys.argv[1])
 kept = out.parent / "after_training"
 
 
-def tested(run: dict, name: str, checkpoint: Path, *views: str) -> Path:
-    """The result file of the run's test with other weights or with further views."""
-    file = kept / f"{name.replace(' ', '_')}-seed{run['seed']}" / "results.json.gz"
+def tested(run: dict, way: str, weights: Callable[[Path], Path], *views: str) -> Path:
+    """The result file of the run's test with other weights or with further views. The run's folder,
+    whose name holds a fingerprint, is in its path: a run that is done anew is tested anew."""
+    file = kept / run["folder"] / way.replace(" ", "_") / RESULT
     if not file.is_file():
-        command = [sys.executable, "tools/test.py", run["training"]["config"], checkpoint]
-        command += ["--work-dir", file.parent, "--out", file]
+        command = [sys.executable, "tools/test.py", run["training"]["config"]]
+        command += [weights(training_of(run)), "--work-dir", file.parent, "--out", file]
         command += ["--tta", *views] if views else []
         subprocess.run([*command, "--cfg-options", *run["training"]["options"]], check=True)
     return file
+
+
+def training_of(run: dict) -> Path:
+    return (out / run["folder"]).parent / "training"
+
+
+def best(training: Path) -> Path:
+    return training  # tools/test.py takes the best checkpoint of a folder
 
 
 def mean_of_last(training: Path) -> Path:
@@ -45,24 +59,52 @@ def mean_of_last(training: Path) -> Path:
     return file
 
 
-methods = read_json(out / "study.json", "what tools/study.py writes")["methods"]
-results, pairs = {}, []
-for weights in ("default", "averaged weights"):
-    runs = methods[weights]["runs"]
-    results[weights] = [read_results(out / r["folder"] / "results.json.gz", weights) for r in runs]
-    ways = [(f"{weights}, {' '.join(views)}", views) for views in VIEWS]
-    if weights == "default":
-        ways.insert(0, (OF_MEAN, ()))
-    for name, views in ways:
-        files = []
-        for run in runs:
-            training = (out / run["folder"]).parent / "training"
-            checkpoint = training if views else mean_of_last(training)
-            files.append(tested(run, name, checkpoint, *views))
-        results[name] = [read_results(file, name) for file in files]
-        pairs.append((name, weights))
+def last_epoch(run: dict) -> str | None:
+    """The file name of the last checkpoint; None if it is the best one too. From the record, which
+    is kept where the checkpoints are not."""
+    records = (read_json(file, "the record of a training")
+               for file in sorted(training_of(run).glob("run_*.json")))  # fmt: skip
+    ended = [record["ended"] for record in records if "ended" in record][-1]
+    name = f"epoch_{ended['epochs']}.pth"
+    return None if ended["best"].endswith(f"_{name}") else name
 
-means = study(results, "default")["methods"]
+
+def of_last(run: dict) -> Path:
+    name = last_epoch(run)
+    return tested(run, OF_LAST, lambda folder: folder / name) if name else plain(run)
+
+
+def plain(run: dict) -> Path:
+    return out / run["folder"] / RESULT
+
+
+methods = read_json(out / "study.json", "what tools/study.py writes")["methods"]
+runs = {name: methods.get(name, {}).get("runs") for name in (DEFAULT, AVERAGED, LONGER)}
+notes = [f"{name} has no runs yet and is left out." for name, of in runs.items() if not of]
+files, pairs = {name: [plain(run) for run in of] for name, of in runs.items() if of}, []
+if not files:
+    sys.exit("\n".join(notes))
+if DEFAULT in files:
+    files[OF_MEAN] = [tested(run, OF_MEAN, mean_of_last) for run in runs[DEFAULT]]
+    pairs.append((OF_MEAN, DEFAULT))
+    number = sum(last_epoch(run) is not None for run in runs[DEFAULT])
+    notes.append(f"{number} of {len(runs[DEFAULT])} runs of {DEFAULT} have another best epoch than")
+    notes[-1] += f" the last; {'the others count as they are' if number else 'so there is no row'}."
+    if number:
+        files[OF_LAST] = [of_last(run) for run in runs[DEFAULT]]
+        pairs.append((OF_LAST, DEFAULT))
+for weights in (DEFAULT, AVERAGED):
+    for views in VIEWS if weights in files else ():
+        way = " ".join(views)
+        files[f"{weights}, {way}"] = [tested(run, way, best, *views) for run in runs[weights]]
+        pairs.append((f"{weights}, {way}", weights))
+for other in (OF_MEAN, OF_LAST, LONGER):
+    if AVERAGED in files and other in files:
+        files[f"{AVERAGED} against {other}"] = files[AVERAGED]
+        pairs.append((f"{AVERAGED} against {other}", other))
+
+results = {name: [read_results(file, name) for file in of] for name, of in files.items()}
+means = study(results, next(iter(results)))["methods"]
 differences = paired(results, pairs)
 rows = []
 for name, groups in means.items():
@@ -72,4 +114,6 @@ for name, groups in means.items():
         values += tuple(number_of(of_pair.get(m), sign=True) for m in MEASURES)
         rows.append(Row((name, group), values))
 columns = ("0.5", AVERAGE, "sd", "difference at 0.5", "difference")
-print(to_markdown(Table("after", TITLE.format(len(pairs)), ("method", "slices"), columns, rows)))
+corrected = sum(groups["all"]["average"]["p"] is not None for groups in differences.values())
+print(to_markdown(Table("after", TITLE.format(corrected), ("method", "slices"), columns, rows)))
+print("", *notes, sep="\n")
