@@ -23,8 +23,9 @@ SMALL = {
     "model.test_cfg.rcnn.max_per_img": 8,
     "resize.size": 96,
 }
-# Of weights in the heads, for scores, boxes and masks that differ.
-SPREAD = {"fc_cls": 0.005, "fc_reg": 0.0005, "conv_logits": 0.005}
+# Of weights in the heads, for scores, boxes and masks that differ, and of slice attention's last
+# ones, which start at zero.
+SPREAD = {"fc_cls": 0.005, "fc_reg": 0.0005, "conv_logits": 0.005, "project.weight": 0.1}
 
 
 def config_of(**options):

@@ -32,6 +32,11 @@ OPERATORS = [
 OTHERS = {name: {"path": NO_FUSION, "model.backbone.fusion": dict(type=name)} for name in OPERATORS}
 OTHERS["25d"] = {"path": NO_FUSION, "model.backbone.slices_as_channels": True}
 OTHERS["boxes alone"] = without_masks()
+OTHERS["windows and attention"] = {
+    "path": NO_FUSION,
+    "model.data_preprocessor.windows": [(-1024, 2050), (-160, 240)],
+    "model.neck.attention": dict(type="SliceAttention", embed=32, heads=2, feedforward=32),
+}
 OTHERS["as the scan is"] = {"test_dataloader.dataset.pipeline": [dict(type="PackCTInputs")]}
 KINDS = ["torch-export", "onnx"]
 
