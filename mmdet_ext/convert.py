@@ -167,8 +167,9 @@ def isotropic_network(
             module.register_forward_pre_hook(functools.partial(enter, convolve))
             module.register_forward_hook(leave, always_call=True)
         elif not any(module.children()):
-            module.register_forward_pre_hook(suspend)
-            module.register_forward_hook(go_on)
+            # An operator has no hooks but ours. Those of other modules are code for images.
+            module.register_forward_pre_hook(suspend, prepend=isinstance(module, SliceConv))
+            module.register_forward_hook(go_on, prepend=True, always_call=True)
             if isinstance(module, SliceConv):
                 module.register_forward_pre_hook(of_one_voxel)
             if isinstance(module, (nn.ConvTranspose3d, nn.MaxUnpool3d)):
