@@ -176,7 +176,7 @@ def refuse_axes(name: str, args: tuple, kwargs: dict) -> None:
     """Raises NoCounterpart for a function that nothing is known of here, if it is given axes, or
     whole numbers that may be axes."""
     named = [key for key, value in kwargs.items() if key in AXES and value is not None]
-    numbers = name not in OF_NUMBERS and not name.startswith("__") and any(map(whole, args[1:]))
+    numbers = name not in OF_NUMBERS and any(whole(value) for value in args[1:])
     if named or numbers:
         raise NoCounterpart(
             f"{name} of a map with {', '.join(named) or 'whole numbers'}: nothing says what it "
@@ -186,7 +186,7 @@ def refuse_axes(name: str, args: tuple, kwargs: dict) -> None:
 
 def whole(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
-        return any(map(whole, value))
+        return any(whole(item) for item in value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -227,8 +227,8 @@ def resize(x: Tensor, known: set, size=None, scale_factor=None, mode="nearest", 
     if isinstance(size, (tuple, list)) and len(size) == 2:
         # Plain numbers. Compiled they may be another map's height and width.
         depths = {volume[0] for volume in known if volume[1:] == tuple(size)}
-        if len(set(x.shape[2:])) == 1 == len(set(size)):
-            depths |= {size[0]}
+        if not depths and len(set(x.shape[2:])) == 1 == len(set(size)):
+            depths = {size[0]}
         if len(depths) != 1 or torch.compiler.is_compiling():
             raise NoCounterpart(f"interpolate to size={tuple(size)}: nothing says how deep")
         size = (*depths, *size)
@@ -326,6 +326,7 @@ OF_NUMBERS = {
     "new_zeros", "new_ones", "new_empty", "uniform_", "normal_", "bernoulli", "bernoulli_",
     "random_", "to", "type", "stride", "histc", "heaviside", "copysign", "ldexp",
     "cross_entropy", "nll_loss", "expand", "broadcast_to",
+    "__lshift__", "__rshift__", "__reduce_ex__",
 }  # fmt: skip
 # Functions after which height and width may stand at another place.
 MOVING = {"permute", "transpose", "swapaxes", "swapdims", "flatten"}
