@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet_ext.image_shape import cube
 from mmdet_ext.isotropic import (
     Convolve2D,
     IsotropicNetwork,
@@ -167,8 +168,9 @@ def isotropic_network(
             module.register_forward_pre_hook(functools.partial(enter, convolve))
             module.register_forward_hook(leave, always_call=True)
         elif not any(module.children()):
-            module.register_forward_pre_hook(suspend)
-            module.register_forward_hook(go_on)
+            # An operator has no hooks but ours. Those of other modules are code for images.
+            module.register_forward_pre_hook(suspend, prepend=isinstance(module, SliceConv))
+            module.register_forward_hook(go_on, prepend=True, always_call=True)
             if isinstance(module, SliceConv):
                 module.register_forward_pre_hook(of_one_voxel)
             if isinstance(module, (nn.ConvTranspose3d, nn.MaxUnpool3d)):
@@ -258,7 +260,8 @@ def operator_for(conv: nn.Conv2d, config: dict, weight: Tensor, isotropic: bool)
     out_channels, in_channels, *kernel_size = weight.shape
     if isotropic:
         # With another padding than by zeros a hook pads.
-        padding = conv.padding if conv.padding_mode == "zeros" else 0
+        padding = cube("padding", conv.padding)
+        padding = padding if conv.padding_mode == "zeros" else 0
         operator = isotropic_operator(
             config, weight.shape, conv.stride, padding, conv.dilation, conv.groups,
             bias=conv.bias is not None,

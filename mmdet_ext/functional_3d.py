@@ -17,24 +17,38 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mmdet_ext.image_axes import (
+    beside_volume,
     flatten,
     flip,
     getitem,
     over_axes,
     permute,
     repeat,
+    reshape,
+    roll,
     squeeze,
     transpose,
+    unsqueeze,
 )
-from mmdet_ext.image_shape import NoCounterpart, cube, depth_of, image_shape, with_depth
+from mmdet_ext.image_shape import (
+    Extent,
+    ImageSize,
+    NoCounterpart,
+    OfVolume,
+    cube,
+    depth_of,
+    image_shape,
+    with_depth,
+)
 
 
 class Functions3D(TorchFunctionMode):
     """Within it, functional 2D calls on (N, C, D, H, W) tensors act along depth too.
 
     Their shape reads (N, C, H, W), and H and W given back together bring D along; not so in
-    compiled code, where it reads (N, C, D, H, W). Calls on tensors of other dimensions, and those
-    that name five axes, stay what they are.
+    compiled code, where it reads (N, C, D, H, W). Calls that name five axes stay what they are, and
+    so do those on tensors that are no maps. A tensor of five axes is a map, and one of more or
+    fewer if D, H and W of a map that was met stand in it.
 
     Args:
         convolve: `F.conv2d` for volumes: (x, weight, bias, stride, padding, dilation, groups).
@@ -45,6 +59,36 @@ class Functions3D(TorchFunctionMode):
         self.convolve = convolve
         # Operators and torch's modules are of three axes already: their calls stay as they are.
         self.suspended = False
+        # (D, H, W) that maps end in, and (place, (D, H, W)) of others, channels last for example.
+        self.known: set[tuple[int, ...]] = set()
+        self.elsewhere: set[tuple[int, tuple[int, ...]]] = set()
+
+    def record(self, x: Tensor, place: int) -> None:
+        """Puts down that `x` is a map whose D, H and W begin at `place`."""
+        if torch.compiler.is_compiling() or not 0 <= place <= x.ndim - 3:
+            return
+        volume = tuple(x.shape[place : place + 3])
+        if place == x.ndim - 3:
+            self.known.add(volume)
+        else:
+            self.elsewhere.add((place, volume))
+
+    def layout(self, x: Tensor) -> tuple[int, tuple[int, ...]]:
+        """How many axes the image has that `x` is of, and where height and width may stand in it,
+        the likeliest place first; nowhere if it is no map."""
+        either = (2, 1) if x.ndim == 5 else ()
+        if torch.compiler.is_compiling() or x.ndim < 4:
+            return x.ndim - 1, either
+        shape = tuple(x.shape)
+        found = [
+            place
+            for place in range(x.ndim - 3)
+            if (place, shape[place : place + 3]) in self.elsewhere
+        ]
+        # What was pooled to one voxel is hard to tell from a gate.
+        if shape[-3:] in self.known and (x.ndim == 5 or shape[-3:] != (1, 1, 1)):
+            found.insert(0, x.ndim - 3)
+        return x.ndim - 1, tuple(found) or either
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
@@ -53,44 +97,97 @@ class Functions3D(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if not torch.compiler.is_compiling():
             given, args = args, with_depth(args)
-            if name in TO_SIZES and args is not given and args[0].ndim in (3, 4):
-                # Sizes of a volume for (N, C, 1, 1) or (C, 1, 1).
-                args = (args[0].unsqueeze(args[0].ndim - 2), *args[1:])
+            if name in TO_SIZES and args is not given:
+                args = (to_sizes(*args), *args[1:])
             kwargs = {key: with_depth(value) for key, value in kwargs.items()}
             if name in SHAPES or func in SHAPES:
                 x, *dim = args
-                if x.ndim == 5:
-                    return SHAPES[name if name in SHAPES else func](x, *dim, **kwargs)
+                if self.layout(x)[1]:
+                    shape = image_shape(x.shape, self.layout(x)[1][0], self.known)
+                    return SHAPES[name if name in SHAPES else func](shape, *dim, **kwargs)
         two = name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
         if two or name in POINTWISE:
-            operands = (*args, *kwargs.values())
-            if any(isinstance(x, Tensor) and x.ndim == 5 for x in operands):
-                args = [beside_volume(x) for x in args]
-                kwargs = {key: beside_volume(value) for key, value in kwargs.items()}
+            return self.pointwise(func, args, kwargs)
+        if not args and "input" in kwargs:
+            args = (kwargs["input"],)
+            kwargs = {key: value for key, value in kwargs.items() if key != "input"}
+        first = args[0] if args else None
+        if isinstance(first, (tuple, list)) and first:  # of `cat`
+            first = first[0]
+        if not isinstance(first, Tensor):
+            return func(*args, **kwargs)
+        if name in ("view", "reshape"):
+            return reshape(self, func, args, kwargs)
+        places = self.layout(first)[1]
+        if not places:
             return func(*args, **kwargs)
         if name in RULES:
-            if not args and "input" in kwargs:
-                args = (kwargs["input"],)
-                kwargs = {key: value for key, value in kwargs.items() if key != "input"}
-            first = args[0] if args else None
-            if isinstance(first, (tuple, list)) and first:  # of `cat`
-                first = first[0]
-            if isinstance(first, Tensor) and first.ndim == 5:
-                return RULES[name](self, func, args, kwargs)
+            found = RULES[name](self, func, args, kwargs)
+        else:
+            refuse_axes(name, args, kwargs)
+            found = func(*args, **kwargs)
+        same = isinstance(found, Tensor) and found.ndim == first.ndim and name not in MOVING
+        if same and len(places) == 1:
+            self.record(found, places[0])
+        return found
+
+    def pointwise(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        operands = (*args, *kwargs.values())
+        for x in operands:
+            if isinstance(x, OfVolume):
+                raise NoCounterpart(
+                    f"{func.__name__} with {x.name}: nothing says what it is of a volume. The"
+                    " number of pixels, h * w, is that of voxels"
+                )
+        volume = None  # of the most axes
+        for x in operands:
+            if isinstance(x, Tensor) and self.layout(x)[1]:
+                volume = x if volume is None or x.ndim > volume.ndim else volume
+        if volume is not None:
+            args = [beside_volume(x, self, volume) for x in args]
+            kwargs = {key: beside_volume(x, self, volume) for key, x in kwargs.items()}
         return func(*args, **kwargs)
 
 
-def size(x: Tensor, dim: int | None = None) -> Any:
-    shape = image_shape(x.shape)
+def size(shape: ImageSize, dim: int | None = None) -> Any:
     return shape if dim is None else shape[dim]
 
 
-SHAPES: dict[Any, Callable[[Tensor], Any]] = {
+SHAPES: dict[Any, Callable[[ImageSize], Any]] = {
     "size": size,
-    "dim": lambda x: 4,
+    "dim": len,
     Tensor.shape.__get__: size,
-    Tensor.ndim.__get__: lambda x: 4,
+    Tensor.ndim.__get__: len,
 }
+
+
+def to_sizes(x: Tensor, *sizes: Any) -> Tensor:
+    """(N, C, 1, 1) or (C, 1, 1), to be expanded to sizes that hold a volume's, gets its depth."""
+    sizes = sizes[0] if len(sizes) == 1 else sizes
+    height = next((i for i, n in enumerate(sizes) if isinstance(n, Extent)), None)
+    if height is None or x.ndim >= len(sizes):
+        return x
+    # Counted from behind, the axes stand beside those that they are expanded to.
+    depth = height - 1 - (len(sizes) - 1 - x.ndim)
+    return x.unsqueeze(depth) if depth >= 0 else x
+
+
+def refuse_axes(name: str, args: tuple, kwargs: dict) -> None:
+    """Raises NoCounterpart for a function that nothing is known of here, if it is given axes, or
+    whole numbers that may be axes."""
+    named = [key for key, value in kwargs.items() if key in AXES and value is not None]
+    numbers = name not in OF_NUMBERS and any(whole(value) for value in args[1:])
+    if named or numbers:
+        raise NoCounterpart(
+            f"{name} of a map with {', '.join(named) or 'whole numbers'}: nothing says what it "
+            "does along depth"
+        )
+
+
+def whole(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(whole(item) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def pooling(function: Callable) -> Callable:
@@ -119,23 +216,22 @@ def average_pool(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -
 
 def interpolate(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     named = dict(zip(("size", "scale_factor", "mode", "align_corners"), args[1:]))
-    return resize(args[0], **named, **kwargs)
+    return resize(args[0], mode.known, **named, **kwargs)
 
 
-def resize(x: Tensor, size=None, scale_factor=None, mode="nearest", **kwargs) -> Tensor:
+def resize(x: Tensor, known: set, size=None, scale_factor=None, mode="nearest", **kwargs) -> Tensor:
     """`F.interpolate` of a volume by an image's arguments."""
     if mode == "bicubic" or kwargs.get("antialias"):
         how = "antialias=True" if kwargs.get("antialias") else "mode='bicubic'"
         raise NoCounterpart(f"interpolate with {how} has no counterpart of three axes")
     if isinstance(size, (tuple, list)) and len(size) == 2:
-        # Computed from a scale. Compiled it may as well be another map's height and width, which
-        # say nothing of its depth; otherwise these bring it along.
-        depth, *plane = x.shape[2:]
-        times = {n // m if n % m == 0 else None for n, m in zip(size, plane)}
-        (factor,) = times if len(times) == 1 else (None,)
-        if factor is None or torch.compiler.is_compiling():
+        # Plain numbers. Compiled they may be another map's height and width.
+        depths = {volume[0] for volume in known if volume[1:] == tuple(size)}
+        if not depths and len(set(x.shape[2:])) == 1 == len(set(size)):
+            depths = {size[0]}
+        if len(depths) != 1 or torch.compiler.is_compiling():
             raise NoCounterpart(f"interpolate to size={tuple(size)}: nothing says how deep")
-        size = (depth * factor, *size)
+        size = (*depths, *size)
     size = cube("size", size)
     scale_factor = cube("scale_factor", scale_factor)
     mode = "trilinear" if mode == "bilinear" else mode
@@ -143,17 +239,15 @@ def resize(x: Tensor, size=None, scale_factor=None, mode="nearest", **kwargs) ->
 
 
 def pad(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    """Widths go from the last axis to the first, two each."""
     args, kwargs = list(args), dict(kwargs)
-    widths = tuple(args[1] if len(args) > 1 else kwargs["pad"])
-    if len(widths) in (2, 4):
-        left, right, top, bottom = (*widths, 0, 0)[:4]
-        depth = depth_of("padding", top, left), depth_of("padding", bottom, right)
-        widths = (left, right, top, bottom, *depth)
-    elif len(widths) == 8 or (len(widths) == 6 and not any(widths[:4])):
-        # Of an image these are channels, and the batch, after height and width.
-        left, right, top, bottom = widths[:4]
-        depth = depth_of("padding", top, left), depth_of("padding", bottom, right)
-        widths = (*widths[:4], *depth, *widths[4:])
+    widths = list(args[1] if len(args) > 1 else kwargs["pad"])
+    rank, (place, *_) = mode.layout(args[0])
+    end = 2 * (rank - place)  # of height's
+    if end - 4 < len(widths) <= 2 * rank:
+        widths += [0] * (end - len(widths))
+        left, right, top, bottom = widths[end - 4 : end]
+        widths[end:end] = depth_of("padding", top, left), depth_of("padding", bottom, right)
     if len(args) > 1:
         args[1] = widths
     else:
@@ -198,23 +292,6 @@ def inflate_transposed(weight: Tensor, stride: int, dilation: int) -> Tensor:
     return weight.unsqueeze(2) * shares.view(-1, 1, 1)
 
 
-def beside_volume(x: Any) -> Any:
-    """An operand of a pointwise function beside a volume: (N, C, 1, 1), (C, 1, 1) and (N, 1, 1, C)
-    get the axis of its depth."""
-    if not isinstance(x, Tensor) or x.ndim not in (2, 3, 4):
-        return x
-    if tuple(x.shape[-2:]) == (1, 1):
-        return x.unsqueeze(-1)
-    if all(n == 1 for n in x.shape[:-1]):  # (1, 1, 1, C): channels last
-        return x
-    if x.ndim == 4 and tuple(x.shape[1:3]) == (1, 1):
-        return x.unsqueeze(1)
-    raise NoCounterpart(
-        f"an operand of shape {tuple(x.shape)} beside a volume: a table of an image's pixels has "
-        "no depth"
-    )
-
-
 def refuse(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Any:
     raise NoCounterpart(f"{func.__name__} has no counterpart of three axes")
 
@@ -235,6 +312,24 @@ POINTWISE = {
     for end in ("", "_")
 }  # fmt: skip
 TO_SIZES = {"expand", "repeat", "broadcast_to"}
+AXES = {
+    "dim", "dims", "axis", "axes", "dim0", "dim1", "axis0", "axis1", "start_dim", "end_dim",
+    "source", "destination",
+}  # fmt: skip
+# Functions whose whole numbers are no axes, and no sizes along them.
+OF_NUMBERS = {
+    "group_norm", "layer_norm", "rms_norm", "batch_norm", "instance_norm", "local_response_norm",
+    "channel_shuffle", "native_channel_shuffle", "threshold", "threshold_", "hardtanh", "hardtanh_",
+    "elu", "elu_", "celu", "celu_", "leaky_relu", "leaky_relu_", "rrelu", "rrelu_", "softplus",
+    "softshrink", "hardshrink", "logit", "nan_to_num", "round", "round_", "dropout", "dropout_",
+    "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "fill_", "full_like", "new_full",
+    "new_zeros", "new_ones", "new_empty", "uniform_", "normal_", "bernoulli", "bernoulli_",
+    "random_", "to", "type", "stride", "histc", "heaviside", "copysign", "ldexp",
+    "cross_entropy", "nll_loss", "expand", "broadcast_to",
+    "__lshift__", "__rshift__", "__reduce_ex__",
+}  # fmt: skip
+# Functions after which height and width may stand at another place.
+MOVING = {"permute", "transpose", "swapaxes", "swapdims", "flatten"}
 RULES = {
     "max_pool2d": pooling(F.max_pool3d),
     "max_pool2d_with_indices": pooling(F.max_pool3d_with_indices),
@@ -251,32 +346,45 @@ RULES = {
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     **dict.fromkeys(
-        ("mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean",
-         "std_mean", "logsumexp", "prod", "nanmean", "any", "all", "count_nonzero",
-         "select", "narrow", "unbind", "index_select", "gather", "sort", "argsort", "median"),
+        ("mean", "sum", "amax", "amin", "max", "min", "aminmax", "argmax", "argmin", "var", "std",
+         "var_mean", "std_mean", "logsumexp", "special_logsumexp", "prod", "nanmean", "nansum",
+         "nanmedian", "any", "all", "count_nonzero", "select", "narrow", "unbind", "index_select",
+         "index_fill", "index_fill_", "index_add", "index_add_", "index_copy", "index_copy_",
+         "gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "median", "unflatten",
+         "cummax", "cummin", "cumprod", "logcumsumexp"),
         over_axes(1),
     ),
+    **dict.fromkeys(("sort", "argsort", "mode"), over_axes(1, default=-1)),
     **dict.fromkeys(
-        ("norm", "linalg_norm", "linalg_vector_norm", "roll", "rot90", "topk"), over_axes(2)
+        ("norm", "linalg_norm", "linalg_vector_norm", "quantile", "nanquantile",
+         "repeat_interleave", "take_along_dim"),
+        over_axes(2),
     ),
+    **dict.fromkeys(("topk", "kthvalue", "diff"), over_axes(2, default=-1)),
     **dict.fromkeys(
-        ("softmax", "log_softmax", "cumsum", "glu", "cat", "concat", "concatenate"),
-        over_axes(1, last=True),
+        ("softmax", "log_softmax", "softmin", "cumsum"), over_axes(1, last=True)
     ),
+    **dict.fromkeys(("cat", "concat", "concatenate"), over_axes(1, last=True)),
+    "glu": over_axes(1, last=True, default=-1),
     **dict.fromkeys(
         ("chunk", "split", "tensor_split", "normalize", "cosine_similarity"),
         over_axes(2, last=True),
     ),
     "flip": flip,
+    "roll": roll,
     "squeeze": squeeze,
+    "unsqueeze": unsqueeze,
+    "stack": unsqueeze,
     "flatten": flatten,
     "permute": permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
     "repeat": repeat,
+    "tile": repeat,
     "__getitem__": getitem,
     "__setitem__": getitem,
     **dict.fromkeys(
-        ("pixel_shuffle", "pixel_unshuffle", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"),
+        ("pixel_shuffle", "pixel_unshuffle", "rot90", "kron", "fft_fft2", "fft_ifft2", "fft_rfft2",
+         "fft_irfft2"),
         refuse,
     ),
 }  # fmt: skip

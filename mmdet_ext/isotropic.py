@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet_ext.functional_3d import Functions3D, inflate_transposed
-from mmdet_ext.image_shape import NoCounterpart, cube, with_depth
+from mmdet_ext.image_shape import NoCounterpart, cube, plain, with_depth
 from mmdet_ext.ops import SliceConv, build_conv3d
 
 # What a module of two axes becomes, and its attributes that are one number or one an axis.
@@ -160,6 +160,9 @@ class IsotropicNetwork(nn.Module):
         if outer is not None:
             outer.suspended = True
         RUNNING.functions = functions
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor) and x.ndim == 5:
+                functions.record(x, 2)
         try:
             with functions:
                 return self.model(*args, **kwargs)
@@ -269,13 +272,16 @@ def has_own_code(module: nn.Module) -> bool:
         return False
     torchs = type(module).__module__.startswith("torch.nn.")
     # Those of torch's that take axes take them of images.
-    of_axes = (nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.GLU, nn.CosineSimilarity)
+    of_axes = (
+        nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.CosineSimilarity,
+        nn.Unflatten,
+    )  # fmt: skip
     return not torchs or isinstance(module, (nn.Conv2d, *of_axes))
 
 
 def give_depth(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook of modules that are told the size of what they make."""
-    return with_depth(args), {key: with_depth(value) for key, value in kwargs.items()}
+    return plain(with_depth(args)), {key: plain(with_depth(x)) for key, x in kwargs.items()}
 
 
 def of_one_voxel(operator: nn.Module, args: tuple) -> tuple:
@@ -292,9 +298,15 @@ def suspend(module: nn.Module, args: tuple) -> None:
 
 
 def go_on(module: nn.Module, args: tuple, output: Any) -> None:
-    """Forward hook of the same."""
-    if RUNNING.functions is not None:
-        RUNNING.functions.suspended = False
+    """Forward hook of the same, called after errors too, and before any hook of the user's."""
+    functions = RUNNING.functions
+    if functions is None:
+        return
+    if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+        places = (2,) if isinstance(module, SliceConv) else functions.layout(args[0])[1]
+        if len(places) == 1 and output.ndim == args[0].ndim:
+            functions.record(output, places[0])
+    functions.suspended = False
 
 
 def enter(convolve: Convolve2D, module: nn.Module, args: tuple) -> None:

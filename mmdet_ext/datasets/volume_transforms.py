@@ -119,11 +119,9 @@ class WindowHU(MonaiTransform):
     def transforms(self) -> list:
         from monai.transforms import ScaleIntensityRanged
 
-        return [
-            ScaleIntensityRanged(
-                "volume", self.low, self.high, *self.to, clip=True, dtype=np.float32
-            )
-        ]
+        # MONAI subtracts before it converts: whole numbers would overflow in a volume of int16.
+        low, high = float(self.low), float(self.high)
+        return [ScaleIntensityRanged("volume", low, high, *self.to, clip=True, dtype=np.float32)]
 
 
 @TRANSFORMS.register_module()

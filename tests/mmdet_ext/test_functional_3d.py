@@ -1,8 +1,10 @@
 """Functional 2D calls on volumes, each against its 3D counterpart written out."""
 
 import copy
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -406,13 +408,38 @@ def test_a_transposed_convolution_answers_equal_slices_as_one_image(size, stride
 
 def test_an_extent_knows_its_volume_through_computation():
     _, _, h, w = image_shape(torch.Size((2, 4, 6, 8, 10)))
-    assert (h, w, h * w, w * h) == (8, 10, 480, 480)
+    assert (int(h), int(w), h * w, w * h) == (8, 10, 480, 480)
+    assert (2 * 4 * h * w, (h * 2) * (w * 2)) == (2 * 4 * 480, 8 * 480)
     half = (h + 1) // 2 - 1
-    assert isinstance(half, Extent) and half == 3 and half.volume == (2, 3, 4)
-    assert type(h * 1.5) is float and type(h - w) is int and h - w == -2
+    assert isinstance(half, Extent) and half.plain == 3 and half.volume == (2, 3, 4)
+    assert type(h - w) is int and h - w == -2
     assert (h % 4).volume == (2, 0, 2)
-    assert (-(-h // 3)).volume == (2, 3, 4)  # rounded up
+    assert (-(-h // 3)).volume == (2, 3, 4) == math.ceil(h / 3).volume  # rounded up
+    assert ((12 - h) % 5).volume == (1, 4, 2)
+    assert (h / 4).volume == (1.5, 2, 2.5) and round(h / 4).volume == (2, 2, 2)
+    assert (h**0.5).volume == (6**0.5, 8**0.5, 10**0.5)
     assert copy.deepcopy(h).volume == pickle.loads(pickle.dumps(h)).volume == (6, 8, 10)
+
+
+def test_what_depth_would_answer_otherwise_is_refused():
+    _, _, h, w = image_shape(torch.Size((2, 4, 6, 8, 10)))
+    other = image_shape(torch.Size((2, 4, 7, 8, 10)))
+    assert h > 5 and not h < 5 and h != 7 and h % 2 == 0 and max(h - 3, 0).volume == (3, 5, 7)
+    # Not the same volumes, even if their planes are.
+    assert h != other[2] and image_shape(torch.Size((2, 4, 6, 8, 10)))[2:] == (h, w)
+    for question in (
+        lambda: h == 8, lambda: h > 7, lambda: bool(h % 4), lambda: max(h - 8, 0), lambda: float(h),
+        lambda: (h // 2) * (w // 4), lambda: h >= other[2],
+    ):  # fmt: skip
+        with pytest.raises(NoCounterpart):
+            question()
+
+
+def test_the_number_of_pixels_is_that_of_voxels_however_it_is_computed():
+    shape = image_shape(torch.Size((2, 4, 6, 8, 10)))
+    counts = shape[2:].numel(), math.prod(shape[2:]), np.prod(shape[2:])
+    assert counts == (480, 480, 480)
+    assert (shape.numel(), math.prod(shape)) == (8 * 480, 8 * 480)
 
 
 def test_the_mode_is_over_after_an_error():

@@ -118,6 +118,12 @@ def test_the_window_is_a_straight_line(monai):
     assert found.dtype == torch.float32
 
 
+def test_the_brightest_voxels_of_int16_are_not_taken_for_air(monai):
+    hu = np.array([250, 3071, 32000, 32767, -32768], np.int16).reshape(1, 1, 1, 5)
+    found = WindowHU(-200, 250).transform(dict(volume=hu))["volume"]
+    assert found.ravel().tolist() == [1, 1, 1, 1, 0]
+
+
 def test_what_cannot_be_is_refused(monai):
     with pytest.raises(DataError, match=r"a volume: \(9, 9, 9\) voxels are too few"):
         CropVolume(8, shift=1).transform(sample())
