@@ -123,8 +123,9 @@ def binary(function: Callable, reflected: bool = False) -> Callable:
     return method
 
 
-def comparison(function: Callable, of_both: Callable) -> Callable:
-    """`of_both` joins what two numbers of the same axis answer, here and of their depths."""
+def comparison(function: Callable, of_both: Callable | None) -> Callable:
+    """`of_both` joins the answers of two numbers of the same axis and of their depths; without it
+    the two have to be the same."""
 
     def method(self: OfVolume, other: Any) -> Any:
         if not is_number(other):
@@ -146,11 +147,11 @@ def comparison(function: Callable, of_both: Callable) -> Callable:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+# The arithmetic and the comparisons of numbers, for each axis by itself; `*` has a rule of its own.
+for _name in ("add", "sub", "truediv", "floordiv", "mod", "pow"):
     _function = getattr(operator, _name)
-    if _name != "mul":
-        setattr(OfVolume, f"__{_name}__", binary(_function))
-        setattr(OfVolume, f"__r{_name}__", binary(_function, reflected=True))
+    setattr(OfVolume, f"__{_name}__", binary(_function))
+    setattr(OfVolume, f"__r{_name}__", binary(_function, reflected=True))
 for _name in ("neg", "pos", "abs"):
     setattr(OfVolume, f"__{_name}__", unary(getattr(operator, _name)))
 for _name in ("floor", "ceil", "trunc"):
@@ -202,12 +203,7 @@ def with_depth(values: Any) -> Any:
         return values
     result = []
     for i, value in enumerate(values):
-        following = values[i + 1] if i + 1 < len(values) else None
-        if (
-            isinstance(value, Extent)
-            and isinstance(following, Extent)
-            and together(value, following)
-        ):
+        if together(*values[i : i + 2]):
             result.append(value.volume[0])
         result.append(with_depth(value) if isinstance(value, (tuple, list)) else value)
     if len(result) == len(values) and all(map(operator.is_, result, values)):
