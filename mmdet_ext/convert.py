@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet_ext.image_shape import cube
 from mmdet_ext.isotropic import (
     Convolve2D,
     IsotropicNetwork,
@@ -29,6 +28,7 @@ from mmdet_ext.isotropic import (
     leave,
     of_one_voxel,
     pad_volume,
+    padding_of,
     refuse_isotropic,
     suspend,
     transposed_3d,
@@ -259,11 +259,8 @@ def operator_for(conv: nn.Conv2d, config: dict, weight: Tensor, isotropic: bool)
     # The weight's sizes, not the attributes: they are what nn.Conv2d computes with.
     out_channels, in_channels, *kernel_size = weight.shape
     if isotropic:
-        # With another padding than by zeros a hook pads.
-        padding = cube("padding", conv.padding)
-        padding = padding if conv.padding_mode == "zeros" else 0
         operator = isotropic_operator(
-            config, weight.shape, conv.stride, padding, conv.dilation, conv.groups,
+            config, weight.shape, conv.stride, padding_of(conv), conv.dilation, conv.groups,
             bias=conv.bias is not None,
         )  # fmt: skip
     else:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 
 
@@ -186,8 +185,9 @@ class ImageSize(tuple):
         """Of the volume, in voxels."""
         return prod(map(plain, with_depth(tuple(self))))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array([plain(n) for n in with_depth(tuple(self))], dtype)
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """For `numpy.prod` and the like: of the volume, D included."""
+        return torch.tensor([plain(n) for n in with_depth(tuple(self))]).numpy().astype(dtype)
 
 
 def image_shape(shape: torch.Size, place: int = 2, known: set | None = None) -> ImageSize:

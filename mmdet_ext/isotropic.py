@@ -218,9 +218,14 @@ class Convolve2D:
     def weight_3d(self, conv: nn.Conv2d, weight: Tensor) -> nn.Parameter | Tensor:
         """What becomes of the `weight` of a convolution that stays in its place, having a forward
         of its own: the operator's. Raises ValueError if the operator holds more than that."""
-        padding = conv.padding if conv.padding_mode == "zeros" else 0
         operator = isotropic_operator(
-            self.config, weight.shape, conv.stride, padding, conv.dilation, conv.groups, False
+            self.config,
+            weight.shape,
+            conv.stride,
+            padding_of(conv),
+            conv.dilation,
+            conv.groups,
+            bias=False,
         ).to(weight.device, weight.dtype)
         if "weight" not in conv._parameters:
             self.check(operator, conv.weight)
@@ -263,6 +268,13 @@ def isotropic_operator(
         config, in_channels * groups, out_channels, tuple(kernel_size), **geometry, groups=groups,
         bias=bias, depth="isotropic",
     )  # fmt: skip
+
+
+def padding_of(conv: nn.Conv2d) -> Any:
+    """What an operator in place of `conv` pads with zeros; otherwise a hook pads. Raises
+    NoCounterpart for padding that differs along height and width."""
+    padding = cube("padding", conv.padding)
+    return padding if conv.padding_mode == "zeros" else 0
 
 
 def has_own_code(module: nn.Module) -> bool:
