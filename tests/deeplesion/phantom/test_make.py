@@ -487,7 +487,7 @@ def small(tmp_path_factory):
 
 
 # Of `small`, before distractors could be chosen: the option leaves what was there as it is.
-DIGEST = "865e8742f19ed83830632f66ef529579feaa9cc77d016c88898693f574bd70e1"
+DIGEST = "ea29ac12a47b09347479307a647bd30759c03aa7309abe91c98e9c94fd1af5cc"
 
 
 def test_a_phantom_made_before_there_were_options_is_still_the_same(small):
@@ -495,8 +495,14 @@ def test_a_phantom_made_before_there_were_options_is_still_the_same(small):
     for path in sorted(path for path in small.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(small)).encode())
         # A PNG's bytes depend on the library that packs it; its pixels do not.
-        is_image = path.suffix == ".png"
-        digest.update(cv2.imread(str(path), -1).tobytes() if is_image else path.read_bytes())
+        if path.suffix == ".png":
+            digest.update(cv2.imread(str(path), -1).tobytes())
+        elif path.name == "truth.json":
+            # NumPy's last digits depend on the processor.
+            truth = json.loads(path.read_text(), parse_float=lambda n: f"{float(n):.9g}")
+            digest.update(json.dumps(truth).encode())
+        else:
+            digest.update(path.read_bytes())
     assert digest.hexdigest() == DIGEST
 
 
