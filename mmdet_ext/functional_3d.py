@@ -102,8 +102,8 @@ class Functions3D(TorchFunctionMode):
             kwargs = {key: with_depth(value) for key, value in kwargs.items()}
             if name in SHAPES or func in SHAPES:
                 x, *dim = args
-                if self.layout(x)[1]:
-                    shape = image_shape(x.shape, self.layout(x)[1][0], self.known)
+                if places := self.layout(x)[1]:
+                    shape = image_shape(x.shape, places[0], self.known)
                     return SHAPES[name if name in SHAPES else func](shape, *dim, **kwargs)
         two = name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
         if two or name in POINTWISE:
@@ -362,9 +362,9 @@ RULES = {
     ),
     **dict.fromkeys(("topk", "kthvalue", "diff"), over_axes(2, default=-1)),
     **dict.fromkeys(
-        ("softmax", "log_softmax", "softmin", "cumsum"), over_axes(1, last=True)
+        ("softmax", "log_softmax", "softmin", "cumsum", "cat", "concat", "concatenate"),
+        over_axes(1, last=True),
     ),
-    **dict.fromkeys(("cat", "concat", "concatenate"), over_axes(1, last=True)),
     "glu": over_axes(1, last=True, default=-1),
     **dict.fromkeys(
         ("chunk", "split", "tensor_split", "normalize", "cosine_similarity"),

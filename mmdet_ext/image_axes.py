@@ -183,7 +183,9 @@ def reshape(mode: TorchFunctionMode, func: Callable, args: tuple, kwargs: dict) 
     """Of any tensor: where H and W stand together among the sizes, D is before them by now."""
     sizes = args[1:] if len(args) != 2 or isinstance(args[1], int) else args[1]
     sizes = kwargs.get("shape", kwargs.get("size", sizes))
-    extents = [i for i, n in enumerate(sizes) if isinstance(n, Extent)] if of_sizes(sizes) else []
+    if not isinstance(sizes, (tuple, list)):  # `view` of another type
+        return func(*args, **kwargs)
+    extents = [i for i, n in enumerate(sizes) if isinstance(n, Extent)]
     if not extents:
         return func(*args, **kwargs)
     height, *others = extents
@@ -195,10 +197,6 @@ def reshape(mode: TorchFunctionMode, func: Callable, args: tuple, kwargs: dict) 
     found = func(*args, **kwargs)
     mode.record(found, height - 1)
     return found
-
-
-def of_sizes(value: Any) -> bool:
-    return isinstance(value, (tuple, list))
 
 
 def getitem(mode: TorchFunctionMode, func: Callable, args: tuple, kwargs: dict) -> Any:

@@ -54,13 +54,6 @@ class OfVolume:
     def mapped(self, function: Callable) -> Any:
         return of_volume(self.axis, map(function, self.volume), self.known)
 
-    def __mul__(self, other: Any) -> Any:
-        if isinstance(other, OfVolume) and other.axis != self.axis:
-            return self._times(other)
-        return NotImplemented if not is_number(other) else computed(operator.mul, self, other)
-
-    __rmul__ = __mul__
-
     def _times(self, other: OfVolume) -> Any:
         """All pixels are all voxels; of N * h * w likewise."""
         for a, b in ((self, other), (other, self)):
@@ -106,6 +99,8 @@ def of_volume(axis: int, values: Any, known: set) -> OfVolume:
 def computed(function: Callable, self: OfVolume, other: Any, reflected: bool = False) -> Any:
     if isinstance(other, OfVolume):
         if other.axis != self.axis:
+            if function is operator.mul:
+                return self._times(other)
             return function(self.plain, other.plain)
         return of_volume(self.axis, map(function, self.volume, other.volume), self.known)
     return self.mapped(lambda n: function(other, n) if reflected else function(n, other))
@@ -146,8 +141,8 @@ def comparison(function: Callable, of_both: Callable | None) -> Callable:
     return method
 
 
-# The arithmetic and the comparisons of numbers, for each axis by itself; `*` has a rule of its own.
-for _name in ("add", "sub", "truediv", "floordiv", "mod", "pow"):
+# The arithmetic and the comparisons of numbers, for each axis by itself.
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     _function = getattr(operator, _name)
     setattr(OfVolume, f"__{_name}__", binary(_function))
     setattr(OfVolume, f"__r{_name}__", binary(_function, reflected=True))
@@ -187,7 +182,8 @@ class ImageSize(tuple):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """For `numpy.prod` and the like: of the volume, D included."""
-        return torch.tensor([plain(n) for n in with_depth(tuple(self))]).numpy().astype(dtype)
+        found = torch.tensor([plain(n) for n in with_depth(tuple(self))]).numpy()
+        return found if dtype is None else found.astype(dtype)
 
 
 def image_shape(shape: torch.Size, place: int = 2, known: set | None = None) -> ImageSize:

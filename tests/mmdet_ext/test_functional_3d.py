@@ -439,6 +439,7 @@ def test_the_number_of_pixels_is_that_of_voxels_however_it_is_computed():
     shape = image_shape(torch.Size((2, 4, 6, 8, 10)))
     counts = shape[2:].numel(), math.prod(shape[2:]), np.prod(shape[2:])
     assert counts == (480, 480, 480)
+    assert np.asarray(shape[2:]).dtype == np.int64
     assert (shape.numel(), math.prod(shape)) == (8 * 480, 8 * 480)
 
 
