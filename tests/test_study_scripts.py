@@ -19,6 +19,7 @@ from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import parsed
 
 from .deeplesion.report.test_study_page import results_of, written
+from .run_command import command
 
 SPLIT = json.dumps(dict(images=[dict(id=1, file_name="a")], annotations=[dict(image_id=1)]))
 OLD, NEW = "runs/half-seed0-1111", "runs/half-seed0-0000-2"
@@ -155,6 +156,28 @@ def test_operators_join_the_test_phantom_once(script, tmp_path):
     (tmp_path / "work_dirs/study/test/annotations").mkdir(parents=True)
     for expected in (["all_key_slices.py", "study.py"], ["study.py"]):
         assert [name for name, _ in script("operators.sh", 7, "--dry-run")] == expected
+
+
+def test_the_operators_study_compares_within_the_families_it_states(tmp_path, repository):
+    policies = ("keep_thick", "normalize")
+    kept, other = ([f"{name}, {policy}" for name in ("none", "A3D", "TSM")] for policy in policies)
+    chances = dict(zip(["single slice", *kept, *other], (0.3, 0.4, 0.8, 0.5, 0.6, 0.9, 0.7)))
+    methods = {name: written(tmp_path, name, chance, (0, 1)) for name, chance in chances.items()}
+    (tmp_path / "study.json").write_text(json.dumps(dict(methods=methods)))
+    printed = command(repository, "docs/study/comparisons.py", tmp_path)
+    results = results_of(tmp_path, methods)
+    families = [
+        study({name: results[name] for name in kept}, kept[0])["differences"],
+        study({name: results[name] for name in ("single slice", *other)}, other[0])["differences"],
+        paired(results, list(zip(kept, other))),
+    ]
+    expected = []
+    for family in families:
+        for name, groups in family.items():
+            numbers = (number_of(groups["all"][m], sign=True) for m in ("0.5", "average"))
+            expected.append((name, *(f"{n.text} [...], {n.p_text}" for n in numbers)))
+    rows = re.findall(r"\| (.+) \| all \| (.+) \| (.+) \|", printed.replace("\\", ""))
+    assert [tuple(re.sub(r"\[.*\]", "[...]", cell) for cell in row) for row in rows] == expected
 
 
 def test_after_training(repository, tmp_path, monkeypatch, capsys):

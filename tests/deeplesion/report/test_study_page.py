@@ -4,8 +4,6 @@ file, and what is left out is said."""
 import csv
 import json
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 
 from deeplesion.errors import MissingDataError
 from deeplesion.evaluation.results import Result, write_results
-from deeplesion.evaluation.study import paired, study
+from deeplesion.evaluation.study import study
 from deeplesion.report.study_figures import (
     differences_figure,
     froc_figure,
@@ -21,7 +19,7 @@ from deeplesion.report.study_figures import (
     thickness_figure,
 )
 from deeplesion.report.study_page import write_study
-from deeplesion.report.study_tables import differences_table, main_table, number_of, study_tables
+from deeplesion.report.study_tables import differences_table, main_table, study_tables
 from deeplesion.report.tables import to_text
 
 FIGURES = ("froc", "differences", "thickness")
@@ -261,31 +259,3 @@ def test_without_any_run_there_is_nothing_to_report(tmp_path):
     nothing = dict(config="y.py", options=[], cost={}, test=dict(data="one"), runs=[])
     with pytest.raises(MissingDataError, match="no run is finished yet"):
         write_study(tmp_path, {"a": nothing}, "a", 100)
-
-
-def test_the_operators_study_compares_within_the_families_it_states(tmp_path, repository):
-    policies = ("keep_thick", "normalize")
-    kept, other = ([f"{name}, {policy}" for name in ("none", "A3D", "TSM")] for policy in policies)
-    chances = dict(zip(["single slice", *kept, *other], (0.3, 0.4, 0.8, 0.5, 0.6, 0.9, 0.7)))
-    methods = {name: written(tmp_path, name, chance, (0, 1)) for name, chance in chances.items()}
-    (tmp_path / "study.json").write_text(json.dumps(dict(methods=methods)))
-    run = subprocess.run(
-        [sys.executable, "docs/study/comparisons.py", tmp_path],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    results = results_of(tmp_path, methods)
-    families = [
-        study({name: results[name] for name in kept}, kept[0])["differences"],
-        study({name: results[name] for name in ("single slice", *other)}, other[0])["differences"],
-        paired(results, list(zip(kept, other))),
-    ]
-    expected = []
-    for family in families:
-        for name, groups in family.items():
-            numbers = (number_of(groups["all"][m], sign=True) for m in ("0.5", "average"))
-            expected.append((name, *(f"{n.text} [...], {n.p_text}" for n in numbers)))
-    rows = re.findall(r"\| (.+) \| all \| (.+) \| (.+) \|", run.stdout.replace("\\", ""))
-    assert [tuple(re.sub(r"\[.*\]", "[...]", cell) for cell in row) for row in rows] == expected
