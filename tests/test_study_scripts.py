@@ -12,13 +12,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmdet.registry import MODELS
 
 from deeplesion.evaluation.study import paired, study
 from deeplesion.report.study_tables import number_of
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import parsed
+from mmdet_ext.models.tta import ViewsTTA
 
 from .deeplesion.report.test_study_page import results_of, written
+from .mmdet_ext.models.test_detectors import collate
+from .mmdet_ext.models.test_tta import BlobDetector, blobs
 from .run_command import command
 
 SPLIT = json.dumps(dict(images=[dict(id=1, file_name="a")], annotations=[dict(image_id=1)]))
@@ -194,33 +199,51 @@ def test_after_training(repository, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(function, "__defaults__", (100, 0))  # resamples, seed
     monkeypatch.setattr("sys.argv", ["after_training.py", str(out)])
     tested = []
+    monkeypatch.setitem(MODELS.module_dict, "ViewsTTA", ViewsTTA)  # undone, what the script sets
 
     def run_command(command, check):
+        Path(command[command.index("--out") + 1]).touch()
+
+    def run_test(config, checkpoint, result_file, views):
         """The mean of a run's checkpoints finds what 20 epochs with that seed do, all else what the
-        run did."""
-        file = Path(command[command.index("--out") + 1])
-        if "average" in command[1]:
-            return file.touch()
-        weights = Path(command[3])
-        tested.append(weights.name)
+        run did. A detector finds the same with the script's views as with those of `--tta`, and
+        looks once at each for all sets."""
+        weights, file = Path(checkpoint), Path(result_file)
+        tested.append((weights.name, *views))
         run = (weights if weights.is_dir() else weights.parent).parent
+        if views:
+            detector = BlobDetector()
+            found, expected = (
+                kind(detector, views).test_step(collate(blobs()))[0].pred_instances
+                for kind in (MODELS.get("ViewsTTA"), ViewsTTA)
+            )
+            assert torch.equal(found.bboxes, expected.bboxes)
+            assert torch.equal(found.scores, expected.scores) and "masks" not in found
+            looks.append(len(detector.seen) - len(views) - 1)
         if weights.name == "mean_of_last.pth":
             run = run.with_name(run.name.replace("default", "20epochs"))
         file.parent.mkdir(parents=True)
         shutil.copy(run / "test/results.json.gz", file)
 
+    looks = []
     monkeypatch.setattr("subprocess.run", run_command)
+    monkeypatch.setattr("mmdet_ext.engine.run.test", run_test)
+    monkeypatch.setattr("mmdet_ext.engine.run.load_config", lambda *_: {})
 
     def after():
         (out / "study.json").write_text(json.dumps(dict(methods=methods)))
         tested.clear()
+        looks.clear()
         runpy.run_path(str(repository / "docs/study/after_training.py"))
         return tested, capsys.readouterr().out
 
     checkpoints, printed = after()
     # Two methods of two runs, each with six sets of views; of the last epoch the run of seed 1.
-    expected = ["mean_of_last.pth"] * 2 + ["epoch_10.pth"] + ["training"] * 24
-    assert checkpoints == expected
+    sets = [("horizontal",), ("vertical",), ("both",), ("depth",)]
+    sets += [("horizontal", "vertical", "both"), ("horizontal", "vertical", "both", "depth")]
+    others = [("mean_of_last.pth",)] * 2 + [("epoch_10.pth",)]
+    assert checkpoints == others + [("training", *views) for views in sets] * 4
+    assert looks == [2, 1, 1, 1, 0, 0] * 4
     assert "1 of 2 runs of default have another best epoch" in printed
     rows = dict(re.findall(r"^\| (.+?) \| all \| .+ \| (\S+).* \|$", printed, re.M))
     results = results_of(out, methods)
@@ -244,5 +267,5 @@ def test_after_training(repository, tmp_path, monkeypatch, capsys):
     (old.parent / "20epochs-seed0").rename(old.parent / "20epochs-seed0-2")
     methods["20 epochs"]["runs"] = []
     checkpoints, printed = after()
-    assert checkpoints == ["mean_of_last.pth"] + ["training"] * 6
+    assert checkpoints == others[:1] + [("training", *views) for views in sets]
     assert "20 epochs has no runs yet" in printed and "against 20 epochs" not in printed

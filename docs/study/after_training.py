@@ -9,12 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
+
+from mmdet.registry import MODELS
 
 from deeplesion.data.coco import read_json
 from deeplesion.evaluation.results import read_results
 from deeplesion.evaluation.study import paired, study
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Number, Row, Table, to_markdown
+from mmdet_ext.engine.run import load_config, test
+from mmdet_ext.engine.study_plan import parsed
+from mmdet_ext.models.tta import ViewsTTA
 
 FLIPS = ("horizontal", "vertical", "both")
 VIEWS = (*((view,) for view in FLIPS), ("depth",), FLIPS, (*FLIPS, "depth"))
@@ -32,15 +38,31 @@ out = Path(sys.argv[1])
 kept = out.parent / "after_training"
 
 
+@MODELS.register_module("ViewsTTA", force=True)
+class KeptViews(ViewsTTA):
+    """Looks at each view of an image once for all sets of views, and keeps the boxes alone."""
+
+    kept: ClassVar[dict] = {}
+
+    def look(self, data: dict, view: str | None) -> list:
+        seen = (view, *(sample.img_path for sample in data["data_samples"]))
+        if seen not in self.kept:
+            samples = super().look(data, view)
+            for sample in samples:
+                sample.pred_instances.pop("masks", None)
+            self.kept[seen] = samples
+        return self.kept[seen]
+
+
 def tested(run: dict, way: str, weights: Callable[[Path], Path], *views: str) -> Path:
     """The result file of the run's test with other weights or with further views. The run's folder,
     whose name holds a fingerprint, is in its path: a run that is done anew is tested anew."""
     file = kept / run["folder"] / way.replace(" ", "_") / RESULT
     if not file.is_file():
-        command = [sys.executable, "tools/test.py", run["training"]["config"]]
-        command += [weights(training_of(run)), "--work-dir", file.parent, "--out", file]
-        command += ["--tta", *views] if views else []
-        subprocess.run([*command, "--cfg-options", *run["training"]["options"]], check=True)
+        print(f"{file.parent} ...", flush=True)
+        options = parsed(run["training"]["options"])
+        config = load_config(run["training"]["config"], options, str(file.parent))
+        test(config, str(weights(training_of(run))), str(file), views=views)
     return file
 
 
@@ -94,10 +116,12 @@ if DEFAULT in files:
         files[OF_LAST] = [of_last(run) for run in runs[DEFAULT]]
         pairs.append((OF_LAST, DEFAULT))
 for weights in (DEFAULT, AVERAGED):
-    for views in VIEWS if weights in files else ():
-        way = " ".join(views)
-        files[f"{weights}, {way}"] = [tested(run, way, best, *views) for run in runs[weights]]
-        pairs.append((f"{weights}, {way}", weights))
+    ways = {" ".join(views): views for views in VIEWS if weights in files}
+    for run in runs[weights] if ways else ():
+        KeptViews.kept.clear()
+        for way, views in ways.items():
+            files.setdefault(f"{weights}, {way}", []).append(tested(run, way, best, *views))
+    pairs += [(f"{weights}, {way}", weights) for way in ways]
 for other in (OF_MEAN, OF_LAST, LONGER):
     if AVERAGED in files and other in files:
         files[f"{AVERAGED} against {other}"] = files[AVERAGED]

@@ -60,14 +60,15 @@ class ViewsTTA(BaseTTAModel):
 
     def test_step(self, data: dict) -> list[DetDataSample]:
         """What a detector's does, of one batch as the data loader gives it."""
-        found = []
-        for view in self.views:
-            axes = VIEWS[view][0] if view else ()
-            inputs = [stack.flip(axes) for stack in data["inputs"]]
-            # A detector writes what it finds into the samples that it is given.
-            samples = [sample.new() for sample in data["data_samples"]]
-            found.append(self.module.test_step(dict(inputs=inputs, data_samples=samples)))
-        return self.merge_preds(list(zip(*found)))
+        return self.merge_preds(list(zip(*(self.look(data, view) for view in self.views))))
+
+    def look(self, data: dict, view: str | None) -> list[DetDataSample]:
+        """What the detector finds in one view of a batch, as it lies in that view."""
+        axes = VIEWS[view][0] if view else ()
+        inputs = [stack.flip(axes) for stack in data["inputs"]]
+        # A detector writes what it finds into the samples that it is given.
+        samples = [sample.new() for sample in data["data_samples"]]
+        return self.module.test_step(dict(inputs=inputs, data_samples=samples))
 
     def merge_preds(
         self, data_samples_list: Sequence[Sequence[DetDataSample]]
