@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 
-from deeplesion.evaluation.study import paired, study
+from deeplesion.evaluation.study import holm, paired, study
 from deeplesion.report.study_tables import number_of
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import parsed
@@ -163,26 +163,45 @@ def test_operators_join_the_test_phantom_once(script, tmp_path):
         assert [name for name, _ in script("operators.sh", 7, "--dry-run")] == expected
 
 
-def test_the_operators_study_compares_within_the_families_it_states(tmp_path, repository):
+@pytest.mark.parametrize("slices, of_normalize", [("7", 10), ("3", 9)])
+def test_the_operators_study_compares_within_the_families_it_states(
+    slices, of_normalize, tmp_path, repository
+):
+    """Three operators of ten: p-values are corrected for those that are still to come."""
+    out = tmp_path / slices
     policies = ("keep_thick", "normalize")
-    kept, other = ([f"{name}, {policy}" for name in ("none", "A3D", "TSM")] for policy in policies)
-    chances = dict(zip(["single slice", *kept, *other], (0.3, 0.4, 0.8, 0.5, 0.6, 0.9, 0.7)))
-    methods = {name: written(tmp_path, name, chance, (0, 1)) for name, chance in chances.items()}
-    (tmp_path / "study.json").write_text(json.dumps(dict(methods=methods)))
-    printed = command(repository, "docs/study/comparisons.py", tmp_path)
-    results = results_of(tmp_path, methods)
+    kept, other = ([f"{name}, {policy}" for name in ("none", "TSM", "A3D")] for policy in policies)
+    chances = dict(zip([*kept, *other], (0.4, 0.5, 0.8, 0.6, 0.7, 0.9)))
+    if slices == "7":
+        chances["single slice"] = 0.3
+    methods = {name: written(out, name, chance, (0, 1)) for name, chance in chances.items()}
+    (out / "study.json").write_text(json.dumps(dict(methods=methods)))
+    printed = command(repository, "docs/study/comparisons.py", out)
+    results = results_of(out, methods)
+    last = [*other, "single slice"][: len(chances) - 3]
     families = [
-        study({name: results[name] for name in kept}, kept[0])["differences"],
-        study({name: results[name] for name in ("single slice", *other)}, other[0])["differences"],
-        paired(results, list(zip(kept, other))),
+        (9, [(name, kept[0]) for name in kept[1:]]),
+        (of_normalize, [(name, other[0]) for name in last[1:]]),
+        (10, list(zip(kept, other))),
     ]
     expected = []
-    for family in families:
-        for name, groups in family.items():
-            numbers = (number_of(groups["all"][m], sign=True) for m in ("0.5", "average"))
+    for planned, pairs in families:
+        differences = {
+            name: study({n: results[n] for n in (reference, name)}, reference)["differences"][name]
+            for name, reference in pairs
+        }
+        corrected = {
+            measure: dict(zip(differences, holm([d["all"][measure]["p"] for d in differences.values()]
+                                                + [1.0] * (planned - len(pairs)))))
+            for measure in ("0.5", "average")
+        }  # fmt: skip
+        for name, groups in differences.items():
+            rows = ({**groups["all"][m], "p_holm": corrected[m][name]} for m in ("0.5", "average"))
+            numbers = (number_of(row, sign=True) for row in rows)
             expected.append((name, *(f"{n.text} [...], {n.p_text}" for n in numbers)))
     rows = re.findall(r"\| (.+) \| all \| (.+) \| (.+) \|", printed.replace("\\", ""))
     assert [tuple(re.sub(r"\[.*\]", "[...]", cell) for cell in row) for row in rows] == expected
+    assert f"for the {of_normalize} of this family" in printed
 
 
 def test_after_training(repository, tmp_path, monkeypatch, capsys):

@@ -96,16 +96,21 @@ def paired(
     pairs: Sequence[tuple[str, str]],
     resamples: int = 1000,
     seed: int = 0,
+    planned: int = 0,
 ) -> dict:
     """The differences of a family of pairs, (name, its own reference) each: the `differences` of
-    `study`, where Holm's correction is over the pairs. A name is in one pair."""
+    `study`, where Holm's correction is over the pairs. A name is in one pair.
+
+    Args:
+        planned: how many pairs the family is to have, if more than there are yet (`holm`).
+    """
     found = {}
     for name, reference in pairs:
         two = {n: methods[n] for n in (reference, name)}
         found |= study(two, reference, resamples, seed)["differences"]
     for group, measure in {(g, m) for groups in found.values() for g in groups for m in groups[g]}:
         rows = [groups[group][measure] for groups in found.values() if group in groups]
-        for row, p in zip(rows, holm([row["p"] for row in rows])):
+        for row, p in zip(rows, holm([row["p"] for row in rows], planned)):
             row["p_holm"] = p
     return found
 
@@ -151,12 +156,18 @@ def estimate(terms: Sequence[tuple[int, np.ndarray, np.ndarray]], patients: int)
     return {**row, "low": value - float(half), "high": value + float(half), "p": float(p)}
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979)."""
+def holm(p: Sequence[float | None], planned: int = 0) -> list[float | None]:
+    """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 1979).
+
+    Args:
+        p: None where there is none; it does not count.
+        planned: of a family of which not all are known yet, how many there will be. Those that lack
+            count as larger than all that are known, so a corrected p may still rise with them.
+    """
     known = sorted((x, i) for i, x in enumerate(p) if x is not None)
-    corrected, last = list(p), 0.0
+    number, corrected, last = max(len(known), planned), list(p), 0.0
     for rank, (x, i) in enumerate(known):
-        corrected[i] = last = max(last, min(1.0, (len(known) - rank) * x))
+        corrected[i] = last = max(last, min(1.0, (number - rank) * x))
     return corrected
 
 

@@ -1,16 +1,19 @@
 """The comparisons that docs/study/operators.md states, each family corrected by itself:
 python docs/study/comparisons.py docs/study/operators/7
 
-The runs are those of study.json there, which tools/study.py writes; Markdown is printed."""
+The runs are those of study.json there, which tools/study.py writes; Markdown is printed. Of a family
+of which runs lack the p-values are corrected for all of its comparisons."""
 
 import sys
 from pathlib import Path
 
 from deeplesion.data.coco import read_json
 from deeplesion.evaluation.results import read_results
-from deeplesion.evaluation.study import paired, study
+from deeplesion.evaluation.study import paired
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Row, Table, to_markdown
+
+OPERATORS = ("none", "2.5D", "TSM", "AlignShift", "A3D", "ACS", "I3D", "P3D", "AlignA3D", "AlignACS")
 
 out = Path(sys.argv[1])
 methods = read_json(out / "study.json", "what tools/study.py writes")["methods"]
@@ -20,23 +23,27 @@ results = {
     if method["runs"]
 }
 families = {}
-for policy, further in (("keep_thick", ()), ("normalize", ("single slice",))):
-    ends = (f", {policy}", *further)
-    family = {name: runs for name, runs in results.items() if name.endswith(ends)}
-    if len(family) > 1 and (none := f"none, {policy}") in family:
-        families[f"{policy}, difference from none"] = study(family, none)["differences"]
-pairs = [(name, name.replace(", keep_thick", ", normalize")) for name in results]
-pairs = [(kept, other) for kept, other in pairs if other != kept and other in results]
-if pairs:
-    families["difference of keep_thick from normalize"] = paired(results, pairs)
-for family, differences in families.items():
+for policy in ("keep_thick", "normalize"):
+    none, *others = (f"{operator}, {policy}" for operator in OPERATORS)
+    if (out.name, policy) == ("7", "normalize"):
+        others.append("single slice")
+    families[f"{policy}, difference from none"] = [(name, none) for name in others]
+families["difference of keep_thick from normalize"] = [
+    (f"{operator}, keep_thick", f"{operator}, normalize") for operator in OPERATORS
+]
+for family, planned in families.items():
+    pairs = [pair for pair in planned if results.keys() >= {*pair}]
+    if not pairs:
+        continue
+    differences = paired(results, pairs, planned=len(planned))
     rows = [
         Row((name, group), (number_of(m["0.5"], sign=True), number_of(m["average"], sign=True)))
         for name, groups in differences.items()
         for group, m in groups.items()
     ]
-    tested = sum(groups["all"]["average"]["p"] is not None for groups in differences.values())
-    title = f"{family}, in points of %; p corrected for the {tested} of this family (Holm)"
+    title = f"{family}, in points of %; p corrected for the {len(planned)} of this family (Holm)"
+    if len(pairs) < len(planned):
+        title += f", of which {len(pairs)} are known"
     print(
         to_markdown(Table(family, title, ("method", "slices"), ("0.5", AVERAGE), rows)), end="\n\n"
     )

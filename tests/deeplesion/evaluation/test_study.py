@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from deeplesion.evaluation.results import Result
 from deeplesion.evaluation.study import estimate, holm, paired, study
@@ -32,6 +33,59 @@ def test_intervals_cover_and_false_positives_are_nominal(seeds, sd_seed):
     assert wrong / runs <= 0.08
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_seeds_alone_are_the_t_tests(seeds):
+    """One method: Student's interval. Two: Welch's test, not Student's of equal variances."""
+    rng = np.random.default_rng(seeds)
+    a, b = rng.normal(1, 1, seeds), rng.normal(0, 3, 4)
+    of_a, of_b = ((v, np.repeat(v[:, None], 50, axis=1)) for v in (a, b))
+    one = stats.ttest_1samp(a, 0)
+    row = estimate([(1, *of_a)], 40)
+    assert row["p"] == pytest.approx(one.pvalue)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(one.confidence_interval()))
+    two = stats.ttest_ind(a, b, equal_var=False)
+    row = estimate([(1, *of_a), (-1, *of_b)], 40)
+    assert row["p"] == pytest.approx(two.pvalue)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(two.confidence_interval()))
+
+
+def test_patients_alone_are_the_bootstrap_with_one_degree_less_than_patients():
+    drawn = np.random.default_rng(0).normal(2, 1, 500)
+    row = estimate([(1, np.full(3, 2.0), np.tile(drawn, (3, 1)))], 12)
+    half = stats.t(11).ppf(0.975) * drawn.std(ddof=1)
+    assert (row["low"], row["high"]) == pytest.approx((2 - half, 2 + half))
+    assert row["p"] == pytest.approx(2 * stats.t(11).sf(2 / drawn.std(ddof=1)))
+
+
+def test_parts_of_patients_seeds_and_both_are_those_worked_out_by_hand():
+    """Two seeds, two draws. Means over seeds 0 and 4: 8 of patients. Values 1 and 3: 2 / 2 of seeds.
+    Draws less their mean over seeds -1, 2 and 1, -2: 4.5 and 4.5, over 2 x 1: 4.5 of both."""
+    points, drawn = np.array([1.0, 3.0]), np.array([[-1.0, 6.0], [1.0, 2.0]])
+    assert drawn.mean(axis=0).tolist() == [0, 4]
+    freedom = max(8 + 1 - 4.5, 8) ** 2 / (8**2 / 9 + 1**2 / 1)
+    half = stats.t(freedom).ppf(0.975) * np.sqrt(8)
+    assert estimate([(1, points, drawn)], 10)["high"] == pytest.approx(2 + half)
+    # Four times as much of the seeds: 8 + 16 - 4.5 is more than either.
+    points = np.array([1.0, 9.0])
+    freedom = (8 + 16 - 4.5) ** 2 / (8**2 / 9 + 16**2 / 1)
+    half = stats.t(freedom).ppf(0.975) * np.sqrt(8 + 16 - 4.5)
+    assert estimate([(1, points, drawn)], 10)["high"] == pytest.approx(5 + half)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_false_positives_are_neither_more_nor_much_fewer_than_five_in_a_hundred(seeds):
+    """Where most of the spread is that of seeds, or of seeds and patients together."""
+    rng, runs, n = np.random.default_rng(1), 600, 40
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=150)
+    for sd_seed, sd_both in ((1.0, 0.5), (0.0, 3.0)):
+        wrong = 0
+        for _ in range(runs):
+            patient = rng.normal(0, 1, n)
+            a, b = (simulated(rng, draws, patient, seeds, sd_seed, sd_both) for _ in range(2))
+            wrong += estimate([(1, *a), (-1, *b)], n)["p"] < 0.05
+        assert 0.01 <= wrong / runs <= 0.075, (sd_seed, sd_both)
+
+
 def plain_holm(p):
     """The least level at which each hypothesis falls, tried out: the smallest p-value is held
     against level / m, the next against level / (m - 1) and so on, until one does not fall."""
@@ -54,6 +108,30 @@ def test_holm_is_the_plain_loop(seed):
 
 def test_holm_leaves_out_what_has_no_p_value():
     assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
+
+
+@pytest.mark.parametrize("p", [[0.02, 0.004], [0.02, None, 0.004]])
+def test_holm_of_a_family_that_is_not_whole_counts_what_lacks(p):
+    corrected = [c for c in holm(p, 5) if c is not None]
+    assert corrected == pytest.approx(plain_holm([0.02, 0.004, 1, 1, 1])[:2], abs=1e-9)
+    assert holm(p, 2) == holm(p)
+
+
+def test_the_gap_has_as_many_patients_as_the_smaller_half():
+    """With thick slices of two patients the gap's interval is of one degree of freedom, as theirs;
+    and of one patient there is none."""
+    rng = np.random.default_rng(0)
+    methods = {"a": [result(rng, 0.5) for _ in range(3)]}
+    for number in (1, 2):
+        for run in methods["a"]:
+            for record in run.records:
+                thick = record["patient"] in [str(n) for n in range(number)]
+                record["thickness_mm"] = 5.0 if thick else 1.0
+        changed = {"a": [Result("", run.records) for run in methods["a"]]}
+        found = study(changed, "a", 100)["methods"]["a"]
+        for group in ("thick", "thin - thick"):
+            row = found[group]["average"]
+            assert (row["low"] is None) == (number == 1), (number, group)
 
 
 def test_nothing_that_varies_and_one_patient_have_no_interval():
