@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -120,10 +122,41 @@ def test_a_failing_run_leaves_a_table_of_the_others(study, tmp_path):
     for ignored, message in (
         (["--reference", "thik"], "reference thik is none of the methods nofusion_3slice, thick"),
         (["--seeds", "5"], "--seeds"),
-        (["--cfg-options", "stack.num_slices=5", "--dry-run"], "--cfg-options, --dry-run"),
+        (["--cfg-options", "stack.num_slices=5", "--dry-run"], "--dry-run, --cfg-options"),
+        ([DEMO, "--jobs", "2"], "--jobs: --report runs nothing"),
     ):
         status, printed = study("--out", out, "--report", *ignored)
         assert status == 1 and message in printed
+
+    # Of one of the methods, perhaps beside a study that runs: what that one noted stays.
+    before = (out / "plan.json").read_bytes()
+    status, printed = study(DEMO, "--out", out, "--report", "--resamples", 100)
+    assert status == 0 and "nofusion_3slice      2 |" in printed and "thick     " not in printed
+    assert (out / "plan.json").read_bytes() == before
+
+
+def test_a_phantom_is_made_by_one_call_alone(study, phantom, tmp_path, monkeypatch):
+    """Two calls would write the same files; to look at a whole one takes no lock."""
+    out, module = tmp_path / "out", study.module
+    held, made = [], []
+
+    def lock(file, elsewhere):
+        held.append(file)
+        return nullcontext()
+
+    def make(root, *_, **__):
+        made.append(len(held))
+
+    def prepare(root, **_):
+        shutil.copytree(phantom, root)
+
+    monkeypatch.setattr(module, "only_writer", lock)
+    monkeypatch.setattr(module, "make_phantom", make)
+    monkeypatch.setattr(module, "prepare", prepare)
+    for _ in range(2):
+        status, printed = study(DEMO, "--out", out, "--phantom", 12, "--dry-run", "--seeds", 1)
+        assert status == 0 and "1 to do" in printed, printed
+    assert held == [out / "study.lock"] and made == [1, 1]
 
 
 @pytest.mark.parametrize(

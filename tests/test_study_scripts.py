@@ -190,11 +190,11 @@ def test_the_operators_study_compares_within_the_families_it_states(
             name: study({n: results[n] for n in (reference, name)}, reference)["differences"][name]
             for name, reference in pairs
         }
-        corrected = {
-            measure: dict(zip(differences, holm([d["all"][measure]["p"] for d in differences.values()]
-                                                + [1.0] * (planned - len(pairs)))))
-            for measure in ("0.5", "average")
-        }  # fmt: skip
+        lacking = [1.0] * (planned - len(pairs))
+        corrected = {}
+        for measure in ("0.5", "average"):
+            found = [groups["all"][measure]["p"] for groups in differences.values()]
+            corrected[measure] = dict(zip(differences, holm(found + lacking)))
         for name, groups in differences.items():
             rows = ({**groups["all"][m], "p_holm": corrected[m][name]} for m in ("0.5", "average"))
             numbers = (number_of(row, sign=True) for row in rows)

@@ -31,6 +31,7 @@ from mmdet_ext.config.overrides import use_data
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study import (
     finished_runs,
+    of_other_code,
     pairs,
     run_all,
     run_on_slurm,
@@ -52,7 +53,8 @@ from mmdet_ext.models.complexity import Complexity, detector_complexity
 
 TOOLS = Path(__file__).resolve().parent
 PLAN = "plan.json"
-OF_RUNS = ("seeds", "data", "phantom", "cfg_options", "jobs", "slurm", "dry_run")
+OF_RUNS = ("seeds", "jobs", "slurm", "dry_run")
+OF_CONFIGS = ("data", "phantom", "cfg_options")
 PHANTOM_SIZE = 128  # px, as the demo's
 
 
@@ -60,14 +62,14 @@ PHANTOM_SIZE = 128  # px, as the demo's
 def main() -> int:
     options = arguments()
     # Tables may be made while the runs go on elsewhere.
-    looks = options.report or options.dry_run
+    looks = (options.report or options.dry_run) and not to_be_made(options)
     lock = nullcontext() if looks else only_writer(options.out / "study.lock", "--out")
     with told_to_repeat(), termination_interrupts(), lock:
         failed = []
         if options.configs or options.variant:
             set_data(options)
             plan = make_plan(options)
-            failed = run(options, plan)
+            failed = [] if options.report else run(options, plan)
         else:
             plan = read_plan(options.out)
         if not options.dry_run:
@@ -127,12 +129,19 @@ def arguments() -> argparse.Namespace:
         raise UserError(f"--out {options.out} is a file: give a folder, which need not exist yet")
     if not (options.configs or options.variant) and not options.report:
         parser.error("give a CONFIG, a --variant NAME CONFIG, or --report")
-    if not (options.configs or options.variant):
-        ignored = [n for n in OF_RUNS if getattr(options, n) != parser.get_default(n)]
+    if options.report:
+        without = () if options.configs or options.variant else OF_CONFIGS
+        ignored = [n for n in (*OF_RUNS, *without) if getattr(options, n) != parser.get_default(n)]
         if ignored:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-            raise UserError(f"{names}: --report alone runs nothing; leave it out, or name configs")
+            raise UserError(f"{names}: --report runs nothing; leave one of them out")
     return options
+
+
+def to_be_made(options: argparse.Namespace) -> bool:
+    """Whether a phantom is asked for that is not there yet, or not whole."""
+    whole = options.out / "phantom/annotations/test.json"
+    return options.phantom is not None and not whole.is_file()
 
 
 def set_data(options: argparse.Namespace) -> None:
@@ -140,8 +149,9 @@ def set_data(options: argparse.Namespace) -> None:
     root = options.data
     if options.phantom is not None:
         root, workers = options.out / "phantom", available_cores()
+        unprepared = to_be_made(options)
         make_phantom(root, options.phantom, PHANTOM_SIZE, workers=workers)
-        if not (root / "annotations/test.json").is_file():
+        if unprepared:
             prepare(root, workers=workers)
     if root is not None:
         use_data(root)
@@ -171,7 +181,7 @@ def make_plan(options: argparse.Namespace) -> dict:
     plan = dict(
         reference=reference, accept_code_changes=options.accept_code_changes, methods=methods
     )
-    if not options.dry_run:
+    if not (options.dry_run or options.report):
         kept = [{k: v for k, v in each.items() if k != "images"} for each in methods]  # of here
         text = json.dumps({**plan, "methods": kept}, indent=1)
         write_whole(options.out / PLAN, text + "\n")
@@ -224,7 +234,7 @@ def run(options: argparse.Namespace, plan: dict) -> list:
     print(f"{counts}: {_counted(todo.done, 'run')} done, {waiting} to do; {out}", flush=True)
     if options.dry_run:
         print("\n".join(f"  {job.name}: {job.folder}" for job in todo.jobs))
-    if options.dry_run or options.report or not todo.jobs:
+    if options.dry_run or not todo.jobs:
         return []
     # Slurm need not pass on where the data is.
     environment = {k: v for k, v in os.environ.items() if k == "DEEPLESION_ROOT"}
@@ -256,7 +266,9 @@ def report(options: argparse.Namespace, plan: dict) -> None:
         for each in plan["methods"]
     }
     reference = options.reference or plan["reference"]
-    print("\n" + write_study(options.out, methods, reference, options.resamples))
+    others = of_other_code(options.out, [method_of(each) for each in plan["methods"]], accept)
+    notes = [others] if others else []
+    print("\n" + write_study(options.out, methods, reference, options.resamples, notes))
 
 
 if __name__ == "__main__":

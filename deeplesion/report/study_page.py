@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from deeplesion.errors import MissingDataError
+from deeplesion.errors import MissingDataError, UserError
 from deeplesion.evaluation.evaluate import resampled
 from deeplesion.evaluation.results import Result, read_results
 from deeplesion.evaluation.study import check_reference, study
@@ -48,7 +48,11 @@ class SameImages(NamedTuple):
 
 
 def write_study(
-    out: Path, methods: Mapping[str, dict], reference: str, resamples: int = 1000
+    out: Path,
+    methods: Mapping[str, dict],
+    reference: str,
+    resamples: int = 1000,
+    notes: Sequence[str] = (),
 ) -> str:
     """Writes study.json, .txt, .csv, .md, .tex, .html and the figures; returns what to print.
 
@@ -56,25 +60,29 @@ def write_study(
         out: folder of the study.
         methods: name -> `config`, `options`, `cost`, `test` (fingerprint of the test), `runs`, each
             with `seed`, `folder` (of results.json.gz, relative to `out`), `training` and `test`.
-            A method without runs is named and left out.
+            A method without runs is named and left out, and a run whose result cannot be read.
         reference: method that the others are compared with. Where it is not among those tested on
             the same images, or has no runs, the first of these is.
         resamples: of the bootstrap over patients.
+        notes: what else is to be said of the runs.
 
     Raises:
-        MissingDataError: no method has a run.
+        MissingDataError: no method has a run whose result can be read.
         UserError: the reference is none of the methods.
     """
     check_reference(reference, methods)
-    without = [name for name, method in methods.items() if not method["runs"]]
-    present = {name: method for name, method in methods.items() if method["runs"]}
-    if not present:
-        raise MissingDataError(f"{out}: no run is finished yet, so there is nothing to report")
+    results_of, methods, unread = _read(out, methods)
+    notes = [*notes, *unread]
+    without = [name for name, results in results_of.items() if not results]
+    if len(without) == len(methods):
+        told = [f"{out}: no run is finished yet, so there is nothing to report", *notes]
+        raise MissingDataError("\n".join(told))
+    if without:
+        notes.append(f"Without a finished run, hence left out: {', '.join(without)}.")
+    present = {name: method for name, method in methods.items() if name not in without}
     sets: dict[str, dict[str, list[Result]]] = {}
-    for name, method in tqdm(present.items(), desc="reading results", leave=False, disable=None):
-        sets.setdefault(method["test"]["data"], {})[name] = [
-            read_results(out / run["folder"] / "results.json.gz", name) for run in method["runs"]
-        ]
+    for name in present:
+        sets.setdefault(_images(results_of[name][0]), {})[name] = results_of[name]
     found = []
     for results in tqdm(
         sets.values(), desc="bootstrap", unit="test set", leave=False, disable=None
@@ -86,26 +94,50 @@ def write_study(
         resamples=resamples,
         methods=methods,
         without_runs=without,
+        notes=notes,
         test_sets=[dict(title=each.title, **each.statistics) for each in found],
     )
     tables = [table for each in found for table in each.tables]
     files: dict[str, str | bytes] = {
         "study.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
-        "study.txt": "\n\n".join([*map(to_text, tables), NOTE]) + "\n",
+        "study.txt": "\n\n".join([*map(to_text, tables), NOTE, *notes]) + "\n",
         **{f"study.{kind}": text for kind, text in as_files(tables).items()},
     }
     for i, each in enumerate(found):
         mark = f"-{i + 1}" if i else ""
         for name, figure in render_study(each.results, each.statistics, ("svg", "png")).items():
             files[name.replace(".", f"{mark}.")] = figure
-    files["study.html"] = _page(out, found, methods, without, files)
+    files["study.html"] = _page(out, found, methods, notes, files)
     for name, data in files.items():
         write_whole(out / name, data)
-    lines = [*(to_text(each.tables[0]) for each in found), NOTE]
-    if without:
-        lines.append(f"no finished run, hence left out: {', '.join(without)}")
+    lines = [*(to_text(each.tables[0]) for each in found), NOTE, *notes]
     names = dict.fromkeys(name.replace(".svg", ".png") for name in files)
     return "\n\n".join(lines) + f"\n\n{out}: {', '.join(names)}"
+
+
+def _read(
+    out: Path, methods: Mapping[str, dict]
+) -> tuple[dict[str, list[Result]], dict[str, dict], list[str]]:
+    """The results of each method, the methods with the runs that they are of, and what is said of
+    runs whose result cannot be read."""
+    results: dict[str, list[Result]] = {}
+    kept, unread = {}, []
+    for name, method in tqdm(methods.items(), desc="reading results", leave=False, disable=None):
+        results[name], runs = [], []
+        for run in method["runs"]:
+            try:
+                results[name].append(read_results(out / run["folder"] / "results.json.gz", name))
+                runs.append(run)
+            except (UserError, OSError) as error:
+                unread.append(f"Left out: {name}, seed {run['seed']}: {error}")
+        kept[name] = {**method, "runs": runs}
+    return results, kept, unread
+
+
+def _images(result: Result) -> str:
+    """What differs for results of different images, or of other lesions on them."""
+    images = {r["file_name"]: [lesion["bbox"] for lesion in r["lesions"]] for r in result.records}
+    return json.dumps(images, sort_keys=True)
 
 
 def _evaluated(
@@ -138,9 +170,10 @@ def _page(
     out: Path,
     found: Sequence[SameImages],
     methods: Mapping[str, dict],
-    without: Sequence[str],
+    notes: Sequence[str],
     files: Mapping[str, str | bytes],
 ) -> str:
+    with_runs = sum(bool(method["runs"]) for method in methods.values())
     runs = sum(len(method["runs"]) for method in methods.values())
     sections = []
     for i, each in enumerate(found):
@@ -158,12 +191,10 @@ def _page(
             f'<div class="figures">{figures}</div>'
             f"<details><summary>Operating points, differences and seeds</summary>{more}</details>"
         )
-    told = [f"{'; '.join(each.title for each in found)}. {READING}"]
-    if without:
-        told.append(f"Without a finished run, hence left out: {', '.join(without)}.")
+    told = [f"{'; '.join(each.title for each in found)}. {READING}", *notes]
     return page_of(
         "study.html",
-        title=f"{len(methods) - len(without)} methods, {runs} runs",
+        title=f"{with_runs} methods, {runs} runs",
         summary="".join(f"<p>{escape(text)}</p>" for text in told),
         sets="".join(sections),
         runs=_runs(out, methods),

@@ -1,8 +1,8 @@
 """The comparisons that docs/study/operators.md states, each family corrected by itself:
 python docs/study/comparisons.py docs/study/operators/7
 
-The runs are those of study.json there, which tools/study.py writes; Markdown is printed. Of a family
-of which runs lack the p-values are corrected for all of its comparisons."""
+The runs are those of study.json there, which tools/study.py writes; Markdown is printed. While runs
+of a family lack, p-values are corrected for all of its comparisons."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,8 @@ from deeplesion.evaluation.study import paired
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Row, Table, to_markdown
 
-OPERATORS = ("none", "2.5D", "TSM", "AlignShift", "A3D", "ACS", "I3D", "P3D", "AlignA3D", "AlignACS")
+OPERATORS = ["none", "2.5D", "TSM", "AlignShift", "A3D", "ACS", "I3D", "P3D"]
+OPERATORS += ["AlignA3D", "AlignACS"]
 
 out = Path(sys.argv[1])
 methods = read_json(out / "study.json", "what tools/study.py writes")["methods"]

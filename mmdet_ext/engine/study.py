@@ -26,6 +26,7 @@ from mmdet_ext.engine.study_run import (
     changed_since,
     find_run,
     new_folder,
+    notes_of,
     perform,
     read_note,
     tested,
@@ -76,7 +77,7 @@ def todo_of(out: Path, methods: Sequence[Method], seeds: int, accept_code: bool 
 def finished_runs(out: Path, method: Method, accept_code: bool = False) -> list[dict]:
     """The runs of a method that are done, of any seed: `seed`, `folder` of the result relative to
     `out`, and what is noted of `training` and `test`."""
-    seeds = {read_note(file.parent)["seed"] for file in (out / "runs").glob("*/run.json")}
+    seeds = {note["seed"] for _, note in notes_of(out)}
     found = []
     for seed in sorted(seeds):
         folder = find_run(out, method, seed, accept_code)
@@ -88,6 +89,21 @@ def finished_runs(out: Path, method: Method, accept_code: bool = False) -> list[
                 dict(seed=seed, folder=place.as_posix(), training=note["training"], test=test[1])
             )
     return found
+
+
+def of_other_code(out: Path, methods: Sequence[Method], accept_code: bool) -> str:
+    """What to say of finished runs that code other than the present has done; '' if there is none.
+    They count if that is accepted, and where a method's own code has not done the seed as well."""
+    found = []
+    for method in methods:
+        own = {run["seed"] for run in finished_runs(out, method)}
+        every = {run["seed"] for run in finished_runs(out, method, accept_code=True)}
+        if others := sorted(every - own):
+            found.append(f"{method.name}, seed {' and '.join(map(str, others))}")
+    if not found:
+        return ""
+    what = "count" if accept_code else "are left out (--accept-code-changes takes them)"
+    return f"Runs that other code has done {what}: {'; '.join(found)}."
 
 
 def run_all(

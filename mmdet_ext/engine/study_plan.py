@@ -11,7 +11,7 @@ import importlib.util
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ SHOWN = "deeplesion.report"  # no result depends on how one is shown
 # What says where a run is, which one it is and what it tells, not what is done.
 PLACE = {"work_dir", "experiment_name", "launcher", "resume"}
 PLACE |= {"visualizer", "log_level", "log_processor"}
+# Options of hooks and loaders likewise: what is augmented does not depend on the workers.
+TELLING_HOOKS = {"logger", "run_check", "timer"}
+LOADING = {"num_workers", "persistent_workers", "prefetch_factor", "pin_memory", "timeout"}
 SET_BY_RUNS = {
     "randomness.seed": "--seeds N takes 0 to N - 1",
     "work_dir": "every run has a folder in that of --out",
@@ -92,18 +95,26 @@ def with_fingerprints(method: Method, config: Config, code: str) -> Method:
     """The method with the fingerprints of its config as it was read, with its options.
 
     config: what the parts of the run are told, without the places of work directory and data, and
-    without the seed. data: contents of the annotation files and of weights that training starts
-    from. Pixels are not read: the annotations name every image.
+    without the seed, and without what decides how fast data is loaded. data: contents of the
+    annotation files and of weights that training starts from. Pixels are not read: the annotations
+    name every image, in a folder that is a place if its path is absolute.
 
     Args:
         code: of `code_hash`.
 
     Raises:
-        MissingDataError: an annotation file is not there.
+        MissingDataError: an annotation file is not there, or the weights of `load_from`.
     """
     parts = {k: v for k, v in config.to_dict().items() if k in RUNNER - PLACE}
     parts["randomness"] = {k: v for k, v in parts.get("randomness", {}).items() if k != "seed"}
-    parts["load_from"] = {"checkpoint": parts.get("load_from")}
+    hooks = parts.get("default_hooks") or {}
+    parts["default_hooks"] = {k: v for k, v in hooks.items() if k not in TELLING_HOOKS}
+    for name in [name for name in parts if name.endswith("_dataloader")]:
+        parts[name] = {k: v for k, v in (parts[name] or {}).items() if k not in LOADING}
+    weights = parts.get("load_from")
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise MissingDataError(f"{method.name}: there is no {weights}, which load_from names")
+    parts["load_from"] = {"checkpoint": weights}
     found = {}
     for name, chosen in (("training", parts.keys() - TESTING), ("test", parts.keys() & TESTING)):
         own = {key: parts[key] for key in chosen}
@@ -129,8 +140,9 @@ def _take_out_files(parts: dict, config: str) -> dict[str, str]:
             # Wherever slices are read from: as where they usually are.
             if "cache" in node:
                 node["cache"] = "slice_cache"
-            if "img" in (node.get("data_prefix") or {}):
-                node["data_prefix"] = {**node["data_prefix"], "img": "Images_png"}
+            prefix = node.get("data_prefix") or {}
+            if Path(prefix.get("img") or "").is_absolute():
+                node["data_prefix"] = {**prefix, "img": "Images_png"}
         weights = node.get("checkpoint")
         if isinstance(weights, str) and Path(weights).is_file():
             contents[f"{path}.checkpoint"] = _file_hash(Path(node.pop("checkpoint")))
@@ -216,8 +228,17 @@ def _without_words(tree: ast.Module) -> str:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=_named)
+    text = json.dumps(_plain(value), sort_keys=True, default=_named)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """With 2 in place of 2.0, which is the same to every part."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _named(value: Any) -> str:

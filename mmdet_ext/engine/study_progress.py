@@ -12,7 +12,15 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from mmdet_ext.engine.study_run import Job, Outcome, epochs_of, last_lines, read_note, tested
+from mmdet_ext.engine.study_run import (
+    Job,
+    Outcome,
+    epochs_of,
+    last_lines,
+    notes_of,
+    read_note,
+    tested,
+)
 
 SHOWN_EVERY = 600  # seconds between two lines that tell what runs, where no terminal is
 
@@ -107,8 +115,7 @@ def _seconds(note: Mapping) -> float:
 def known_seconds(out: Path) -> dict[str, float]:
     """Method -> seconds that its runs took which are done, by the notes of a study."""
     found: dict[str, list[float]] = {}
-    for file in (out / "runs").glob("*/run.json"):
-        note = read_note(file.parent)
+    for _, note in notes_of(out):
         if note["training"].get("ended"):
             for name in note.get("methods", []):
                 found.setdefault(name, []).append(_seconds(note))

@@ -4,6 +4,7 @@ and what of it is done."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -119,15 +120,16 @@ class Children:
         return usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
     def stop(self) -> None:
-        """Ends all as Ctrl-C does, and kills what does not end."""
+        """Ends all as Ctrl-C does, and kills what does not end. A process ends its workers itself:
+        without them it would say that they were lost for want of memory."""
         with self.lock:
             self.stopped = True
         until = time.monotonic() + PATIENCE
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for send, number in ((os.kill, signal.SIGTERM), (os.killpg, signal.SIGKILL)):
             with self.lock:
                 for child in self.running:
                     with contextlib.suppress(ProcessLookupError):
-                        os.killpg(child.pid, number)
+                        send(child.pid, number)
             while self.running and time.monotonic() < until:
                 time.sleep(0.05)
 
@@ -152,6 +154,24 @@ def read_note(folder: Path) -> dict:
     return note
 
 
+def notes_of(out: Path) -> Iterator[tuple[Path, dict]]:
+    """Folder and note of every run of a study. One whose note is damaged does not count, and is
+    named once."""
+    for file in sorted((out / "runs").glob(f"*/{NOTE}")):
+        try:
+            note = read_note(file.parent)
+        except UserError as error:
+            _tell(f"{error}; until then that run does not count")
+        else:
+            if note:  # the folder may be removed at this moment
+                yield file.parent, note
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def same(one: Mapping, other: Mapping, accept_code: bool) -> bool:
     """Whether two fingerprints are of one thing."""
     return all(one.get(k) == other.get(k) for k in ("config", "data", "code")[: 3 - accept_code])
@@ -160,16 +180,16 @@ def same(one: Mapping, other: Mapping, accept_code: bool) -> bool:
 def find_run(out: Path, method: Method, seed: int, accept_code: bool) -> Path | None:
     """The folder of a method's training with a seed, finished or not; by fingerprint, not name.
 
-    Of several, one whose test is done goes first, then one of the same code, then the latest.
+    Of several, one whose test is done goes first, then one of the same code, then the one whose
+    training ended last.
     """
     found = []
-    for file in sorted((out / "runs").glob(f"*/{NOTE}")):
-        note = read_note(file.parent)
+    for folder, note in notes_of(out):
         training = note["training"]
         if note["seed"] == seed and same(training["fingerprint"], method.training, accept_code):
             now = training["fingerprint"]["code"] == method.training["code"]
-            done = tested(file.parent, method, accept_code) is not None
-            found.append((done, now, file.stat().st_mtime, file.parent))
+            done = tested(folder, method, accept_code) is not None
+            found.append((done, now, training.get("ended", ""), folder))
     return max(found)[-1] if found else None
 
 
@@ -196,8 +216,8 @@ def tested(folder: Path, method: Method, accept_code: bool) -> tuple[str, dict] 
 def changed_since(out: Path, method: Method, seed: int) -> str:
     """Of runs that are there under the method's name and seed with another fingerprint: what is
     another now, 'config and code'; '' if there is none."""
-    for file in sorted((out / "runs").glob(f"*/{NOTE}"), key=lambda f: -f.stat().st_mtime):
-        note = read_note(file.parent)
+    latest_first = sorted(notes_of(out), key=lambda found: -(found[0] / NOTE).stat().st_mtime)
+    for _, note in latest_first:
         if note["seed"] == seed and method.name in note.get("methods", []):
             old = note["training"]["fingerprint"]
             return " and ".join(k for k, v in method.training.items() if old.get(k) != v)
@@ -265,8 +285,10 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
 
     training, work_dir = note["training"], job.folder / "training"
     if not training.get("ended"):
-        # Of a start by other code, which was accepted, this one goes on.
-        training["fingerprint"] = dict(first.training)
+        # Of a start by other code, which was accepted, this one goes on: it is of both, which no
+        # code is by itself.
+        codes = dict.fromkeys([*training["fingerprint"]["code"].split("+"), first.training["code"]])
+        training["fingerprint"] = {**first.training, "code": "+".join(codes)}
     save()
     if not training.get("ended"):
         seeded = [*first.options, f"randomness.seed={job.seed}"]

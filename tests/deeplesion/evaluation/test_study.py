@@ -58,8 +58,9 @@ def test_patients_alone_are_the_bootstrap_with_one_degree_less_than_patients():
 
 
 def test_parts_of_patients_seeds_and_both_are_those_worked_out_by_hand():
-    """Two seeds, two draws. Means over seeds 0 and 4: 8 of patients. Values 1 and 3: 2 / 2 of seeds.
-    Draws less their mean over seeds -1, 2 and 1, -2: 4.5 and 4.5, over 2 x 1: 4.5 of both."""
+    """Two seeds, two draws. Means over seeds 0 and 4: 8 of patients. Values 1 and 3: 2 / 2 of
+    seeds. Draws less their mean over seeds -1, 2 and 1, -2: 4.5 and 4.5, over 2 x 1: 4.5 of
+    both."""
     points, drawn = np.array([1.0, 3.0]), np.array([[-1.0, 6.0], [1.0, 2.0]])
     assert drawn.mean(axis=0).tolist() == [0, 4]
     freedom = max(8 + 1 - 4.5, 8) ** 2 / (8**2 / 9 + 1**2 / 1)

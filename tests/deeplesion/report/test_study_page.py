@@ -86,7 +86,7 @@ def test_all_files_are_there_and_what_is_left_out_is_said(made):
     names = {f"study.{kind}" for kind in ("json", "txt", "csv", "md", "tex", "html")}
     names |= {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
     assert {file.name for file in out.iterdir() if file.is_file()} == names
-    assert "no finished run, hence left out: nothing yet" in printed
+    assert "Without a finished run, hence left out: nothing yet." in printed
     content = json.loads((out / "study.json").read_text())
     assert content["test_sets"][0]["differences"] == statistics["differences"]
     assert content["without_runs"] == ["nothing yet"]
@@ -228,6 +228,35 @@ def test_the_page_links_what_is_there_and_names_become_no_markup(made):
     assert sum(link.endswith("evaluation/report.html") for link in links) == 7
     assert "<b>" not in page and "&lt;b&gt; &amp; $x$" in page and "{{" not in page
     assert all(src.startswith("data:") for src in re.findall(r'src="([^"]+)"', page))
+
+
+def test_of_one_annotation_file_too_other_images_have_tables_of_their_own(tmp_path, monkeypatch):
+    """As with test_dataloader.dataset.indices; and equal images of two files are compared."""
+    monkeypatch.setattr("deeplesion.report.study_page.render_study", lambda *_: {"froc.svg": b""})
+    methods = {
+        "a": written(tmp_path, "a", 0.4, (0, 1)),
+        "b": written(tmp_path, "b", 0.8, (0, 1), number=12),
+        "c": written(tmp_path, "c", 0.6, (0, 1), data="two"),
+    }
+    write_study(tmp_path, methods, "a", 100)
+    first, second = json.loads((tmp_path / "study.json").read_text())["test_sets"]
+    assert list(first["methods"]) == ["a", "c"] and list(second["methods"]) == ["b"]
+
+
+def test_a_result_that_cannot_be_read_is_named_and_the_others_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("deeplesion.report.study_page.render_study", lambda *_: {"froc.svg": b""})
+    methods = {name: written(tmp_path, name, 0.5, (0, 1, 2)) for name in "ab"}
+    damaged = tmp_path / methods["b"]["runs"][1]["folder"] / "results.json.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    printed = write_study(tmp_path, methods, "a", 100, ["A note."])
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert [run["seed"] for run in content["methods"]["b"]["runs"]] == [0, 2]
+    assert len(content["test_sets"][0]["methods"]["b"]["all"]["average"]["seeds"]) == 2
+    for text in (printed, (tmp_path / "study.txt").read_text()):
+        assert "A note." in text and f"Left out: b, seed 1: {damaged}" in text
+    assert "A note." in (tmp_path / "study.html").read_text()
+    damaged.unlink()
+    assert "Left out: b, seed 1: " in write_study(tmp_path, methods, "a", 100)
 
 
 def test_methods_of_other_images_have_tables_of_their_own(tmp_path, monkeypatch):

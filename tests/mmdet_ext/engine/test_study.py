@@ -16,7 +16,13 @@ import pytest
 from deeplesion.errors import UserError
 from deeplesion.lock import only_writer
 from mmdet_ext.engine import study, study_run
-from mmdet_ext.engine.study import finished_runs, pairs, todo_of, visible_gpus
+from mmdet_ext.engine.study import (
+    finished_runs,
+    of_other_code,
+    pairs,
+    todo_of,
+    visible_gpus,
+)
 from mmdet_ext.engine.study_progress import Progress, known_seconds
 from mmdet_ext.engine.study_run import Job, Method, device_of, epochs_of, find_run, read_note
 
@@ -185,7 +191,8 @@ def test_what_counts_is_config_code_and_data_not_names(tools, tmp_path):
     assert todo_of(out, [other_code], 1, accept_code=True).done == 1
     assert finished_runs(out, other_code) == []
     assert len(finished_runs(out, other_code, accept_code=True)) == 1
-    # Of a start by one code another goes on, if that is accepted; it is then of the other.
+    # Of a start by one code another goes on, if that is accepted; it is then of both, and counts as
+    # neither's own.
     waiting = method("w")
     (job,) = todo_of(out, [waiting], 1).jobs
     (tools / "evaluate.py").write_text("raise SystemExit(1)")
@@ -194,13 +201,40 @@ def test_what_counts_is_config_code_and_data_not_names(tools, tmp_path):
     (job.folder / "run.json").write_text(json.dumps(note))
     later = method("w", code="2")
     study.run_all(todo_of(out, [later], 1, accept_code=True).jobs, tools, 1)
-    assert find_run(out, later, 0, False) == job.folder and find_run(out, waiting, 0, False) is None
+    assert find_run(out, later, 0, True) == find_run(out, waiting, 0, True) == job.folder
+    assert find_run(out, later, 0, False) is find_run(out, waiting, 0, False) is None
+    assert read_note(job.folder)["training"]["fingerprint"]["code"] == "1+2"
+    study.run_all(todo_of(out, [later], 1, accept_code=True).jobs, tools, 1)
+    assert read_note(job.folder)["training"]["fingerprint"]["code"] == "1+2"
     assert todo_of(out, [waiting], 1).jobs[0].folder.name == f"{job.folder.name}-2"
     (tools / "evaluate.py").write_text(EVALUATE)
     # Run anew, both are there, and each code finds its own.
     run(out, [other_code], 1, tools)
     folders = {finished_runs(out, m, True)[0]["folder"] for m in (other_code, method("a", "x=1"))}
     assert len(folders) == 2
+
+
+def test_what_other_code_has_done_is_told(tools, tmp_path):
+    old, new = method("a"), method("a", code="2")
+    run(tmp_path, [old, method("b")], 3, tools)
+    run(tmp_path, [new], 1, tools)
+    told = of_other_code(tmp_path, [new, method("b")], accept_code=False)
+    assert told.startswith("Runs that other code has done are left out (--accept-code-changes")
+    assert told.endswith(": a, seed 1 and 2.")
+    assert "done count: a, seed 1 and 2." in of_other_code(tmp_path, [new], accept_code=True)
+    assert of_other_code(tmp_path, [old], accept_code=True) == ""
+
+
+def test_a_damaged_note_is_named_once_and_ends_nothing(tools, tmp_path, capsys):
+    run(tmp_path, [method("a")], 2, tools)
+    damaged = next(tmp_path.glob("runs/a-seed0-*/run.json"))
+    damaged.write_text("{")
+    capsys.readouterr()
+    assert known_seconds(tmp_path).keys() == {"a"}
+    assert len(finished_runs(tmp_path, method("a"))) == 1
+    todo = todo_of(tmp_path, [method("a")], 2)
+    assert todo.done == 1 and len(todo.jobs) == 1 and todo.jobs[0].folder != damaged.parent
+    assert capsys.readouterr().err.count(f"{damaged} is no note of a study's run") == 1
 
 
 def test_methods_that_differ_in_the_test_alone_share_the_training(tools, tmp_path):
@@ -244,14 +278,14 @@ def test_while_a_command_runs_the_note_claims_nothing_that_it_may_overwrite(tool
     run(tmp_path, [replace(first, test={**first.test, "code": "2"})], 1, tools)
     seen = json.loads((folder / "test-saw.json").read_text())
     assert [test["fingerprint"] for test in seen["tests"].values()] == [{}]
-    # A training that other code began, and that was accepted, is of this one from its start.
+    # A training that other code began, and that was accepted, is of both from this start.
     note = read_note(folder)
     del note["training"]["ended"]
     (folder / "run.json").write_text(json.dumps(note))
     later = method("a", code="2")
     study.run_all(todo_of(tmp_path, [later], 1, accept_code=True).jobs, tools, 1)
     seen = json.loads((folder / "train-saw.json").read_text())
-    assert seen["training"]["fingerprint"] == later.training
+    assert seen["training"]["fingerprint"] == {**later.training, "code": "1+2"}
 
 
 def test_an_error_of_ours_in_one_run_is_named_and_ends_no_other(tools, tmp_path, monkeypatch):
@@ -330,6 +364,33 @@ def runs_still(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+WITH_WORKER = """
+import signal, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def end(*_):
+    time.sleep(0.3)  # what is sent to the worker as well has come by now
+    print("worker ended by", worker.poll(), flush=True)
+    worker.kill()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+worker.wait()
+"""
+
+
+def test_a_process_that_is_ended_ends_its_workers_itself(tmp_path):
+    children, log = study_run.Children(), tmp_path / "log"
+    with open(log, "w") as file:
+        child = children.start([sys.executable, "-c", WITH_WORKER], stdout=file)
+    wait_for(lambda: "ready" in log.read_text())
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(children.wait, child)
+        children.stop()
+        with pytest.raises(study_run.Stopped):
+            waiting.result()
+    assert "worker ended by None" in log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -101,6 +101,13 @@ def test_a_fingerprint_is_of_what_is_done(fingerprints, phantom, tmp_path):
         ("test_evaluator.iou_threshold=0.3",): {"test config"},
         ("randomness.seed=3",): set(),
         ("log_level=ERROR", "visualizer.vis_backends=[]"): set(),
+        ("default_hooks.logger.interval=7", "default_hooks.run_check.reference=None"): set(),
+        ("train_dataloader.num_workers=0", "test_dataloader.num_workers=1"): set(),
+        ("val_dataloader.persistent_workers=False", "train_dataloader.pin_memory=True"): set(),
+        ("train_dataloader.batch_size=2",): {"training config"},
+        ("stack.target_mm=2",): set(),
+        ("stack.target_mm=2.5",): {"training config", "test config"},
+        ("test_dataloader.dataset.data_prefix.img=Images_denoised",): {"test config"},
         ("train_dataloader.dataset.cache=/fast/slice_cache",): set(),
         ("train_dataloader.dataset.cache=None",): set(),
         tuple(
@@ -146,6 +153,12 @@ def test_weights_that_training_starts_from_count_by_their_content(fingerprints, 
         found.append(fingerprints(f"load_from={tmp_path / name}"))
     assert changed(found[0], found[1]) == set()
     assert changed(found[0], found[2]) == {"training data"}
+
+
+def test_weights_that_are_not_there_are_noticed_before_the_runs(fingerprints, tmp_path):
+    with pytest.raises(MissingDataError, match=r"nofusion_3slice: there is no .*none\.pth"):
+        fingerprints(f"load_from={tmp_path / 'none.pth'}")
+    fingerprints("load_from=https://example.org/weights.pth")
 
 
 def test_two_methods_that_nothing_tells_apart_are_refused(fingerprints):
