@@ -54,9 +54,26 @@ def test_auc_against_counting_pairs():
 
 def test_stacks_are_written_as_options():
     assert stack("7,keep_thick,2.5")[:3] == (7, "keep_thick", 2.5)
-    for wrong in ("3", "3,often,2", "x,normalize,2"):
-        with pytest.raises(ValueError):
-            stack(wrong)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--stacks", "3"], "'3': give D,POLICY,MM, as in 3,normalize,2"),
+        (["--stacks", "3,often,2"], "'3,often,2': "),
+        (["--stacks", "x,normalize,2"], "policies are "),
+        (["--stacks", "2,normalize,2"], "'2,normalize,2': "),
+        (["--stacks", "3,normalize,nan"], "'3,normalize,nan': target_mm"),
+        (["--noise", "0", "nan"], "--noise nan"),
+        (["--noise", "-2"], "--noise -2.0: give a number from 0"),
+        (["--limit", "0"], "--limit must be at least 1, got 0"),
+    ],
+)
+def test_options_that_cannot_be_are_named(options, message, phantom, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["observe_phantom.py", str(phantom), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert message in f"{ended.value.code}{capsys.readouterr().err}"
 
 
 def test_the_command_prints_and_writes_its_table(phantom, tmp_path, monkeypatch, capsys):

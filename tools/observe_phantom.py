@@ -8,6 +8,7 @@ an image and sensitivity at 0.5, in %, of readers who find every object; docs/st
 
 import argparse
 import json
+import math
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from tqdm import tqdm
 
 from deeplesion.command_line import command
 from deeplesion.conventions import SPLITS, THIN_MM
-from deeplesion.data.slices import POLICIES
-from deeplesion.errors import DataError
+from deeplesion.data.slices import POLICIES, plan_stack
+from deeplesion.errors import DataError, UserError
 from deeplesion.evaluation.froc import SCORE_FPS, froc
 from deeplesion.files import write_whole
 from deeplesion.phantom.observers import READINGS, Observed, Observer, observe_series, series_of
@@ -40,10 +41,19 @@ GROUPS = ("all", "thin", "thick")
 
 
 def stack(text: str) -> Observer:
-    num_slices, policy, target_mm = text.split(",")
-    if policy not in POLICIES:
-        raise ValueError(policy)
-    return Observer(int(num_slices), policy, float(target_mm))
+    """An option of --stacks; argparse tells what is wrong with it."""
+    try:
+        num_slices, policy, target_mm = text.split(",")
+        asked = Observer(int(num_slices), policy, float(target_mm))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give D,POLICY,MM, as in {STACKS[1]}; policies are {', '.join(POLICIES)}"
+        ) from None
+    try:
+        plan_stack(0, None, (0, 0), asked.num_slices, asked.policy, asked.target_mm)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return asked
 
 
 def measures(read: list[Observed], which: int) -> dict:
@@ -130,6 +140,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
+    if wrong := [h for h in options.noise if not 0 <= h < math.inf]:
+        raise UserError(f"--noise {wrong[0]}: give a number from 0")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {options.limit}")
     observers = [s._replace(noise=h) for h in options.noise for s in options.stacks]
     series = [s for s in series_of(options.root) if options.split in ("all", SPLITS[s.split])][
         : options.limit
