@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.registry import MODELS
+from scipy import stats
 
 from deeplesion.evaluation.study import holm, paired, study
 from deeplesion.report.study_tables import number_of
@@ -157,10 +158,51 @@ def test_a_group_that_there_is_not(script):
     assert script("options.sh", "anchors", expect=2) == []
 
 
-def test_operators_join_the_test_phantom_once(script, tmp_path):
-    (tmp_path / "work_dirs/study/test/annotations").mkdir(parents=True)
-    for expected in (["all_key_slices.py", "study.py"], ["study.py"]):
-        assert [name for name, _ in script("operators.sh", 7, "--dry-run")] == expected
+@pytest.mark.parametrize(
+    "part, environment, expected",
+    [
+        ("7", {}, 21),
+        ("3", {"POLICIES": "keep_thick", "OPERATORS": "none single A3D"}, 2),
+        ("reach", {}, 4),
+        ("varied", {}, 6),
+        ("pretrained", {"OPERATORS": "A3D I3D 2.5D"}, 4),
+    ],
+)
+def test_operators(part, environment, expected, script, repository, tmp_path, monkeypatch):
+    """The key slices of the test phantom are joined once; every method's config is one."""
+    folders = "_varied" if part == "varied" else ""
+    for name in ("train", "test"):
+        folder = tmp_path / f"work_dirs/study/{name}{folders}/annotations"
+        folder.mkdir(parents=True)
+        for split in ("train", "val", "test"):
+            (folder / f"{split}.json").touch()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = [["train.py", "backbone_of.py"], []] if part == "pretrained" else [[], []]
+    for once, first in zip((["all_key_slices.py"], []), before):
+        calls = script("operators.sh", part, "--dry-run")
+        assert [name for name, _ in calls] == [*once, *first, "study.py"]
+        weights = tmp_path / "docs/study/operators/pretrained/backbone.pth"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.touch()
+    study = asked_of_study(calls[-1][1])
+    configs = configs_of(study, repository, monkeypatch)
+    assert len(configs) == expected and study.out == f"docs/study/operators/{part}"
+    for name, config in configs.items():
+        start = config.model.backbone.init_cfg
+        assert (start and start.checkpoint) == (
+            "docs/study/operators/pretrained/backbone.pth" if part == "pretrained" else None
+        )
+        slices, reach = (re.search(rf"(\d) {unit}", name) for unit in ("slices", "mm"))
+        if slices:
+            assert config.stack.num_slices == int(slices[1])
+        if reach:
+            half = config.stack.num_slices // 2
+            assert half * config.stack.target_mm == pytest.approx(int(reach[1]), abs=0.01)
+
+
+def test_a_part_of_the_operators_study_that_there_is_not(script):
+    assert script("operators.sh", "5", expect=2) == []
 
 
 @pytest.mark.parametrize("slices, of_normalize", [("7", 10), ("3", 9)])
@@ -202,6 +244,51 @@ def test_the_operators_study_compares_within_the_families_it_states(
     rows = re.findall(r"\| (.+) \| all \| (.+) \| (.+) \|", printed.replace("\\", ""))
     assert [tuple(re.sub(r"\[.*\]", "[...]", cell) for cell in row) for row in rows] == expected
     assert f"for the {of_normalize} of this family" in printed
+
+
+def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, repository):
+    chances = {
+        "7": {"none, normalize": 0.5, "A3D, normalize": 0.6, "A3D, keep_thick": 0.1},
+        "3": {"none, normalize": 0.4},
+        "reach": {"none, 3 slices, 6 mm": 0.8, "none, 7 slices, 2 mm": 0.7},
+    }
+    every = {}
+    for part, of in chances.items():
+        methods = {
+            name: written(tmp_path / part, name, chance, (0, 1)) for name, chance in of.items()
+        }
+        (tmp_path / part / "study.json").write_text(json.dumps(dict(methods=methods)))
+        every[part] = results_of(tmp_path / part, methods)
+    three, seven, reach = (every[part] for part in ("3", "7", "reach"))
+    near = {"3": three["none, normalize"], "7": reach["none, 7 slices, 2 mm"]}
+    far = {"3": reach["none, 3 slices, 6 mm"], "7": seven["none, normalize"]}
+    expected = []
+    for one, other in (
+        (far["3"], near["3"]), (far["7"], near["7"]), (near["7"], near["3"]), (far["7"], far["3"]),
+    ):  # fmt: skip
+        averages = [[r.score for r in map(lambda x: x.curve, runs)] for runs in (one, other)]
+        expected.append(100 * (sum(averages[0]) - sum(averages[1])) / 2)
+    printed = command(repository, "docs/study/comparisons.py", tmp_path / "reach")
+    rows = re.findall(r"\| none, . slices, . mm \| all \| .* \| (\S+) \[", printed)
+    assert [float(row) for row in rows] == pytest.approx(expected, abs=0.006)
+    assert printed.count("p corrected for the 4 of this family (Holm), of which 2 are known") == 2
+
+
+def test_seeds_needed_are_those_of_the_t_test(repository):
+    """Without a part of patients: the textbook's 17 and 6 a side for one and two deviations, and
+    power by the noncentral t distribution."""
+    script = runpy.run_path(str(repository / "docs/study/seeds_needed.py"))
+    assert script["seeds_needed"](1.0, 1.0, 1e-9) == 17
+    assert script["seeds_needed"](4.0, 2.0, 1e-9) == 6
+    for seeds in (6, 17):
+        freedom = 2 * seeds - 2
+        critical, shift = stats.t(freedom).ppf(0.975), (seeds / 2) ** 0.5
+        exact = stats.nct(freedom, shift).sf(critical) + stats.nct(freedom, shift).cdf(-critical)
+        assert script["power"](1.0, 1.0, seeds, 1e-9) == pytest.approx(exact, abs=0.015)
+    # Patients alone: 1.96 of their deviations are the half-width.
+    assert script["power"](2.4, 1e-6, 50, 1.2) == pytest.approx(
+        stats.norm.sf(1.96 - 3.92), abs=0.01
+    )
 
 
 def test_after_training(repository, tmp_path, monkeypatch, capsys):
