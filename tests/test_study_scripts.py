@@ -128,8 +128,8 @@ def test_missing_labels(script, repository, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "group, methods",
     [
-        ("training", ["default", "averaged weights", "three windows", "optimised anchors",
-                      "20 epochs"]),
+        ("training", ["default", "averaged weights", "three windows", "narrow window",
+                      "optimised anchors", "20 epochs"]),
         ("attention", ["AlignShift", "slice attention", "slice attention, volume"]),
         ("dino", ["Mask R-CNN, 20 epochs", "DINO, 20 epochs"]),
     ],

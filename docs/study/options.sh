@@ -22,6 +22,8 @@ case $group in
                 default_hooks.averaged_weights.type=AveragedWeightsHook
             --variant "three windows" $none
                 "model.data_preprocessor.windows=[(-250,350),(-1024,2050),(-60,140)]"
+            --variant "narrow window" $none
+                model.data_preprocessor.low=-60 model.data_preprocessor.high=140
             --variant "optimised anchors" $none
                 "model.rpn_head.anchor_generator.scales=[5.43,6.2,7.04,8.06]"
             --variant "20 epochs" $none "${longer[@]}"
