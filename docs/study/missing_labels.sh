@@ -36,17 +36,24 @@ methods=(--variant half $none --variant full $none train_dataloader.dataset.data
 study 1 "$@" "${methods[@]}"
 if [ "$dry" ]; then exit; fi
 
-# Folders of runs by other code stay beside it: the study says which one is its own.
-teacher=$out/$($python - "$out/study.json" <<'PYTHON'
+# What a teacher finds is kept beside the runs, since its checkpoint is not: the study goes on where
+# there is none. Remove the files if the teacher is to be another.
+mine() {
+    # Folders of runs by other code stay beside it: the study says which one is its own.
+    local teacher
+    teacher=$out/$($python - "$out/study.json" <<'PYTHON'
 import json, sys
 from pathlib import Path
 runs = json.load(open(sys.argv[1]))["methods"]["half"]["runs"]
 print(Path([run["folder"] for run in runs if run["seed"] == 0][-1]).parent / "training")
 PYTHON
 )
+    DEEPLESION_ROOT=$work/half $python tools/mine_lesions.py $none "$teacher" --score 0.5 --as "$1" \
+        --out "$out/mined/$1.json" --work-dir "$work/teacher_$1" --cfg-options stack.policy=keep_thick
+}
 for kind in ignored labels; do
-    DEEPLESION_ROOT=$work/half $python tools/mine_lesions.py $none "$teacher" --score 0.5 --as $kind \
-        --out "$work/half/annotations/$kind.json" --cfg-options stack.policy=keep_thick
+    if [ ! -f "$out/mined/$kind.json" ]; then mine $kind; fi
+    cp "$out/mined/$kind.json" "$work/half/annotations/$kind.json"
 done
 $python - "$work" <<'PYTHON'  # half's key slices with all of their labels
 import json, sys
