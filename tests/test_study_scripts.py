@@ -307,7 +307,8 @@ def test_after_training(repository, tmp_path, monkeypatch, capsys):
         ended = dict(epochs=10, best=f"best_FROC_average_epoch_{(10, 5)[run['seed']]}.pth")
         (training / "run_1.json").write_text(json.dumps(dict(ended=ended)))
     for function in (study, paired):
-        monkeypatch.setattr(function, "__defaults__", (100, 0))  # resamples, seed
+        _, *others = function.__defaults__
+        monkeypatch.setattr(function, "__defaults__", (100, *others))  # resamples
     monkeypatch.setattr("sys.argv", ["after_training.py", str(out)])
     tested = []
     monkeypatch.setitem(MODELS.module_dict, "ViewsTTA", ViewsTTA)  # undone, what the script sets
