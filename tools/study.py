@@ -149,9 +149,8 @@ def set_data(options: argparse.Namespace) -> None:
     root = options.data
     if options.phantom is not None:
         root, workers = options.out / "phantom", available_cores()
-        unprepared = to_be_made(options)
         make_phantom(root, options.phantom, PHANTOM_SIZE, workers=workers)
-        if unprepared:
+        if to_be_made(options):
             prepare(root, workers=workers)
     if root is not None:
         use_data(root)

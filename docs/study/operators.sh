@@ -27,10 +27,6 @@ add() {  # NAME OPERATOR OPTION ...: one method more
     methods+=(--variant "$name" "$config" "${own[@]}" "$@")
 }
 
-stack() {  # SLICES POLICY [MM]: its options
-    echo "stack.num_slices=$1 stack.policy=$2 stack.target_mm=${3:-2}"
-}
-
 case $part in
     7 | 3)
         policies=${POLICIES-normalize keep_thick}
@@ -47,31 +43,29 @@ case $part in
         done ;;
     reach)
         reference="none, 3 slices, 6 mm"
+        common=(stack.policy=normalize)
         for operator in ${OPERATORS-none A3D}; do
-            # shellcheck disable=SC2046
-            add "$operator, 3 slices, 6 mm" "$operator" $(stack 3 normalize 6)
-            # shellcheck disable=SC2046
-            add "$operator, 7 slices, 2 mm" "$operator" $(stack 7 normalize 0.667)
+            add "$operator, 3 slices, 6 mm" "$operator" stack.num_slices=3 stack.target_mm=6
+            add "$operator, 7 slices, 2 mm" "$operator" stack.num_slices=7 stack.target_mm=0.667
         done ;;
     varied)
         reference="none, 7 slices"
+        common=(stack.policy=normalize)
         train=work_dirs/study/train_varied
         test=work_dirs/study/test_varied
         for operator in ${OPERATORS-none A3D AlignShift ACS}; do
-            # shellcheck disable=SC2046
-            add "$operator, 7 slices" "$operator" $(stack 7 normalize)
+            add "$operator, 7 slices" "$operator" stack.num_slices=7
         done
         for operator in none A3D; do
-            # shellcheck disable=SC2046
-            add "$operator, 3 slices" "$operator" $(stack 3 normalize)
+            add "$operator, 3 slices" "$operator" stack.num_slices=3
         done ;;
     pretrained)
         reference=none
+        common=(stack.policy=normalize stack.num_slices=7
+            model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=$weights)
         for operator in none ${OPERATORS?the three that lead beside none}; do
-            # shellcheck disable=SC2046
-            add "$operator" "$operator" $(stack 7 normalize)
-        done
-        common=(model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=$weights) ;;
+            add "$operator" "$operator"
+        done ;;
     *)
         echo "operators.sh: $part is none of 7, 3, reach, varied, pretrained" >&2
         exit 2 ;;

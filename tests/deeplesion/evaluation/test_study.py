@@ -119,8 +119,7 @@ def test_holm_of_a_family_that_is_not_whole_counts_what_lacks(p):
 
 
 def test_the_gap_has_as_many_patients_as_the_smaller_half():
-    """With thick slices of two patients the gap's interval is of one degree of freedom, as theirs;
-    and of one patient there is none."""
+    """With thick slices of one patient the gap has no interval, as they have none."""
     rng = np.random.default_rng(0)
     methods = {"a": [result(rng, 0.5) for _ in range(3)]}
     for number in (1, 2):
