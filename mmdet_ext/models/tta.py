@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmdet.models.utils import weighted_boxes_fusion
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_flip, bbox_overlaps
@@ -29,12 +28,12 @@ class ViewsTTA(BaseTTAModel):
     """A two-stage detector of CT stacks, on each stack as it is and on views of it.
 
     Boxes and masks are turned back and the boxes of one label fused by weighted boxes fusion
-    (Solovyev et al., Image and Vision Computing 2021; mmdet's): boxes whose IoU is above the
-    detector's own threshold of NMS become their mean weighted by score, with the sum of their
-    scores over the number of views as score, at most 1. The mask of a fused box is where those of
-    its boxes that hold at least half of their score are. The best `test_cfg.rcnn.max_per_img` are
-    kept (all if that is no limit). Boxes without area go. Thickness and all
-    else in a sample is the same for every view.
+    (Solovyev et al., Image and Vision Computing 2021): boxes whose IoU is above the detector's own
+    threshold of NMS become their mean weighted by score, with the sum of their scores over the
+    number of views as score, at most 1. The mask of a fused box is where those of its boxes that
+    hold at least half of their score are. The best `test_cfg.rcnn.max_per_img` are kept (all if
+    that is no limit). Boxes without area go. Thickness and all else in a sample is the same for
+    every view.
 
     Args:
         module: the detector, or its wrapper of several processes.
@@ -103,35 +102,57 @@ def turned_back(sample: DetDataSample, view: str | None) -> InstanceData:
 
 
 def fused(views: Sequence[InstanceData], iou_threshold: float) -> InstanceData:
-    """Detections of several views of an image -> one list, by falling score."""
-    boxes, scores, labels = weighted_boxes_fusion(
-        [view.bboxes.cpu().numpy() for view in views],
-        [view.scores.cpu().numpy() for view in views],
-        [view.labels.cpu().numpy() for view in views],
-        iou_thr=iou_threshold,
-        # Otherwise of more boxes than views the mean counts: a faint one more would lower it.
-        allows_overflow=True,
-    )
+    """Detections of several views of an image -> one list, by falling score.
+
+    Of more boxes than views, as where the NMS of one view left two, the sum of the scores counts:
+    with their mean a faint one more would lower it.
+    """
     every = InstanceData.cat(list(views))
-    result = InstanceData(
-        bboxes=boxes.reshape(-1, 4).to(every.bboxes),
-        scores=scores.clamp(max=1).to(every.scores),
-        labels=labels.to(every.labels),
-    )
+    clusters, boxes = clusters_of(every, iou_threshold)
+    scores = torch.stack([every.scores[c].sum() for c in clusters]) if clusters else every.scores
+    scores = (scores / len(views)).clamp(max=1)
+    order = scores.argsort(descending=True, stable=True)
+    clusters = [clusters[i] for i in order.tolist()]
+    first = [cluster[0] for cluster in clusters]
+    result = InstanceData(bboxes=boxes[order], scores=scores[order], labels=every.labels[first])
     if "masks" in every:
-        result.masks = fused_masks(result, every, iou_threshold)
+        result.masks = every.masks[first]
+        for number, cluster in enumerate(clusters):
+            if len(cluster) > 1:
+                result.masks[number] = mask_of(every.masks[cluster], every.scores[cluster])
     return result
 
 
-def fused_masks(result: InstanceData, every: InstanceData, iou_threshold: float) -> Tensor:
-    """(n, H, W) bool, of each fused box where at least half the score of its boxes is mask."""
-    if not len(result):
-        return every.masks[:0]
-    overlaps = bbox_overlaps(result.bboxes, every.bboxes)
-    overlaps[result.labels[:, None] != every.labels] = -1
-    own = (overlaps > iou_threshold) | (overlaps == overlaps.amax(1, keepdim=True))
-    masks = []
-    for members in own:
-        share = every.scores[members] / every.scores[members].sum()
-        masks.append(torch.tensordot(share, every.masks[members].float(), dims=1) >= 0.5 - 1e-6)
-    return torch.stack(masks)
+def clusters_of(found: InstanceData, iou_threshold: float) -> tuple[list[list[int]], Tensor]:
+    """Which boxes become one, by weighted boxes fusion: by falling score each joins the cluster of
+    its label whose mean it overlaps most, if by more than the threshold, else it begins one.
+
+    Returns:
+        Indices of the n clusters' boxes, by falling score, and their means weighted by score
+        (n, 4).
+    """
+    boxes, scores = found.bboxes.double().cpu(), found.scores.double().cpu()
+    labels = found.labels.cpu()
+    clusters: list[list[int]] = []
+    means, weights = torch.zeros_like(boxes), torch.zeros_like(scores)
+    own_label = torch.zeros_like(labels)
+    for box in scores.argsort(descending=True, stable=True).tolist():
+        overlaps = bbox_overlaps(boxes[box, None], means[: len(clusters)])[0]
+        overlaps[own_label[: len(clusters)] != labels[box]] = -1
+        if clusters and overlaps.max() > iou_threshold:
+            nearest = int(overlaps.argmax())
+            clusters[nearest].append(box)
+            weights[nearest] += scores[box]
+            share = scores[box] / weights[nearest]
+            means[nearest] += share * (boxes[box] - means[nearest])
+        else:
+            means[len(clusters)], weights[len(clusters)] = boxes[box], scores[box]
+            own_label[len(clusters)] = labels[box]
+            clusters.append([box])
+    return clusters, means[: len(clusters)].to(found.bboxes)
+
+
+def mask_of(masks: Tensor, scores: Tensor) -> Tensor:
+    """(n, H, W) bool of a cluster and (n,) -> (H, W): where at least half of the score is mask."""
+    share = scores / scores.sum()
+    return torch.tensordot(share, masks.float(), dims=1) >= 0.5 - 1e-6

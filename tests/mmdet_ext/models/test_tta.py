@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mmdet.models.utils import weighted_boxes_fusion
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import ConfigDict
@@ -12,7 +13,7 @@ from scipy import ndimage
 from torch import nn
 
 from mmdet_ext.checkpoint import load_checkpoint_file
-from mmdet_ext.models.tta import VIEWS, ViewsTTA, fused
+from mmdet_ext.models.tta import VIEWS, ViewsTTA, clusters_of, fused
 
 from ..small_detector import body_of, config_of, write_checkpoint
 from .test_detectors import collate, sample
@@ -115,6 +116,62 @@ def test_boxes_are_their_mean_by_score_and_score_by_how_many_views_agree():
     assert torch.equal(found.masks[0], one.masks[0])
     nothing = fused([one[:0], two[:0]], 0.5)
     assert nothing.bboxes.shape == (0, 4) and nothing.masks.shape == (0, 20, 20)
+
+
+def crowd(seed, views=3, number=12, size=40):
+    """Views with many boxes of two labels on one another, whose masks are noise in them."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(views):
+        corner, side = rng.uniform(0, 20, (number, 2)), rng.uniform(6, 16, (number, 2))
+        found.append(
+            InstanceData(
+                bboxes=torch.tensor(np.hstack([corner, corner + side]), dtype=torch.float32),
+                scores=torch.tensor(rng.uniform(0.05, 0.6, number), dtype=torch.float32),
+                labels=torch.tensor(rng.integers(0, 2, number)),
+                masks=torch.tensor(rng.random((number, size, size)) < 0.5),
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_boxes_are_those_of_a_library_and_masks_of_the_boxes_that_they_are_made_of(seed, threshold):
+    views = crowd(seed)
+    found, every = fused(views, threshold), InstanceData.cat(views)
+    boxes, scores, labels = weighted_boxes_fusion(
+        *([v[name].numpy() for v in views] for name in ("bboxes", "scores", "labels")),
+        iou_thr=threshold,
+        allows_overflow=True,
+    )
+    torch.testing.assert_close(found.bboxes, boxes, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.scores, scores.clamp(max=1))
+    assert found.labels.tolist() == labels.tolist()
+
+    clusters, means = clusters_of(every, threshold)
+    assert sorted(n for cluster in clusters for n in cluster) == list(range(len(every)))
+    assert max(map(len, clusters)) > 1
+    for cluster, mean in zip(clusters, means):
+        weights = every.scores[cluster, None]
+        box = (every.bboxes[cluster] * weights).sum(0) / weights.sum()
+        torch.testing.assert_close(mean, box, atol=1e-4, rtol=0)
+        votes = sum(every.scores[n] * every.masks[n] for n in cluster)
+        (place,) = (found.bboxes - mean).abs().amax(1).lt(1e-3).nonzero().flatten()
+        assert torch.equal(found.masks[place], votes >= weights.sum() / 2)
+
+
+def test_a_box_votes_on_the_mask_of_its_own_cluster_alone():
+    """Two fused boxes that overlap by more than the threshold, each with masks of its own."""
+    view = boxes_of((2, 2, 8, 0.9, 0), (7, 2, 8, 0.6, 0))
+    other = boxes_of((3, 2, 8, 0.5, 0))  # joins the first, whose mean it pulls to the second
+    found = fused([view, other], 0.25)
+    assert bbox_overlaps(found.bboxes[:1], view.bboxes[1:]) > 0.25
+    assert torch.equal(found.masks[0], view.masks[0]) and torch.equal(found.masks[1], view.masks[1])
+
+
+def test_without_views_equal_scores_keep_their_order():
+    view = boxes_of(*((2 + 4 * n, 2, 4, 0.5, 0) for n in range(4)))
+    assert torch.equal(fused([view], 0.5).bboxes, view.bboxes)
 
 
 def test_of_more_boxes_than_views_none_lowers_the_score():
