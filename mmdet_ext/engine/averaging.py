@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 
 from mmdet_ext.checkpoint import AVERAGED, CheckpointError, how_averaged, load_checkpoint_file
+from mmdet_ext.config.check import ConfigError
 from mmdet_ext.config.network import TRAINED_AS, differences
 from mmdet_ext.engine.distributed import accumulative_counts
 
@@ -47,9 +48,21 @@ class AveragedWeightsHook(EMAHook):
     def before_run(self, runner: Runner) -> None:
         self.ema_model = None
         if isinstance(runner._train_loop, BaseLoop):  # else it is a test
+            if sum(isinstance(hook, EMAHook) for hook in runner.hooks) > 1:
+                # Each would swap weights with the other's average and back.
+                raise ConfigError(
+                    "two hooks of this config average the weights (AveragedWeightsHook, EMAHook): "
+                    "take one out of custom_hooks or default_hooks"
+                )
             iterations = len(runner.train_dataloader) / accumulative_counts(runner.cfg)
             self.ema_cfg["momentum"] = min(0.5, 1 / max(1.0, self.epochs * iterations))
             super().before_run(runner)
+            # Weights that parts share have a name in each, and are to be averaged once.
+            weights = self.ema_model.avg_parameters
+            first = {weights[name].data_ptr(): name for name in reversed(weights)}
+            self.ema_model.avg_parameters = {
+                name: value for name, value in weights.items() if first[value.data_ptr()] == name
+            }
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         if runner.optim_wrapper.should_update():  # the iteration that is over ended in one
@@ -95,13 +108,14 @@ def average_checkpoints(paths: Sequence[Path]) -> dict:
     Raises:
         MissingDataError, CheckpointError: a file that is not there, or cannot be read.
         CheckpointError: files of different networks or seeds or without weights, one that is given
-            twice, or fewer than two.
+            twice, or fewer than two; two of one iteration.
     """
     if len(paths) < 2:
         raise CheckpointError(f"there is no mean of {len(paths)} checkpoint: give at least two")
     if len({path.resolve() for path in paths}) < len(paths):
         raise CheckpointError(f"a checkpoint is given twice: {', '.join(map(str, paths))}")
     total: dict[str, torch.Tensor] = {}
+    iterations: dict[int, Path] = {}
     for path in paths:
         checkpoint = load_checkpoint_file(path)
         weights = checkpoint.get("state_dict", checkpoint)
@@ -111,6 +125,13 @@ def average_checkpoints(paths: Sequence[Path]) -> dict:
             first = checkpoint
         else:
             _check_same(first, checkpoint, paths[0], path)
+        if (iteration := (checkpoint.get("meta") or {}).get("iter")) is not None:
+            if iteration in iterations:
+                raise CheckpointError(
+                    f"{iterations[iteration]} and {path} are both of iteration {iteration}: one of "
+                    "them twice, or of two trainings. Give checkpoints of one, each once"
+                )
+            iterations[iteration] = path
         for name, value in weights.items():
             if value.is_floating_point() and name in total:
                 total[name] += value.double()

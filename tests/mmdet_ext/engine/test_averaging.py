@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
@@ -16,6 +17,7 @@ from mmdet_ext.checkpoint import (
     load_checkpoint_file,
     save_checkpoint_file,
 )
+from mmdet_ext.config.check import ConfigError
 from mmdet_ext.config.network import TRAINED_AS
 from mmdet_ext.engine.averaging import AveragedWeightsHook, average_checkpoints
 from mmdet_ext.engine.console import ConsoleHook
@@ -44,6 +46,7 @@ class FakeRunner(SimpleNamespace):
             _train_loop=Loop(),
             distributed=False,
             iter=0,
+            hooks=[],
             _resume=False,
         )
         self.optim_wrapper = SimpleNamespace(should_update=lambda: self.iter % accumulated == 0)
@@ -88,6 +91,37 @@ def test_the_average_of_weights_and_statistics_is_that_of_a_plain_loop(epochs, a
     # Training itself goes on from its own weights.
     for name, value in runner.model.state_dict().items():
         assert torch.equal(value, seen[-1][name])
+
+
+class Tied(nn.Module):
+    """One weight that three names share, as heads of a DETR share theirs, and one of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(3, 4)
+        self.two = self.three = self.one
+        self.own = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.own(x) + self.one(x)
+
+
+def test_weights_with_several_names_are_averaged_once():
+    runner, hook = FakeRunner(), AveragedWeightsHook()
+    runner.model = Tied()
+    hook.before_run(runner)
+    expected = average_of(runner.train(hook, 10), 4)
+    found = hook.ema_model.module.state_dict()
+    assert {"one.weight", "three.weight", "own.weight"} <= found.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value.double(), expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_average_is_refused():
+    runner, hook = FakeRunner(), AveragedWeightsHook()
+    runner.hooks = [hook, EMAHook()]
+    with pytest.raises(ConfigError, match="two hooks of this config average the weights"):
+        hook.before_run(runner)
 
 
 def test_validation_and_checkpoints_are_the_averages_and_resuming_takes_up_both():
@@ -242,6 +276,13 @@ def test_checkpoints_without_a_common_mean_are_refused(tmp_path):
         average_checkpoints([paths[0], tmp_path / "less.pth"])
     with pytest.raises(CheckpointError, match=r"given twice: .*epoch_1\.pth"):
         average_checkpoints([paths[0], paths[1], tmp_path / "." / "epoch_1.pth"])
+    for name in ("best", "other"):
+        meta = dict(iter=300)
+        save_checkpoint_file(dict(meta=meta, state_dict=states[0]), tmp_path / f"{name}.pth")
+    with pytest.raises(
+        CheckpointError, match=r"best\.pth and .*other\.pth are both of iteration 300"
+    ):
+        average_checkpoints([tmp_path / "best.pth", tmp_path / "other.pth"])
     for content in (dict(epoch=3), dict(state_dict={})):
         save_checkpoint_file(content, tmp_path / "other.pth")
         with pytest.raises(CheckpointError, match=r"other\.pth holds no weights"):
