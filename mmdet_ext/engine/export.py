@@ -35,6 +35,11 @@ from mmdet_ext.engine.torch_program import open_program as open_torch
 
 OPENS = {"onnx": open_onnx, "torch-export": open_torch}
 LARGEST = 64  # times MULTIPLE: of the sides of an image
+NOT_TRACED = (
+    "the program {program} cannot be written as {kind}: nothing is exported. In an operator of your"
+    " own, Python that looks at values of tensors (if thickness > 2, thickness.tolist()) is the"
+    " usual reason: compute with tensors instead (torch.where). torch says: {reason}"
+)
 
 
 class Features(nn.Module):
@@ -87,7 +92,8 @@ def export(
 
     Raises:
         UserError: a detector that cannot be exported, a folder of other files, a size that cannot
-            be, a library that is missing; programs that find something else.
+            be, a library that is missing; a network that cannot be traced; programs that find
+            something else.
         WriteError: a file cannot be written.
     """
     check_folder(folder)
@@ -112,7 +118,13 @@ def export(
             total=2 + detector.with_masks, disable=not progress,
         )  # fmt: skip
         for name, module, inputs, dims in steps:
-            content = traced(module, inputs, dims, kind)
+            try:
+                content = traced(module, inputs, dims, kind)
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    NOT_TRACED.format(program=name, kind=kind, reason=reason)
+                ) from error
             manifest["programs"][name] = write_program(folder, name, kind, content)
         check(detector, ExportedDetector(folder, OPENS[kind], manifest), size)
     except BaseException:

@@ -214,6 +214,15 @@ def test_programs_that_find_something_else_are_not_kept(small, tmp_path, monkeyp
     assert list((tmp_path / "export").iterdir()) == []
 
 
+@pytest.mark.parametrize("looks", [lambda t: float(t.min()) > 2, lambda t: 1 in t.tolist()])
+def test_an_operator_that_looks_at_values_is_refused(looks, small, tmp_path, monkeypatch, capfd):
+    operator = next(part for part in small.model.backbone.modules() if hasattr(part, "fuse"))
+    monkeypatch.setattr(operator, "fuse", lambda x, thickness: x if looks(thickness) else 2 * x)
+    with pytest.raises(UserError, match="the program features cannot be written as torch-export"):
+        export(small, tmp_path / "export", "torch-export", (96, 96))
+    assert not (tmp_path / "export").exists() and len(capfd.readouterr().err) < 1000
+
+
 def test_a_program_of_one_size_refuses_another(folder):
     manifest = read_manifest(folder)
     assert manifest["input"]["program_size"] == [96, 96]
