@@ -63,7 +63,7 @@ def test_from_a_checkpoint_to_a_file_that_training_takes(
     output = run("--score", "0.45", "--as", "labels")
     base = read_annotations(root / "annotations/train.json")
     content = read_annotations(tmp_path / "mined.json", need_lesions=True)
-    records = read_results(tmp_path / "mined_teacher/results.json.gz").records
+    records = read_results(tmp_path / "mined_teacher/training_images.json.gz").records
     mined = mine(records, base, 0.45)
     assert len(records) == len(base["images"]) and len(mined) > 0
     assert min(score for record in records for score in record["scores"]) >= 0.4499
@@ -78,7 +78,7 @@ def test_from_a_checkpoint_to_a_file_that_training_takes(
     assert missing > 0 and f"in truth {missing} lesions of these key slices have no label" in output
     assert re.search(rf"^ *0\.45 +{len(mined)} ", output, re.M)
 
-    kept = str(tmp_path / "mined_teacher/results.json.gz")
+    kept = str(tmp_path / "mined_teacher/training_images.json.gz")
     monkeypatch.setattr(tool, "test", lambda *_, **options: kept)  # the same once more
     output = run("--score", "0.45")  # over its own file, as regions to ignore
     content = read_annotations(tmp_path / "mined.json", need_lesions=True, regions=True)
@@ -114,6 +114,11 @@ def test_what_is_refused_before_the_work(run, root, tmp_path):
     assert train.read_bytes() == before
     with pytest.raises(SystemExit, match=r"no checkpoint file .*epoch_1\.pth"):
         run()
+    content = json.loads(before)
+    content["annotations"][0]["iscrowd"] = 1
+    (tmp_path / "ignored.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"ignored\.json holds regions to ignore, of an earlier"):
+        run("--cfg-options", f"train_dataloader.dataset.ann_file={tmp_path / 'ignored.json'}")
     several = ["--cfg-options", "train_dataloader.dataset.ann_file=['a.json','b.json']"]
     with pytest.raises(SystemExit, match="it takes a train_dataloader of one annotation file"):
         run(*several)

@@ -103,8 +103,10 @@ def test_the_table_of_lesions_gives_the_boxes_of_the_annotation_files(phantom):
 def test_from_annotations_to_lines_that_a_config_takes(run, repository, phantom, tmp_path):
     out = tmp_path / "found.json"
     path = phantom / "annotations/train.json"
-    printed = run(path, "--sizes", 3, "--ratios", 2, "--folds", 2, "--out", out)
+    own_options = ("--cfg-options", "train_dataloader.batch_size=2")
+    printed = run(path, "--sizes", 3, "--ratios", 2, "--folds", 2, "--out", out, *own_options)
     found = json.loads(out.read_text())
+    assert found["options"] == {"train_dataloader.batch_size": 2} and found["split"] == ["train"]
     own, new = (found["overlaps"][name]["all"] for name in ("the config's own", "optimised"))
     assert new["mean"] > own["mean"] > 0.6
     for name in ("the config's own", "optimised", "patients left out"):

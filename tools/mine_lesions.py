@@ -17,7 +17,7 @@ from mmengine.dist import is_main_process
 
 from ct_volumes.slice_detector import threshold_for
 from deeplesion.command_line import command
-from deeplesion.data.annotation_check import annotation_problems, refuse_if
+from deeplesion.data.annotation_check import annotation_problems, is_ignored, refuse_if
 from deeplesion.data.coco import read_annotations, read_json
 from deeplesion.errors import UserError
 from deeplesion.evaluation.mining import KINDS, Judged, judge, mine, with_mined
@@ -40,9 +40,20 @@ def main() -> None:
     config.launcher = options.launcher
     path = look_at_training_images(config, options.score)
     refuse_to_overwrite(options.out, path)
-    annotations = read_annotations(path, need_lesions=True)
+    annotations = read_annotations(path, need_lesions=True, regions=True)
+    if any(map(is_ignored, annotations["annotations"])):
+        raise UserError(
+            f"{path} holds regions to ignore, of an earlier call: look for lesions with the labels"
+            " alone, --cfg-options train_dataloader.dataset.ann_file=annotations/train.json"
+        )
     checkpoint = find_checkpoint(options.checkpoint)
-    result = test(config, checkpoint, accept_differences=options.accept_differences)
+    result = test(
+        config,
+        checkpoint,
+        # A work directory may hold the result of a test, which these detections are not.
+        result_file=str(Path(config.work_dir, "training_images.json.gz")),
+        accept_differences=options.accept_differences,
+    )
     if result is None:
         raise ConfigError(
             f"{options.config}: its test_evaluator has no FROCMetric, which keeps the detections"

@@ -99,8 +99,9 @@ def main() -> None:
     print_lines(path, own, new)
     if options.out:
         found = dict(
-            annotations=str(options.annotations), config=options.config, path=path, scales=scales,
-            ratios=ratios, seed=options.seed, folds=options.folds, overlaps=table,
+            annotations=str(options.annotations), split=options.split, config=options.config,
+            options=options.cfg_options or {}, path=path, scales=scales, ratios=ratios,
+            seed=options.seed, folds=options.folds, overlaps=table,
         )  # fmt: skip
         write_whole(options.out, json.dumps(found, indent=1) + "\n")
 
