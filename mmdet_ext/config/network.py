@@ -104,6 +104,8 @@ def _complete(value: Any, path: str) -> Any:
                 name = getattr(kind, "__name__", str(kind))
                 defaults = arguments(kind).defaults
                 options = {**defaults, **options, "type": SAME.get(name, name)}
+        if options.get("windows"):  # take the place of the one
+            options = {k: v for k, v in options.items() if k not in ("low", "high")}
         return {
             str(key): _complete(item, f"{path}.{key}")
             for key, item in options.items()

@@ -75,7 +75,8 @@ def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
 
     Raises ConfigError for a path that is neither there nor an argument of the class there, with the
     nearest that is; for a variable of the config file, which has been read by now; for an index
-    beyond its list; for a word in place of a number; for what a command sets itself.
+    beyond its list; for a word in place of a number; for what a command sets itself; for one HU
+    window where several are set.
     """
     before = config.to_dict()
     merged = dict(overrides)
@@ -93,6 +94,15 @@ def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
     spread(config, replace=True)  # above, and of a run's own dump, the parts hold the old values
     config.merge_from_dict(merged)
     spread(config)
+    for path in overrides:
+        parent, _, name = path.rpartition(".")
+        if name in ("low", "high"):
+            windows = _at(config.to_dict(), f"{parent}.windows")
+            if isinstance(windows, (list, tuple)):
+                raise ConfigError(
+                    f"--cfg-options {path}: {parent}.windows is set, and takes the place of low "
+                    "and high; change that"
+                )
 
 
 def _at(config: Any, path: str) -> Any:

@@ -1,5 +1,7 @@
 """Slices in several HU windows, as channels of the network's input."""
 
+import copy
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -7,6 +9,7 @@ from mmengine.registry import init_default_scope
 
 from mmdet_ext.checkpoint import load_checkpoint_file
 from mmdet_ext.config.check import ConfigError, refused_by_parts
+from mmdet_ext.config.network import differences, network_of
 from mmdet_ext.models.complexity import detector_complexity
 from mmdet_ext.models.densenet import TruncatedDenseNet3D
 from mmdet_ext.models.detectors import takes_num_slices
@@ -169,6 +172,24 @@ def test_another_number_in_the_backbone_is_refused(windows, backbone):
     )
     with pytest.raises(ConfigError, match=message), refused_by_parts():
         MODELS.build(config.model)
+
+
+def test_low_and_high_are_nothing_beside_windows():
+    """In a network as in the record of what it was trained as; who asks for one is told."""
+    config = load_config("several_windows/a3d_3slice")
+    other = copy.deepcopy(config)
+    other.model.data_preprocessor.update(low=-200, high=300)
+    assert differences(network_of(config), network_of(other)) == []
+    other.model.data_preprocessor.windows = [WIDE, SOFT]
+    (difference,) = differences(network_of(config), network_of(other))
+    assert difference.path == "model.data_preprocessor.windows"
+    path = "model.data_preprocessor.low"
+    with pytest.raises(ConfigError, match=r"preprocessor\.windows is set, and takes the place"):
+        load_config("several_windows/a3d_3slice", {path: -200})
+    with pytest.raises(ConfigError, match=path):
+        load_config("a3d_3slice", {path: -200, "model.data_preprocessor.windows": [WIDE, SOFT]})
+    without = {path: -200, "model.data_preprocessor.windows": None}
+    assert load_config("several_windows/a3d_3slice", without).model.data_preprocessor.low == -200
 
 
 def test_volumetric_attention_takes_one_window():
