@@ -371,7 +371,7 @@ def test_after_training(repository, tmp_path, monkeypatch, capsys):
     assert rows["last epoch"] == rows["default, horizontal vertical both depth"] == "0.00"
     assert rows["default"] == rows["20 epochs"] == "-"
 
-    # A run that was done anew is tested anew, and it alone.
+    # A run that is done anew in a folder of its own is tested anew, and it alone.
     run = methods["default"]["runs"][0]
     old = (out / run["folder"]).parent
     run["folder"] = run["folder"].replace("/test", "-2/test")

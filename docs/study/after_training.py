@@ -56,7 +56,8 @@ class KeptViews(ViewsTTA):
 
 def tested(run: dict, way: str, weights: Callable[[Path], Path], *views: str) -> Path:
     """The result file of the run's test with other weights or with further views. The run's folder,
-    whose name holds a fingerprint, is in its path: a run that is done anew is tested anew."""
+    whose name holds a fingerprint of config, code and data, is in its path. If a run was trained
+    once more with all of these the same, remove what is kept of it."""
     file = kept / run["folder"] / way.replace(" ", "_") / RESULT
     if not file.is_file():
         print(f"{file.parent} ...", flush=True)
