@@ -139,8 +139,8 @@ def to_html(table: Table, kind: str = "") -> str:
     title = escape(table.title)
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
-        f"<table{_class(kind)}><caption>{title}</caption><thead><tr>{''.join(head)}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f"<table{_class(kind)}><caption><span>{title}</span></caption>"
+        f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

@@ -165,7 +165,7 @@ def test_a_table_as_html():
             ["c", "8", "+3.00", "0.00", ""],
         ]
     ]
-    assert "<caption>T &lt; 2</caption>" in html and 'class="published"' in html
+    assert "<caption><span>T &lt; 2</span></caption>" in html and 'class="published"' in html
     assert html.count("again") == 1
 
 
