@@ -18,7 +18,7 @@ from deeplesion.evaluation.froc import box_iou
 BRIDGE_MM = 5.0  # one missed slice of those 2 or 2.5 mm apart
 # Beyond a lesion's ends a detector goes on to find something, faintly, and chains grow far too
 # long. Chosen on phantom scans, see docs/detecting.md.
-MIN_SCORE = 0.1
+MIN_SLICE_SCORE = 0.1
 SCORE_SHARE = 0.5
 ROUNDING_MM = 1e-3  # positions in headers have so many decimals
 WHOLE = 0.99  # more than this share of a slice is the whole slice
@@ -28,7 +28,7 @@ SAME_LENGTH_MM = 1e-6  # long axes that differ by no more are equally long
 def link(
     slice_detections: Sequence[SliceDetections],
     volume: CTVolume,
-    min_score: float = MIN_SCORE,
+    min_score: float = MIN_SLICE_SCORE,
     nms_iou: float = 0.5,
     iou: float = 0.3,
     overlap: float = 0.5,

@@ -12,8 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ct_volumes.lesions import Algorithm, Lesion, SliceDetections
-from ct_volumes.linking import MIN_SCORE as LEAST_SCORE
-from ct_volumes.linking import link
+from ct_volumes.linking import MIN_SLICE_SCORE, link
 from ct_volumes.slice_results import SliceResults
 from ct_volumes.stacks import has_body, key_slices, slice_of
 from ct_volumes.volume import CTVolume
@@ -22,7 +21,7 @@ from deeplesion.errors import UserError
 
 # Of a lesion's best slice. No operating point is published for whole scans; this is where a
 # detector calls it more likely than not.
-MIN_SCORE = 0.5
+MIN_LESION_SCORE = 0.5
 AIR_HU = -1000
 SAME_ASPECT = 0.01  # pixels whose sides differ by less are square
 
@@ -62,7 +61,7 @@ class SliceDetector(ABC):
         self,
         volume: CTVolume,
         interval_mm: float | None = 2.0,
-        min_score: float = MIN_SCORE,
+        min_score: float = MIN_LESION_SCORE,
         *,
         batch_size: int | None = None,
         amp: bool = False,
@@ -76,7 +75,7 @@ class SliceDetector(ABC):
         best slice (`lesion_score` there).
         """
         found = self.detect_slices(
-            volume, interval_mm, batch_size, amp, progress, store, LEAST_SCORE
+            volume, interval_mm, batch_size, amp, progress, store, MIN_SLICE_SCORE
         )
         return link(found, volume, lesion_score=min_score, **linking)
 
@@ -105,7 +104,7 @@ class SliceDetector(ABC):
             store: file in which results are kept as they come; from one of an interrupted call of
                 the same scan, network and options it goes on (`SliceResults`).
             least_score: what scores less is left out, before it gets a mask; the others are the
-                same. `link` leaves out what scores less than `ct_volumes.linking.MIN_SCORE`.
+                same. `link` leaves out what scores less than `ct_volumes.linking.MIN_SLICE_SCORE`.
 
         Returns one entry a slice looked at, head to feet. Slices without a body (`has_body`) are
         not given to the network: nothing is found there. Coordinates are pixel centres.

@@ -271,7 +271,7 @@ def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, re
     for one, other in (
         (far["3"], near["3"]), (far["7"], near["7"]), (near["7"], near["3"]), (far["7"], far["3"]),
     ):  # fmt: skip
-        averages = [[r.score for r in map(lambda x: x.curve, runs)] for runs in (one, other)]
+        averages = [[r.average for r in map(lambda x: x.curve, runs)] for runs in (one, other)]
         expected.append(100 * (sum(averages[0]) - sum(averages[1])) / 2)
     printed = command(repository, "docs/study/comparisons.py", tmp_path / "reach")
     rows = re.findall(r"\| none, . slices, . mm \| all \| .* \| (\S+) \[", printed)

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ct_volumes.lesions import Algorithm
-from ct_volumes.linking import MIN_SCORE as LEAST_SCORE
-from ct_volumes.linking import link
+from ct_volumes.linking import MIN_SLICE_SCORE, link
 from ct_volumes.read import find_scans, list_series, read_volume
 from ct_volumes.results_folder import check_writers, is_finished, names_patient, write_results
-from ct_volumes.slice_detector import MIN_SCORE, SliceDetector
+from ct_volumes.slice_detector import MIN_LESION_SCORE, SliceDetector
 from ct_volumes.volume import CTVolume
 from deeplesion.command_line import REPORT, command, sentence, told_to_repeat
 from deeplesion.errors import UserError
@@ -136,7 +135,7 @@ def parse() -> argparse.Namespace:
         "--min-score",
         type=float,
         metavar="S",
-        help=f"show lesions whose best slice scores at least S ({MIN_SCORE})",
+        help=f"show lesions whose best slice scores at least S ({MIN_LESION_SCORE})",
     )
     parser.add_argument(
         "--fp-per-scan", type=float, metavar="N",
@@ -198,7 +197,7 @@ def algorithm_of(detector: SliceDetector, options: argparse.Namespace) -> Algori
         interval_mm=options.interval, amp=options.amp, network_sha256=detector.network_sha256
     )
     if options.calibration is None:
-        score = MIN_SCORE if options.min_score is None else options.min_score
+        score = MIN_LESION_SCORE if options.min_score is None else options.min_score
         return detector.algorithm(dict(min_score=score, **deciding))
     calibration = read_calibration(options.calibration)
     measured = calibration.algorithm
@@ -268,7 +267,7 @@ def detect_in(
     store = out / SLICES
     found = detector.detect_slices(
         volume, options.interval, options.batch_size, options.amp, store=store,
-        least_score=LEAST_SCORE,
+        least_score=MIN_SLICE_SCORE,
     )  # fmt: skip
     min_score = algorithm.options["min_score"]
     lesions = link(found, volume, lesion_score=min_score)

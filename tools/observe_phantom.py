@@ -21,7 +21,7 @@ from deeplesion.command_line import command
 from deeplesion.conventions import SPLITS, THIN_MM
 from deeplesion.data.slices import POLICIES, plan_stack
 from deeplesion.errors import DataError, UserError
-from deeplesion.evaluation.froc import SCORE_FPS, froc
+from deeplesion.evaluation.froc import AVERAGE_FPS, froc
 from deeplesion.files import write_whole
 from deeplesion.phantom.observers import READINGS, Observed, Observer, observe_series, series_of
 from deeplesion.processes import in_processes
@@ -76,7 +76,7 @@ def measures(read: list[Observed], which: int) -> dict:
         for group, chosen in groups.items():
             if not chosen.any():
                 continue
-            at = curve.of_images(chosen).sensitivity_at(SCORE_FPS)
+            at = curve.of_images(chosen).sensitivity_at(AVERAGE_FPS)
             of = [(s, r.is_lesion) for s, r, c in zip(scores, read, chosen, strict=True) if c]
             found[group].append((at.mean(), at[0], _auc(*map(np.concatenate, zip(*of)))))
     measured = {g: (100 * np.mean(rows, axis=0)).tolist() for g, rows in found.items() if rows}

@@ -19,7 +19,7 @@ from deeplesion.evaluation.breakdowns import (
     is_lesion_column,
 )
 from deeplesion.evaluation.diameters import diameter_errors
-from deeplesion.evaluation.froc import FROC, SCORE_FPS, TABLE_FPS
+from deeplesion.evaluation.froc import AVERAGE_FPS, FROC, TABLE_FPS
 from deeplesion.evaluation.intervals import (
     MIN_PATIENTS,
     QUANTILES,
@@ -31,7 +31,7 @@ from deeplesion.evaluation.results import Result, lesion_array
 POINTS = tuple(f"{fps:g}" for fps in TABLE_FPS)
 # At what scores false positives are counted where there are no lesions, hence no operating points.
 FALSE_POSITIVE_SCORES = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
-AVERAGED = [TABLE_FPS.index(fps) for fps in SCORE_FPS]
+AVERAGED = [TABLE_FPS.index(fps) for fps in AVERAGE_FPS]
 
 
 def evaluate(result: Result, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 from deeplesion.evaluation.intervals import draw_groups
 
 TABLE_FPS = (0.5, 1, 2, 4, 8, 16)
-SCORE_FPS = (0.5, 1, 2, 4)
+AVERAGE_FPS = (0.5, 1, 2, 4)
 
 BLOCK = 512  # false positives counted at a time in a bootstrap
 
@@ -112,9 +112,9 @@ class FROC:
         return np.append(0.0, self.fps_per_image)[points]
 
     @property
-    def score(self) -> float:
+    def average(self) -> float:
         """Mean sensitivity at 0.5, 1, 2 and 4 false positives per image ("Avg." of the papers)."""
-        return float(self.sensitivity_at(SCORE_FPS).mean())
+        return float(self.sensitivity_at(AVERAGE_FPS).mean())
 
     def bootstrap(
         self,

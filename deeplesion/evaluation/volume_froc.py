@@ -39,7 +39,7 @@ class VolumeFROC(FROC):
         return np.where(np.asarray(fps) < self.fps_per_image[0], 0.0, at)
 
     @property
-    def score(self) -> float:
+    def average(self) -> float:
         """Mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per volume."""
         return float(self.sensitivity_at(VOLUME_FPS).mean())
 

@@ -52,7 +52,7 @@ def test_equals_the_plain_loop(images, iou_threshold, offset):
     at = (0, 0.1, 0.5, 1, 2, 4, 8, 16)
     expected = [loop_sensitivity_at(fps, sensitivity, f) for f in at]
     np.testing.assert_allclose(curve.sensitivity_at(at), expected, rtol=0, atol=1e-12)
-    assert curve.score == pytest.approx(np.mean(expected[2:6]))
+    assert curve.average == pytest.approx(np.mean(expected[2:6]))
     assert curve.num_images == len(images)
     assert curve.num_lesions == sum(len(g) for g in ground_truths)
     assert np.all(np.diff(curve.thresholds) <= 0)
@@ -97,14 +97,14 @@ def test_perfect_detector():
     detections = [[[*box, 1.0] for box in boxes] for boxes in ground_truths]
     curve = froc(detections, ground_truths)
     np.testing.assert_array_equal(curve.sensitivity_at(), np.ones(6))
-    assert curve.score == 1.0
+    assert curve.average == 1.0
     assert curve.fps_per_image[-1] == 0
 
 
 def test_no_detections_is_zero_everywhere():
     curve = froc([NOTHING, []], [[LESION], np.zeros((0, 4))])
     np.testing.assert_array_equal(curve.sensitivity_at(), np.zeros(6))
-    assert curve.score == 0.0
+    assert curve.average == 0.0
     assert curve.thresholds.shape == (0,)
 
 
@@ -264,7 +264,7 @@ def test_curve_of_some_images_is_the_curve_of_these_alone():
     assert (part.num_images, part.num_lesions) == (alone.num_images, alone.num_lesions) == (4, 6)
     at = (0, 0.2, 0.5, 1, 2, 4)
     np.testing.assert_array_equal(part.sensitivity_at(at), alone.sensitivity_at(at))
-    assert part.score == alone.score
+    assert part.average == alone.average
 
 
 def test_curve_of_some_lesions_keeps_the_false_positives_of_all_images():

@@ -174,7 +174,7 @@ def test_results_from_end_to_end():
     methods = {name: [result(rng, c) for _ in range(3)] for name, c in (("a", 0.4), ("b", 0.9))}
     found = study(methods, "a", resamples=100)
     row = found["differences"]["b"]["all"]["average"]
-    plain = [np.mean([r.score for r in map(lambda x: x.curve, methods[m])]) for m in "ab"]
+    plain = [np.mean([r.average for r in map(lambda x: x.curve, methods[m])]) for m in "ab"]
     assert row["value"] == pytest.approx(100 * (plain[1] - plain[0]))
     assert row["low"] > 0 and row["p_holm"] == row["p"] < 0.05
     assert set(found["methods"]["a"]) == {"all", "thin", "thick", "thin - thick"}

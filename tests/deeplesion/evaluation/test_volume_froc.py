@@ -82,7 +82,7 @@ def test_equals_the_plain_loop(volumes, kind, threshold):
     assert list(zip(curve.fps_per_image, curve.sensitivity)) == points
     expected = [plain_sensitivity_at(points, fps) for fps in VOLUME_FPS]
     np.testing.assert_allclose(curve.sensitivity_at(), expected, atol=1e-12)
-    assert curve.score == pytest.approx(np.mean(expected))
+    assert curve.average == pytest.approx(np.mean(expected))
     assert (curve.num_images, curve.num_lesions) == (
         len(volumes),
         sum(len(g) for g in ground_truths),
@@ -103,7 +103,7 @@ def test_perfect_and_empty():
     assert perfect.sensitivity_at().tolist() == [1.0] * 7
     nothing = volume_froc([NOTHING] * 3, truths)
     assert nothing.sensitivity_at().tolist() == [0.0] * 7
-    assert np.isnan(volume_froc([[[*FAR, 0.5]]], [[]]).score)
+    assert np.isnan(volume_froc([[[*FAR, 0.5]]], [[]]).average)
 
 
 def test_volumes_without_lesions_count_for_the_false_positives():
@@ -111,7 +111,7 @@ def test_volumes_without_lesions_count_for_the_false_positives():
     # (0.5, 0), (0.5, 1), (1, 1); below the first point 0, not on a line from (0, 0).
     assert curve.fps_per_image.tolist() == [0.5, 0.5, 1.0]
     assert curve.sensitivity_at((0, 0.25, 0.499, 0.5, 0.75, 8)).tolist() == [0, 0, 0, 1, 1, 1]
-    assert curve.score == pytest.approx(5 / 7)
+    assert curve.average == pytest.approx(5 / 7)
 
 
 def test_one_detection_may_hit_several_and_a_part_is_enough_for_iobb():

@@ -166,7 +166,7 @@ def test_lesions_are_those_of_all_detections(detector):
     scores = np.concatenate([each.scores for each in found])
     middle = float(np.median(scores))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ct_volumes.slice_detector.LEAST_SCORE", middle)
+        patch.setattr("ct_volumes.slice_detector.MIN_SLICE_SCORE", middle)
         patch.setattr("ct_volumes.slice_detector.link", partial(link, min_score=middle))
         lesions = detector.detect(volume, 1.0, 0.0, progress=False)
         expected = link(found, volume, min_score=middle)
