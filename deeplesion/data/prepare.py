@@ -93,6 +93,11 @@ class Preparation:
                 f"MISSING OR UNREADABLE DATA: {broken:,} key slices are left out. Unpack or"
                 " download the slices named in the report again, then run this command again."
             )
+        if sizes := int((self.problems.problem == _WRONG_SIZE).sum()):
+            lines.append(
+                f"{sizes:,} of them have another size than the table says: if the slices are right,"
+                " the table is wrong; take the official DL_info.csv."
+            )
         if (counts.key_slices == counts.published).all():
             lines.append("The numbers of key slices are the published ones.")
         elif not absent and not broken:

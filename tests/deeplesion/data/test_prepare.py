@@ -297,6 +297,9 @@ def test_broken_key_slices_are_left_out_and_reported(data, damage, slice_file, p
     assert preparation.exit_code == 1
     assert preparation.counts.broken.to_dict() == {"train": 0, "val": 0, "test": 1}
     assert "MISSING OR UNREADABLE DATA: 1 key slices" in str(preparation)
+    assert ("1 of them have another size than the table says" in str(preparation)) == (
+        problem == "wrong image size"
+    )
     report = pd.read_csv(data / "annotations" / "report.csv")
     pd.testing.assert_frame_equal(report, preparation.problems, check_dtype=False)
     assert report.file_name.tolist() == ["000003_01_01/009.png"]
