@@ -22,6 +22,7 @@ MAX_TEXTS = 200  # DeepLesion's lesions have 171 text-mined labels
 UNKNOWN = "unknown"
 FILE_NAME_COLUMNS = ("file_name", "File_name")
 LESION_COLUMN = "lesion_idx"
+KEY_COLUMNS = (*FILE_NAME_COLUMNS, LESION_COLUMN)  # they say the same in a file as in a result
 
 
 def column_groups(entries: Sequence[dict], column: str) -> dict[str, np.ndarray]:
@@ -67,13 +68,25 @@ def add_columns(records: Sequence[dict], path: Path, columns: Sequence[str]) -> 
     Columns that the records or their lesions have already are left as they are.
 
     Raises:
-        FileNotFoundError, or ValueError: no such column (the nearest name is given), rows of one
-            image that differ, or none of the lesions or images.
+        FileNotFoundError, or ValueError: no such column (the nearest name is given), a column that
+            the result has as well, none that it lacks, rows of one image that differ, or none of
+            the lesions or images.
     """
     header, rows = _read_table(path)
     lesions = [lesion for record in records for lesion in record["lesions"]]
     own = {name for entry in [*records, *lesions] for name in entry}
+    for name in columns:
+        if name in own and name in header and name not in KEY_COLUMNS:
+            raise UserError(
+                f"column {name!r} is in {path} and in the result as well: give the file's another"
+                " name, or leave the file out"
+            )
     wanted = [name for name in columns if name not in own]
+    if not wanted:
+        raise UserError(
+            f"{path} is not needed for {', '.join(columns)}, which the result has: leave the file"
+            " out, or name a column of it"
+        )
     for name in wanted:
         if name not in header:
             raise unknown_column(name, {*header, *_groupable([*records, *lesions])})
@@ -154,9 +167,9 @@ def _with_image_columns(
 
 def unknown_column(column: str, names: set[str]) -> UserError:
     """The error for a column that is not there."""
-    near = difflib.get_close_matches(column.lower(), {n.lower(): n for n in names}, n=1, cutoff=0.4)
-    nearest = next((n for n in sorted(names) if near and n.lower() == near[0]), None)
-    hint = f"; did you mean {nearest!r}?" if nearest else "."
+    spelt = {name.lower(): name for name in sorted(names, reverse=True)}
+    near = difflib.get_close_matches(column.lower(), spelt, n=1)
+    hint = f"; did you mean {spelt[near[0]]!r}?" if near else "."
     return UserError(f"no column {column!r}{hint} There are {', '.join(sorted(names))}.")
 
 

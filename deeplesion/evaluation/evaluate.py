@@ -49,13 +49,16 @@ def evaluate(result: Result, by: Sequence[str] = (), resamples: int = 1000, seed
         `diameters`, see `deeplesion.evaluation.diameters.diameter_errors`.
 
     Raises:
-        ValueError: too few resamples, or a column that is not there (the nearest name is given).
+        ValueError: too few resamples, a column that is not there (the nearest name is given), or
+            one called as a table that is always made.
     """
     check_resamples(resamples)
     breakdowns, by_lesion = {}, []
     if result.curve.num_lesions:
         breakdowns = {"lesion type": by_type(result), "lesion diameter": by_diameter(result)}
         by_lesion = [*breakdowns, *(column for column in by if is_lesion_column(result, column))]
+    if taken := [column for column in by if column in breakdowns]:
+        raise UserError(f"a table of {taken[0]!r} is always made: give the column another name")
     breakdowns.update({column: by_column(result, column) for column in by})
     rule = dict(iou_threshold=result.iou_threshold, pixel_offset=result.pixel_offset)
     return dict(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from deeplesion.evaluation.breakdowns import add_columns, by_column, column_groups
+from deeplesion.evaluation.evaluate import evaluate
 from deeplesion.evaluation.results import Result
 
 NAMES = ["000001_01_01/109.png", "000001_02_01/014.png", "000002_01_01/162.png"]
@@ -64,6 +65,7 @@ def test_texts_and_numbers_mixed_are_texts():
         ("Sex", "no column 'Sex'; did you mean 'sex'"),
         ("sexx", "did you mean 'sex'"),
         ("zzz", r"no column 'zzz'\. There are file_name, sex"),
+        ("gender", r"no column 'gender'\. There are"),  # file_name is not near
         ("boxes", "'boxes' holds lists"),
         ("file_name", "240 different values; at most 200"),
     ],
@@ -116,6 +118,28 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, rows, message):
         add_columns(
             [{"file_name": name, "lesions": []} for name in NAMES], table(tmp_path, rows), ["age"]
         )
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        (["lesion_type"], r"'lesion_type' is in .*table\.csv and in the result as well"),
+        (["tag", "patient"], r"'patient' is in .*table\.csv and in the result as well"),
+        (["thickness_mm"], r"table\.csv is not needed for thickness_mm, which the result has"),
+    ],
+)
+def test_a_file_of_which_nothing_would_be_taken_is_refused(tmp_path, columns, message):
+    csv = table(tmp_path, "lesion_idx,lesion_type,patient,tag\n7,1,3,a\n8,2,3,b\n20,2,3,b\n")
+    with pytest.raises(ValueError, match=message):
+        add_columns(two_images(), csv, columns)
+    assert add_columns(two_images(), csv, ["tag", "thickness_mm", "lesion_idx"])
+
+
+def test_a_column_cannot_take_the_place_of_a_table_that_is_always_made(tmp_path):
+    csv = table(tmp_path, "lesion_idx,lesion type\n7,a\n8,b\n20,b\n")
+    result = Result("", add_columns(two_images(), csv, ["lesion type"]))
+    with pytest.raises(ValueError, match="'lesion type' is always made"):
+        evaluate(result, ["lesion type"], resamples=100)
 
 
 def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
