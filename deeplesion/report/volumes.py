@@ -30,8 +30,8 @@ def write_volume_evaluation(
     resamples: int = 1000,
     seed: int = 0,
 ) -> str:
-    """Evaluates the lesions found in a folder of scans and writes evaluation.json, tables and
-    calibration.json to `out`; returns what to print.
+    """Evaluates the lesions found in a folder of scans and writes evaluation.json, tables and, if
+    no scan is missing, calibration.json to `out`; returns what to print.
 
     Args:
         folder: what `tools/detect.py` wrote: a folder a scan with lesions.json.
@@ -68,13 +68,21 @@ def write_volume_evaluation(
     table = volume_table(content)
     write_whole(out / "evaluation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     paths = write_tables([table], out)
-    write_calibration(out / "calibration.json", Calibration.of(curve, found.algorithm))
+    written = ["evaluation.json", *(path.name for path in paths)]
     lines = [to_text(table), ""]
+    calibration = out / "calibration.json"
     if found.missing:
-        lines.append(f"{len(found.missing):,} scans have no lesions.json: counted as empty.")
+        # Nobody knows how many false positives they have: too few would be counted.
+        calibration.unlink(missing_ok=True)
+        lines.append(
+            f"{len(found.missing):,} scans have no lesions.json: counted as empty. Hence there is"
+            " no calibration.json: detect in all scans for one."
+        )
+    else:
+        write_calibration(calibration, Calibration.of(curve, found.algorithm))
+        written.append(calibration.name)
     if found.others:
         lines.append(f"{len(found.others):,} scans of the folder are not of this split: left out.")
-    written = ["evaluation.json", *(path.name for path in paths), "calibration.json"]
     return "\n".join([*lines, f"{out}: {', '.join(written)}"])
 
 

@@ -182,6 +182,8 @@ def test_what_was_written_into_the_folder_is_no_scan(detected, tmp_path):
     boxes = {name: rows.tolist() for name, rows in TRUTHS.items() if name != "mine"}
     truth.write_text(json.dumps({"test": {**boxes, "lost": []}}))
     written = []
+    (detected / "evaluation").mkdir()
+    (detected / "evaluation/calibration.json").write_text("of an earlier evaluation")
     for _ in range(2):
         with pytest.raises(MissingDataError, match="lost"):
             write_volume_evaluation(detected, truth, detected / "evaluation")
@@ -191,6 +193,9 @@ def test_what_was_written_into_the_folder_is_no_scan(detected, tmp_path):
         assert "PARTIAL DATA: 1 scans without detections" in printed
         assert "1 scans have no lesions.json: counted as empty." in printed
         assert "1 scans of the folder are not of this split: left out." in printed
+        # Of one scan it is not known how many false positives it has.
+        assert "Hence there is no calibration.json" in printed
+        assert not (detected / "evaluation/calibration.json").exists()
         written.append((detected / "evaluation/evaluation.json").read_text())
     assert written[0] == written[1]
     assert json.loads(written[0])["counted_without_detections"] == ["lost"]
