@@ -21,7 +21,7 @@ from deeplesion.report.tables import (
     Number,
     Table,
     all_tables,
-    key_slices_note,
+    partial_data,
     published_tables,
 )
 
@@ -190,15 +190,10 @@ def _summary(results: Sequence[Result], settings: dict) -> str:
     width = "x2 - x1 + 1 wide, as for the published tables" if settings["pixel_offset"] else (
         "x2 - x1 wide"
     )  # fmt: skip
-    notes = {r.name: key_slices_note(len(r.records), r.table_key_slices) for r in results}
-    partial = "".join(
-        f"<p><strong>{escape(name)}: {note}</strong>. It does not compare with published results."
-        "</p>"
-        for name, note in notes.items()
-        if note
-    )
+    partial = partial_data(results)
+    warning = f"<p><strong>{escape(partial)}</strong></p>" if partial else ""
     return (
-        f"{partial}<p>{told}. A detection hits a lesion where their boxes overlap with an IoU of at"
+        f"{warning}<p>{told}. A detection hits a lesion where their boxes overlap with an IoU of at"
         f" least {settings['iou_threshold']:g} (a box is {width}). Intervals: 95 %, bootstrap over"
         f" {settings['resampled']}, {settings['resamples']:,} resamples, seed {settings['seed']}."
         "</p>"

@@ -21,7 +21,7 @@ from deeplesion.files import write_whole
 from deeplesion.report.page import page_of, to_html
 from deeplesion.report.study_figures import render_study
 from deeplesion.report.study_tables import NOTE, study_tables
-from deeplesion.report.tables import Table, as_files, key_slices_note, to_text
+from deeplesion.report.tables import Table, as_files, key_slices_note, partial_data, to_text
 
 CAPTIONS = {
     "froc": "FROC: mean of each method's seeds; the band reaches from the lowest seed to the"
@@ -88,6 +88,8 @@ def write_study(
         sets.values(), desc="bootstrap", unit="test set", leave=False, disable=None
     ):
         found.append(_evaluated(results, present, reference, resamples, len(sets) > 1))
+    partial = partial_data(runs[0] for each in found for runs in each.results.values())
+    notes = [partial, *notes] if partial else notes
 
     content = dict(
         reference=reference,
@@ -101,7 +103,7 @@ def write_study(
     files: dict[str, str | bytes] = {
         "study.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
         "study.txt": "\n\n".join([*map(to_text, tables), NOTE, *notes]) + "\n",
-        **{f"study.{kind}": text for kind, text in as_files(tables).items()},
+        **{f"study.{kind}": text for kind, text in as_files(tables, partial).items()},
     }
     for i, each in enumerate(found):
         mark = f"-{i + 1}" if i else ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplesion.evaluation.evaluate import POINTS
+from deeplesion.evaluation.results import Result
 from deeplesion.files import write_whole
 from deeplesion.report.published import PUBLISHED
 
@@ -116,6 +117,13 @@ def key_slices_note(key_slices: int, table_key_slices: int | None) -> str:
     if not table_key_slices or key_slices >= table_key_slices:
         return ""
     return f"PARTIAL DATA: {key_slices:,} of {table_key_slices:,} key slices"
+
+
+def partial_data(results: Iterable[Result]) -> str:
+    """What is said above all tables of results on a part of the key slices, a line; or nothing."""
+    notes = [key_slices_note(len(r.records), r.table_key_slices) for r in results]
+    said = "; ".join(filter(None, dict.fromkeys(notes)))
+    return f"{said}. This does not compare with published results." if said else ""
 
 
 def froc_table_of(
@@ -386,18 +394,27 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
-    """Writes the tables to evaluation.csv, table.md and table.tex; returns the paths."""
+def write_tables(tables: Sequence[Table], folder: Path, note: str = "") -> list[Path]:
+    """Writes the tables to evaluation.csv, table.md and table.tex; returns the paths.
+
+    note: see `as_files`.
+    """
     names = {"csv": "evaluation.csv", "md": "table.md", "tex": "table.tex"}
-    for kind, content in as_files(tables).items():
+    for kind, content in as_files(tables, note).items():
         write_whole(folder / names[kind], content)
     return [folder / name for name in names.values()]
 
 
-def as_files(tables: Sequence[Table]) -> dict[str, str]:
-    """What files of all tables hold, by their endings: 'csv', 'md', 'tex'."""
+def as_files(tables: Sequence[Table], note: str = "") -> dict[str, str]:
+    """What files of all tables hold, by their endings: 'csv', 'md', 'tex'.
+
+    note: a line above all tables, such as of `partial_data`; CSV has no place for one.
+    """
+    markdown = [_escape_markdown(note)] if note else []
+    latex = [f"% {note}"] if note else []
     return {
         "csv": to_csv(tables),
-        "md": "\n\n".join(map(to_markdown, tables)) + "\n",
-        "tex": "\n\n".join(["% needs \\usepackage{booktabs}", *map(to_latex, tables)]) + "\n",
+        "md": "\n\n".join([*markdown, *map(to_markdown, tables)]) + "\n",
+        "tex": "\n\n".join(["% needs \\usepackage{booktabs}", *latex, *map(to_latex, tables)])
+        + "\n",
     }

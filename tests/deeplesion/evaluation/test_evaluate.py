@@ -32,7 +32,9 @@ from deeplesion.evaluation.results import (
 from deeplesion.report.page import write_figures, write_report
 from deeplesion.report.tables import (
     all_tables,
+    as_files,
     format_table,
+    partial_data,
     to_csv,
     to_latex,
     to_markdown,
@@ -482,10 +484,15 @@ def test_a_part_of_the_key_slices_is_said_to_be_one(tmp_path):
     tables = all_tables([evaluation])
     for text in (to_text(tables[0]), to_markdown(tables[0]), to_latex(tables[0]), to_csv(tables)):
         assert note in text
-    assert note in write_report([result], [evaluation], tmp_path).read_text()
+    line = partial_data([result, result])
+    assert line == f"{note}. This does not compare with published results."
+    files = as_files(tables, line)
+    assert files["md"].startswith(line) and f"\n% {line}\n" in files["tex"]
+    assert f"<strong>{line}</strong>" in write_report([result], [evaluation], tmp_path).read_text()
     rows = froc_table(result.records)
     write_table(tmp_path / "x.froc.json", rows, result)
     content = json.loads((tmp_path / "x.froc.json").read_text())
     assert (content["key_slices"], content["table_key_slices"]) == (60, 4817)
     whole = replace(result, table_key_slices=60)
     assert "PARTIAL" not in to_text(all_tables([evaluate(whole, resamples=100)])[0])
+    assert partial_data([whole]) == ""

@@ -41,13 +41,14 @@ def records(rng, chance, number=24, thick=True, first=0):
     return found
 
 
-def written(out, name, chance, seeds, data="one", **options):
+def written(out, name, chance, seeds, data="one", table_key_slices=None, **options):
     """A method with results in `out`, as `write_study` takes it."""
     runs = []
     for seed in seeds:
         rng = np.random.default_rng([seed, round(100 * chance)])
         folder = f"runs/{re.sub('[^A-Za-z0-9]', '', name)}-seed{seed}/test"
-        write_results(out / folder / "results.json.gz", records(rng, chance, **options))
+        path = out / folder / "results.json.gz"
+        write_results(path, records(rng, chance, **options), table_key_slices)
         (out / folder / "evaluation").mkdir()
         for file in ("test/evaluation/report.html", "train.txt", "test.txt", "run.json"):
             (out / folder).parent.joinpath(file).touch()
@@ -257,6 +258,16 @@ def test_a_result_that_cannot_be_read_is_named_and_the_others_count(tmp_path, mo
     assert "A note." in (tmp_path / "study.html").read_text()
     damaged.unlink()
     assert "Left out: b, seed 1: " in write_study(tmp_path, methods, "a", 100)
+
+
+def test_a_part_of_the_key_slices_is_said_to_be_one_wherever_there_are_tables(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("deeplesion.report.study_page.render_study", lambda *_: {"froc.svg": b""})
+    methods = {name: written(tmp_path, name, 0.5, (0, 1), table_key_slices=4817) for name in "ab"}
+    printed = write_study(tmp_path, methods, "a", 100)
+    texts = [(tmp_path / f"study.{kind}").read_text() for kind in ("txt", "md", "tex", "html")]
+    assert all("PARTIAL DATA: 24 of 4,817 key slices" in text for text in [printed, *texts])
 
 
 def test_methods_of_other_images_have_tables_of_their_own(tmp_path, monkeypatch):
