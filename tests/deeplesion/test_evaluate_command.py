@@ -144,13 +144,35 @@ def test_detections_of_another_tool_in_cocos_format(results, repository, phantom
         (["{good}", "--annotations", "{csv}"], "--annotations is for detections in COCO's format"),
         (["{good}", "--resamples", "5"], "at least 100"),
         (["{good}", "--iou-threshold", "1.5"], "--iou-threshold must be in (0, 1]"),
+        (["{good}", "--table", "{csv}"], "is read for --by alone"),
+        (["{good}", "--by", "patient", "--table", "{csv}"], "is not needed for patient"),
+        (["{good}", "--images", "nowhere"], "--images nowhere: there is no such folder"),
+        (["{good}", "--images", "{folder}"], "key slices are not there, such as 0"),
     ],
 )
 def test_mistakes_are_told_in_a_line(
     arguments, message, result_files, repository, phantom, tmp_path
 ):
-    names = dict(good=result_files / "good/results.json.gz", csv=phantom / "DL_info.csv")
+    names = dict(
+        good=result_files / "good/results.json.gz", csv=phantom / "DL_info.csv", folder=tmp_path
+    )
     arguments = [a.format(**names) for a in arguments]
     error = command(repository, *arguments, "--out", tmp_path / "out", expect=1)
     assert error.strip().splitlines()[-1].startswith("evaluate: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_results_do_not_go_into_a_file(result_files, repository, tmp_path):
+    (tmp_path / "out").touch()
+    of_scans = ["--volumes", tmp_path, "--truth", tmp_path / "nothing"]
+    for what in ([result_files / "good/results.json.gz"], of_scans):
+        error = command(repository, *what, "--out", tmp_path / "out", expect=1)
+        assert "is a file: give a folder" in error
+
+
+def test_a_part_of_the_key_slices_is_said_to_be_one_above_all_tables(results, repository, tmp_path):
+    write_results(tmp_path / "results.json.gz", results[0].records, 4817)
+    output = command(repository, tmp_path / "results.json.gz", "--resamples", 100)
+    note = f"PARTIAL DATA: {len(results[0].records)} of 4,817 key slices"
+    assert output.startswith(note)
+    assert (tmp_path / "evaluation/table.md").read_text().startswith(note)
