@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deeplesion.errors import DataError, MissingDataError, UserError
-from deeplesion.files import file_sha256, parse_json, write_whole
+from deeplesion.files import check_out_folder, file_sha256, parse_json, write_whole
 
 MANIFEST = "manifest.json"
 FORMAT = "deeplesion-mmdet export"
@@ -150,8 +150,7 @@ def write_program(
 
 def check_folder(folder: Path) -> None:
     """Raises UserError if an export would be written among other files."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: give a folder")
+    check_out_folder(folder)
     if folder.is_dir() and not is_export(folder) and any(map(_other, folder.iterdir())):
         raise UserError(f"--out {folder} holds other files: give an empty or a new folder")
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from deeplesion.errors import WriteError
+from deeplesion.errors import UserError, WriteError
 
 try:
     import fcntl
@@ -72,6 +72,18 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], None]) -
                 _sync(folder)
             finally:
                 os.close(folder)
+
+
+def check_out_file(out: Path) -> None:
+    """For before the work: raises UserError if --out, a file to write, is a folder."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give a file, which need not exist yet")
+
+
+def check_out_folder(out: Path) -> None:
+    """For before the work: raises UserError if --out, a folder to write to, is a file."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder, which need not exist yet")
 
 
 @contextlib.contextmanager

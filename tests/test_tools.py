@@ -1,5 +1,6 @@
 """The commands, as a user types them, from a phantom to the FROC table."""
 
+import importlib
 import json
 import math
 import os
@@ -184,6 +185,32 @@ def test_missing_config_and_checkpoint_are_named(repository, tmp_path):
         find_checkpoint(str(tmp_path / "none.pth"))
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         find_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, arguments, wrong",
+    [
+        ("observe_phantom", ["nowhere"], "folder"),
+        ("optimize_anchors", ["nowhere.json"], "folder"),
+        ("benchmark", ["nothing"], "folder"),
+        ("show_attention", ["nowhere.py", "nowhere.pth"], "file"),
+        ("study", ["nowhere.py"], "file"),
+        ("evaluate", ["nowhere.json"], "file"),
+    ],
+)
+def test_an_out_that_cannot_be_written_is_refused_first(
+    name, arguments, wrong, repository, tmp_path, monkeypatch
+):
+    """Before the work, and before what it needs is looked for."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    module = importlib.import_module(f"tools.{name}")
+    if name == "benchmark":
+        monkeypatch.setattr(module, "BENCHMARKS", dict(nothing="of which there is no module"))
+    command = [name, *arguments, "--out", str(tmp_path / wrong)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=f"--out .* is a {wrong}: give a"):
+        module.main()
 
 
 def test_best_checkpoint_comes_before_the_last(tmp_path):

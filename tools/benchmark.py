@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from benchmarks.measure import environment, format_results, measure
 from deeplesion.command_line import command
-from deeplesion.files import write_whole
+from deeplesion.files import check_out_file, write_whole
 
 BENCHMARKS = {
     "ops": "the fusion operators against their formulas on 5-D tensors, and against no fusion",
@@ -47,6 +47,8 @@ def main() -> None:
     )
     command.add_argument("--out", type=Path, metavar="JSON", help="write results, environment")
     options = parser.parse_args()
+    if options.out:
+        check_out_file(options.out)
 
     if options.benchmark == "gpu-recipe":
         from benchmarks import gpu_recipe

@@ -21,7 +21,7 @@ from deeplesion.evaluation.coco_results import is_coco_results, read_coco_result
 from deeplesion.evaluation.evaluate import compare, evaluate
 from deeplesion.evaluation.intervals import MIN_RESAMPLES
 from deeplesion.evaluation.results import Result, default_names, read_results
-from deeplesion.files import write_whole
+from deeplesion.files import check_out_folder, write_whole
 from deeplesion.report.page import write_figures, write_report
 from deeplesion.report.published import PUBLISHED
 from deeplesion.report.tables import all_tables, partial_data, to_text, write_tables
@@ -116,8 +116,7 @@ def arguments() -> argparse.Namespace:
             f" --seed at least 0, got {options.resamples} and {options.seed}"
         )
     options.out = options.out or (options.volumes or options.results[0].parent) / "evaluation"
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file: give a folder, which need not exist yet")
+    check_out_folder(options.out)
     return options
 
 

@@ -22,7 +22,7 @@ from deeplesion.conventions import SPLITS, THIN_MM
 from deeplesion.data.slices import POLICIES, plan_stack
 from deeplesion.errors import DataError, UserError
 from deeplesion.evaluation.froc import AVERAGE_FPS, froc
-from deeplesion.files import write_whole
+from deeplesion.files import check_out_file, write_whole
 from deeplesion.phantom.observers import READINGS, Observed, Observer, observe_series, series_of
 from deeplesion.processes import in_processes
 
@@ -144,6 +144,8 @@ def main() -> None:
         raise UserError(f"--noise {wrong[0]}: give a number from 0")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit must be at least 1, got {options.limit}")
+    if options.out:
+        check_out_file(options.out)
     observers = [s._replace(noise=h) for h in options.noise for s in options.stacks]
     series = [s for s in series_of(options.root) if options.split in ("all", SPLITS[s.split])][
         : options.limit

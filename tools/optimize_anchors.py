@@ -34,7 +34,7 @@ from deeplesion.data.coco import lesion_of, read_annotations
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.errors import UserError
 from deeplesion.evaluation.breakdowns import LESION_SIZES, size_group
-from deeplesion.files import write_whole
+from deeplesion.files import check_out_file, write_whole
 from mmdet_ext.config.check import refused_by_parts
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import add_config_options
@@ -135,6 +135,8 @@ def arguments() -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} must be from {low} to {high}, got {value}")
+    if options.out:
+        check_out_file(options.out)
     if options.split != ["train"] and options.annotations.suffix != ".csv":
         raise UserError("--split is for DL_info.csv: an annotation file is of one split")
     return options

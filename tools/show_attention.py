@@ -15,7 +15,7 @@ from deeplesion.command_line import command
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.slices import plan_stack
 from deeplesion.errors import UserError
-from deeplesion.files import write_whole
+from deeplesion.files import check_out_folder, write_whole
 from deeplesion.report.attention import draw_attention
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.predict import LesionDetector
@@ -36,6 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.lesions < 1:
         raise UserError(f"--lesions {options.lesions}: give at least 1")
+    check_out_folder(options.out)
 
     config = load_config(options.config, options.cfg_options)
     detector = LesionDetector(config, options.checkpoint, options.device)

@@ -21,7 +21,7 @@ from deeplesion.command_line import command, told_to_repeat
 from deeplesion.data.prepare import prepare
 from deeplesion.errors import MissingDataError, UserError
 from deeplesion.evaluation.intervals import MIN_RESAMPLES
-from deeplesion.files import parse_json, write_whole
+from deeplesion.files import check_out_folder, parse_json, write_whole
 from deeplesion.lock import only_writer
 from deeplesion.phantom.make import make_phantom
 from deeplesion.processes import available_cores, termination_interrupts
@@ -125,8 +125,7 @@ def arguments() -> argparse.Namespace:
             raise UserError(f"--{name} must be at least {low}, got {value}")
     if options.slurm is not None:
         options.slurm = dict(pairs(options.slurm))
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file: give a folder, which need not exist yet")
+    check_out_folder(options.out)
     if not (options.configs or options.variant) and not options.report:
         parser.error("give a CONFIG, a --variant NAME CONFIG, or --report")
     if options.report:
