@@ -72,8 +72,15 @@ class SliceDetector(ABC):
         """The lesions of a volume, by falling score.
 
         `detect_slices`, then `ct_volumes.linking.link` with `linking`; `min_score` is of a lesion's
-        best slice (`lesion_score` there).
+        best slice (`lesion_score` there), at least `ct_volumes.linking.MIN_SLICE_SCORE`.
+
+        Raises what these raise, and ValueError for a `min_score` that cannot be.
         """
+        if not MIN_SLICE_SCORE <= min_score <= 1:
+            raise ValueError(
+                f"min_score must be between {MIN_SLICE_SCORE} and 1, got {min_score}: what scores"
+                " less on a slice takes part in no lesion"
+            )
         found = self.detect_slices(
             volume, interval_mm, batch_size, amp, progress, store, MIN_SLICE_SCORE
         )

@@ -164,7 +164,7 @@ def test_another_scan_in_its_place_is_noticed(detect, scan, tmp_path):
 
 
 def test_a_calibration_sets_the_threshold(detect, scan, tmp_path):
-    detect(scan, "--out", tmp_path / "all", "--min-score", "0.05")
+    detect(scan, "--out", tmp_path / "all", "--min-score", "0.1")
     algorithm = json.loads((tmp_path / "all/lesions.json").read_text())["algorithm"]
     # At 0.8, 0.5 and 0.2 one, two and four false positives in two scans.
     rates = np.array([0.5, 1.0, 2.0])
@@ -294,7 +294,8 @@ def test_the_list_of_series_needs_no_network(detect, tmp_path, capsys, monkeypat
     "options, message",
     [
         (["--interval", "0"], "--interval must be a positive number"),
-        (["--min-score", "2"], "--min-score must be between 0 and 1"),
+        (["--min-score", "2"], "--min-score must be between 0.1 and 1"),
+        (["--min-score", "0.05"], "takes part in no lesion"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--fp-per-scan", "1"], "--fp-per-scan and --calibration belong together"),
         (["--amp"], "half precision"),

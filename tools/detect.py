@@ -124,29 +124,40 @@ def parse() -> argparse.Namespace:
         "--model", type=Path, metavar="FOLDER",
         help="instead of these two: what tools/export.py wrote, which needs no MMDetection",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder to write the results to")
     parser.add_argument("--list", action="store_true", help="show the series of SCAN and end")
-    parser.add_argument("--series", help="which one to read: its id in --list, number or UID")
+    parser.add_argument("--series", help="read this series: id in --list, number or UID")
     parser.add_argument(
         "--interval", type=float, default=2.0, metavar="MM",
-        help="look at a slice every so many mm (2.0); less than the scan's own: at every slice",
+        help="look at a slice every so many mm (default 2.0); if the scan's own lie further apart,"
+        " at each of them",
     )  # fmt: skip
     parser.add_argument(
         "--min-score",
         type=float,
         metavar="S",
-        help=f"show lesions whose best slice scores at least S ({MIN_LESION_SCORE})",
+        help=f"show lesions whose best slice scores at least S (default {MIN_LESION_SCORE}; not"
+        f" less than {MIN_SLICE_SCORE})",
     )
     parser.add_argument(
         "--fp-per-scan", type=float, metavar="N",
-        help="instead: the score at which --calibration has N false positives a scan",
+        help="show instead lesions from the score on at which --calibration has N false positives"
+        " a scan",
     )  # fmt: skip
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="calibration of tools/evaluate.py"
+        "--calibration", type=Path, metavar="FILE",
+        help="calibration.json that tools/evaluate.py --volumes wrote",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", help="compute on cpu, cuda or cuda:N (default: a GPU if there is one)"
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU if there is one)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="slices at once (4; GPU 8)")
-    parser.add_argument("--amp", action="store_true", help="half precision, on a GPU")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N",
+        help="look at N slices at once (default 4, on a GPU 8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--amp", action="store_true", help="compute in half precision, on a GPU alone"
+    )
     parser.add_argument(
         "--accept-differences",
         action="store_true",
@@ -184,8 +195,11 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise UserError("--fp-per-scan and --calibration belong together: give both or neither")
     if options.fp_per_scan is not None and options.min_score is not None:
         raise UserError("give --min-score or --fp-per-scan, not both")
-    if options.min_score is not None and not 0 <= options.min_score <= 1:
-        raise UserError(f"--min-score must be between 0 and 1, got {options.min_score}")
+    if options.min_score is not None and not MIN_SLICE_SCORE <= options.min_score <= 1:
+        raise UserError(
+            f"--min-score must be between {MIN_SLICE_SCORE} and 1, got {options.min_score}: what"
+            " scores less on a slice takes part in no lesion"
+        )
 
 
 def algorithm_of(detector: SliceDetector, options: argparse.Namespace) -> Algorithm:

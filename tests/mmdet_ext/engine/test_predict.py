@@ -168,7 +168,9 @@ def test_lesions_are_those_of_all_detections(detector):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ct_volumes.slice_detector.MIN_SLICE_SCORE", middle)
         patch.setattr("ct_volumes.slice_detector.link", partial(link, min_score=middle))
-        lesions = detector.detect(volume, 1.0, 0.0, progress=False)
+        with pytest.raises(ValueError, match="takes part in no lesion"):
+            detector.detect(volume, 1.0, middle / 2, progress=False)
+        lesions = detector.detect(volume, 1.0, middle, progress=False)
         expected = link(found, volume, min_score=middle)
     assert len(lesions) == len(expected) > 3
     for one, other in zip(lesions, expected, strict=True):
