@@ -18,6 +18,8 @@ from deeplesion.errors import DataError
 LAST = "lesions.json"
 SEG = "lesions.seg.dcm"
 SR = "lesions.sr.dcm"
+# Options that choose among lesions. With others, what was found on slices is linked anew.
+THRESHOLD = {"min_score", "fp_per_scan"}
 MODULES = ("tables_out", "nifti_out", "seg_out", "sr_out", "page")
 
 
@@ -47,6 +49,7 @@ def write_results(
     """
     tables, content = _module("tables_out"), (lesions, volume, algorithm)
     written, notes = [], []
+    (folder / LAST).unlink(missing_ok=True)  # of another threshold
     tables.write_csv(folder / "lesions.csv", *content)
     tables.write_prompts(folder / "prompts.json", *content)
     notes += _module("nifti_out").write_nifti(folder / "lesions.nii.gz", *content) or ()
@@ -72,6 +75,7 @@ def write_results(
 
 def is_finished(folder: Path, volume: CTVolume, algorithm: Algorithm) -> bool:
     """Whether a folder has the lesions that this algorithm, with its options, finds in this scan.
+    Those of another threshold may be written over.
 
     Raises DataError where it has others: they are not written over.
     """
@@ -81,16 +85,11 @@ def is_finished(folder: Path, volume: CTVolume, algorithm: Algorithm) -> bool:
     content = _module("tables_out").read_json(path)
     found = _flat(content["algorithm"] | dict(scan=content["scan"].get("sha256")))
     wanted = _flat(json.loads(json.dumps(asdict(algorithm))) | dict(scan=volume.sha256))
-    if found == wanted:
-        return True
-    differ = [
-        f"{name} {found.get(name)}, now {wanted.get(name)}"
-        for name in sorted({*found, *wanted})
-        if found.get(name) != wanted.get(name)
-    ]
-    raise DataError(
-        f"{folder} holds other lesions ({'; '.join(differ)}). Give another --out, or delete {path}"
-    )
+    differ = {name for name in {*found, *wanted} if found.get(name) != wanted.get(name)}
+    if differ <= THRESHOLD:
+        return not differ
+    told = "; ".join(f"{n} {found.get(n)}, now {wanted.get(n)}" for n in sorted(differ))
+    raise DataError(f"{folder} holds other lesions ({told}). Give another --out, or delete {path}")
 
 
 def _flat(algorithm: dict) -> dict:

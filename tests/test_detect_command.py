@@ -18,6 +18,7 @@ from mmdet_ext.engine.predict import LesionDetector
 from .mmdet_ext.small_detector import ROOT, SMALL, body_of, config_of, volume_of, write_checkpoint
 
 FILES = ["lesions.csv", "lesions.json", "lesions.nii.gz", "prompts.json", "report.html"]
+FILES += ["slices.jsonl"]
 DICOM_FILES = sorted([*FILES, "lesions.seg.dcm", "lesions.sr.dcm"])
 
 
@@ -80,9 +81,27 @@ def test_a_scan_leaves_its_files_and_is_not_done_twice(detect, scan, tmp_path, m
     assert status is None and "finished" in text
     assert (out / "lesions.json").read_bytes() == before
 
-    status, text = detect(scan, "--out", out, "--interval", "1", "--min-score", "0.4")
-    assert status == 1 and "min_score 0.5, now 0.4" in text and "another --out" in text
+    status, text = detect(scan, "--out", out, "--interval", "2")
+    assert status == 1 and "interval_mm 1.0, now 2.0" in text and "another --out" in text
     assert (out / "lesions.json").read_bytes() == before
+
+
+def test_another_threshold_is_no_other_detection(detect, scan, tmp_path, monkeypatch):
+    out, again = tmp_path / "out", tmp_path / "again"
+    for folder, score in ((out, "0.4"), (again, "0.6")):
+        detect(scan, "--out", folder, "--min-score", score)
+    with monkeypatch.context() as patch:
+        patch.setattr(LesionDetector, "_detect_batch", None)  # would fail
+        # Interrupted, the files are neither of the one threshold nor of the other.
+        patch.setattr("ct_volumes.page.write_page", None)
+        with pytest.raises(TypeError):
+            detect(scan, "--out", again, "--min-score", "0.4")
+        assert "lesions.json" not in names(again)
+    monkeypatch.setattr(LesionDetector, "_detect_batch", None)
+    status, text = detect(scan, "--out", again, "--min-score", "0.4")
+    assert status is None and "score 0.4" in text
+    for name in ("lesions.csv", "lesions.json", "prompts.json"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_lesions_are_those_of_the_python_call(detect, checkpoint, scan, tmp_path):

@@ -22,7 +22,7 @@ from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 
 MOST_ROWS = 20  # of lesions on the console
-SLICES = "slices.jsonl"  # what was found so far, of a scan that is not finished
+SLICES = "slices.jsonl"  # what was found on slices: work goes on from there, or is linked anew
 
 
 class Overrides(argparse.Action):
@@ -112,7 +112,8 @@ def parse() -> argparse.Namespace:
         description="Find lesions in a CT scan: lesions.json and .csv, a label map (.nii.gz),"
         " report.html, prompts.json, and of DICOM a SEG and an SR. Of a folder of scans each has a"
         " folder of its own in OUT; one that cannot be read does not stop the others. The same"
-        " command goes on where it was interrupted. For research, not a medical device."
+        " command goes on where it was interrupted, and with another threshold it detects nothing"
+        " anew. For research, not a medical device."
     )
     parser.add_argument(
         "scan", type=Path, metavar="SCAN",
@@ -278,15 +279,13 @@ def detect_in(
     if is_finished(out, volume, algorithm):
         say("finished", f"before, {out}")
         return Outcome(shown, "finished before")
-    store = out / SLICES
     found = detector.detect_slices(
-        volume, options.interval, options.batch_size, options.amp, store=store,
+        volume, options.interval, options.batch_size, options.amp, store=out / SLICES,
         least_score=MIN_SLICE_SCORE,
     )  # fmt: skip
     min_score = algorithm.options["min_score"]
     lesions = link(found, volume, lesion_score=min_score)
     written, notes = write_results(out, lesions, volume, algorithm, options.identify)
-    store.unlink(missing_ok=True)
     seconds = time.monotonic() - began
     say("looked at", f"{len(found)} slices, {seconds:.0f} s in all")
     say("lesions", table(lesions, min_score))
