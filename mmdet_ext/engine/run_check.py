@@ -97,10 +97,6 @@ class Finding:
         # NaN is on no side of anything; it comes of what is too large.
         return "below" if self.value < self.low else "above"
 
-    @property
-    def cause(self) -> str:
-        return CAUSES[self.quantity, self.side]
-
     def __str__(self) -> str:
         return (
             f"update {self.update}: {self.quantity} {self.value:.4g} is {self.side} the "
