@@ -66,13 +66,18 @@ def convert_file(
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: keys or shapes that do not fit, all of them named; a file that is damaged
-            or holds more than data.
+            or holds more than data; one that is in our format already.
     """
     if target.exists() and target.samefile(source):
         raise CheckpointError(f"{target} is the released file itself; give the output another name")
     content = load_checkpoint_file(source)
     try:
         released = released_state_dict(content)
+        if is_converted(content, released):
+            raise CheckpointError(
+                "this is in the format of this repository already: there is nothing to convert. "
+                "Use it as it is, with the config that it was trained with"
+            )
         architecture = detect(released)
         config = configs / f"{architecture.configs[0]}.py"
         if not config.is_file():
@@ -107,6 +112,15 @@ def released_state_dict(content: Mapping) -> dict[str, Tensor]:
         others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
         raise CheckpointError(f"not a state dict: {', '.join(others[:6])} hold no tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def is_converted(content: Mapping, state: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint is one of ours, trained here or converted: its meta says what network it
+    was trained as, or its neck has weights of its own, which the released files call the
+    backbone's."""
+    meta = content.get("meta")
+    recorded = isinstance(meta, Mapping) and TRAINED_AS in meta
+    return recorded or any(key.startswith(("neck.reductions.", "neck.laterals.")) for key in state)
 
 
 def detect(released: Mapping[str, Tensor]) -> Architecture:

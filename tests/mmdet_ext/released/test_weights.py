@@ -282,3 +282,14 @@ def test_what_is_no_released_checkpoint_is_refused(repository, tmp_path):
         convert_file(tmp_path / "in.pth", tmp_path / "in.pth", configs)
     output = run(repository, tmp_path / "none.pth", tmp_path / "out.pth", expect=1)
     assert "Traceback" not in output and "none.pth" in output
+
+
+@pytest.mark.parametrize("meta", [{TRAINED_AS: []}, {"epoch": 3}], ids=["recorded", "earlier"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_of_this_repository_needs_no_conversion(repository, tmp_path, kind, meta):
+    _, model = tiny_detector(kind, 3, repository)
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "own.pth")
+    files = tmp_path / "own.pth", tmp_path / "out.pth", repository / "configs/released"
+    with pytest.raises(ValueError, match=r"own.pth: .*format of this repository already.*as it is"):
+        convert_file(*files)
+    assert not (tmp_path / "out.pth").exists()
