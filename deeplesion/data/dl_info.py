@@ -61,8 +61,9 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     missing column, a cell that is not the numbers it should be, File_name that is not made of the
     indices, a box that is not ordered or not in the image, diameters that are not those of the
     RECIST, a slice range without its key slice, a patient in two splits, a value out of its set, a
-    spacing or thickness in other units than mm, a lesion twice, no lesion at all. Of noisy rows
-    boxes and diameters may be anything.
+    spacing or thickness in other units than mm, a lesion twice, rows of one key slice that differ
+    in its spacing, thickness, slice range or size, no lesion at all. Of noisy rows boxes and
+    diameters may be anything, and they may contradict others.
     """
     path = Path(path)
     rows, lines, problems = _read_rows(path)
@@ -78,6 +79,7 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
             number[name], bad = _parse_numbers(text[name], count, name)
             bad_cells += bad
     bad_cells += _inconsistencies(text, number) + _repetitions(text, number, lines)
+    bad_cells += _contradictions(text, number, lines, {(i, name) for i, name, _ in bad_cells})
     problems += [(lines[i], name, text[name][i], expected) for i, name, expected in bad_cells]
     if problems:
         raise DataError(_describe(path, problems))
@@ -95,8 +97,6 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
             stacklevel=2,
         )
     whole = {name: number[name].astype(int) for name in DL_INFO_COLUMNS if name in _INDICES}
-    thickness = spacing[:, 2]
-    thickness = np.where(np.isfinite(thickness) & (thickness > 0), thickness, np.nan)
     return pd.DataFrame(
         {
             "lesion_idx": range(len(rows)),
@@ -114,7 +114,7 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
             "noisy": number["Possibly_noisy"][:, 0] == 1,
             "slice_range": list(whole["Slice_range"]),
             "spacing_mm": spacing[:, 0],
-            "thickness_mm": thickness,
+            "thickness_mm": _thickness(spacing),
             "height": size[:, 0].astype(int),
             "width": size[:, 1].astype(int),
             "display_window": list(number["DICOM_windows"]),
@@ -279,6 +279,37 @@ def _repetitions(
             expected = f"expected each lesion once, this is the one of line {lines[first[row]]}"
             problems.append((i, "File_name", expected))
     return problems
+
+
+def _contradictions(
+    text: dict[str, list[str]],
+    number: dict[str, np.ndarray],
+    lines: list[int],
+    flagged: set[tuple[int, str]],
+) -> list[tuple[int, str, str]]:
+    """Clean rows that say something else of their key slice than the first clean row of it does.
+    Cells that are `flagged` as (row, column) are not compared: what is wrong is said of them."""
+    noisy = number["Possibly_noisy"][:, 0] == 1
+    spacing = number["Spacing_mm_px_"]
+    said = {name: number[name].tolist() for name in ("Slice_range", "Image_size")}
+    unknown_as_0 = np.nan_to_num(_thickness(spacing))  # NaN is not even equal to itself
+    said["Spacing_mm_px_"] = list(zip(spacing[:, 0], unknown_as_0))
+    problems, first = [], {}
+    for name, values in said.items():
+        for i, file_name in enumerate(text["File_name"]):
+            if noisy[i] or (i, name) in flagged:
+                continue
+            earlier = first.setdefault((name, file_name), i)
+            if values[i] != values[earlier]:
+                expected = f"expected that of line {lines[earlier]}, which is of the same key slice"
+                problems.append((i, name, expected))
+    return problems
+
+
+def _thickness(spacing: np.ndarray) -> np.ndarray:
+    """(N,) mm of (N, 3) spacings, NaN where it is missing or not positive."""
+    thickness = spacing[:, 2]
+    return np.where(np.isfinite(thickness) & (thickness > 0), thickness, np.nan)
 
 
 def _official_name(patient: int, study: int, series: int, key_slice: int) -> str:

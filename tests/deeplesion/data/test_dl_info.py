@@ -205,7 +205,7 @@ def test_oddities_of_the_official_table_pass(tmp_path):
         row(5, Bounding_boxes="232, 98, 236, 102"),  # RECIST outside its box
         row(6, DICOM_windows="-1537.5, -25"),
         row(7, study=0, series=12, Patient_age=62.0),
-        row(7, center=(99.0, 79.0), study=0, series=12, Patient_age=62.0, Slice_range="90, 130"),
+        row(7, study=0, series=12, Patient_age=62.0, key_slice=110, Slice_range="90, 130"),
     )
     assert len(table) == 8
 
@@ -292,6 +292,45 @@ def test_bad_values_are_listed_by_line(tmp_path):
 def test_patient_in_two_splits_is_refused(tmp_path):
     with pytest.raises(ValueError, match="line 3, Train_Val_Test = '2'"):
         read(tmp_path, row(1, Train_Val_Test=1), row(1, Train_Val_Test=2))
+
+
+CONTRADICTIONS = {
+    "Spacing_mm_px_": ["0.6, 0.6, 5", "0.488281, 0.488281, 1", "0.488281, 0.488281, NaN"],
+    "Slice_range": ["102, 115", "103, 116"],
+    "Image_size": ["512, 500", "500, 512"],
+}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [(name, value) for name in CONTRADICTIONS for value in CONTRADICTIONS[name]],
+)
+def test_rows_of_one_key_slice_that_contradict_each_other_are_refused(tmp_path, column, value):
+    first, other = row(1), row(1, center=(50, 60), **{column: value})
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, first, row(2), other)
+    assert "1 bad values" in str(caught.value)
+    assert f"line 4, {column} = {value!r}: expected that of line 2" in str(caught.value)
+    # A noisy row is not used, and another key slice of the series may differ.
+    noisy = row(1, center=(90, 90), Possibly_noisy=1, **{column: value})
+    series = row(1, key_slice=108, center=(50, 60), **{column: value})
+    assert len(read(tmp_path, noisy, first, series, row(1, center=(50, 60)))) == 4
+
+
+@pytest.mark.parametrize("column", CONTRADICTIONS)
+def test_a_bad_cell_is_no_contradiction_too(tmp_path, column):
+    for rows in ([row(1, **{column: "x"}), row(1, center=(50, 60))],
+                 [row(1), row(1, center=(50, 60), **{column: "x"})]):  # fmt: skip
+        with pytest.raises(ValueError, match="1 bad values in 1 lines"):
+            read(tmp_path, *rows)
+
+
+def test_one_key_slice_may_have_its_thickness_missing_in_several_ways(tmp_path):
+    rows = [
+        row(1, center=(50 * (i + 1), 60), Spacing_mm_px_=f"0.488281, 0.488281{thickness}")
+        for i, thickness in enumerate([", NaN", ", 0", ", ", ""])
+    ]
+    assert read(tmp_path, *rows).thickness_mm.isna().all()
 
 
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
