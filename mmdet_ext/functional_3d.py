@@ -21,6 +21,7 @@ from mmdet_ext.image_axes import (
     flatten,
     flip,
     getitem,
+    matrix_transpose,
     over_axes,
     permute,
     repeat,
@@ -121,8 +122,8 @@ class Functions3D(TorchFunctionMode):
         places = self.layout(first)[1]
         if not places:
             return func(*args, **kwargs)
-        if name in RULES:
-            found = RULES[name](self, func, args, kwargs)
+        if rule := RULES.get(name) or RULES.get(func):
+            found = rule(self, func, args, kwargs)
         else:
             refuse_axes(name, args, kwargs)
             found = func(*args, **kwargs)
@@ -378,6 +379,7 @@ RULES = {
     "flatten": flatten,
     "permute": permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
+    **dict.fromkeys((Tensor.mT.__get__, Tensor.mH.__get__, "adjoint"), matrix_transpose),
     "repeat": repeat,
     "tile": repeat,
     "__getitem__": getitem,

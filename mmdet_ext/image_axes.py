@@ -157,14 +157,22 @@ def permute(mode: TorchFunctionMode, func: Callable, args: tuple, kwargs: dict) 
 
 
 def transpose(mode: TorchFunctionMode, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-    """Negative axes stay: the last two are swapped of many a tensor that is no map."""
+    """Negative axes stay where it is not certain that the tensor is a map: attention swaps the last
+    two of its matrices, which may have as many axes."""
     dims = [*args[1:], *kwargs.values()]
-    rank, _ = mode.layout(args[0])
-    if any(not 0 <= dim < rank for dim in dims):
+    rank, places = mode.layout(args[0])
+    lowest = -rank if len(places) == 1 else 0
+    if any(not lowest <= dim < rank for dim in dims):
         return func(*args, **kwargs)
     order = [*range(rank)]
-    order[dims[0]], order[dims[1]] = dims[1], dims[0]
+    order[dims[0]], order[dims[1]] = order[dims[1]], order[dims[0]]
     return permute(mode, torch.permute, (args[0], order), {})
+
+
+def matrix_transpose(mode: TorchFunctionMode, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    """`x.mT` and its like, which name no axes: refused where `x.transpose(-2, -1)` is."""
+    transpose(mode, torch.transpose, (args[0], -2, -1), {})
+    return func(*args)
 
 
 def repeat(mode: TorchFunctionMode, func: Callable, args: tuple, kwargs: dict) -> Tensor:

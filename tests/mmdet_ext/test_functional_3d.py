@@ -387,6 +387,50 @@ def test_what_has_no_counterpart_is_refused(call, message):
         call()
 
 
+SWAPS = {
+    "both from the end": lambda x: x.transpose(-1, -2),
+    "one from the end": lambda x: x.transpose(x.ndim - 2, -1),
+    "named": lambda x: torch.transpose(x, dim0=-2, dim1=-1),
+    "swapaxes": lambda x: x.swapaxes(-2, -1),
+    "mT": lambda x: x.mT,
+    "mH": lambda x: x.mH,
+    "adjoint": lambda x: x.adjoint(),
+}
+
+
+def knowing(*maps):
+    """Functions3D that has met these maps, each with the place of its depth."""
+    functions = Functions3D(never)
+    for x, place in maps:
+        functions.record(x, place)
+    return functions
+
+
+@pytest.mark.parametrize("swap", SWAPS.values(), ids=SWAPS)
+@pytest.mark.parametrize(
+    "x, place", [(X, 2), (X[0], 1), (LAST, 1)], ids=["map", "one sample", "channels last"]
+)
+def test_one_spatial_axis_of_a_map_is_never_swapped_silently(x, place, swap):
+    with knowing((x, place)), pytest.raises(NoCounterpart, match="nothing says where depth goes"):
+        swap(x)
+
+
+@pytest.mark.parametrize("swap", [s for s in SWAPS if s != "one from the end"])
+@pytest.mark.parametrize("shape", [(2, 2, 480, 4), (2, 3, 2, 480, 4)], ids=["image", "windows"])
+def test_the_matrices_of_attention_are_transposed(shape, swap):
+    """(B, heads, N, c), and (B, windows, heads, N, c), which has as many axes as a volume."""
+    tokens = randn(*shape)
+    with knowing((X, 2), (LAST, 1)):
+        got = SWAPS[swap](tokens)
+    assert torch.equal(got, torch.einsum("...nc->...cn", tokens))
+
+
+def test_batch_and_channels_are_swapped_by_negative_axes_too():
+    with knowing((X, 2)):
+        got = X.transpose(-3, -4)
+    assert torch.equal(got, X.permute(1, 0, 2, 3, 4))
+
+
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
