@@ -187,6 +187,15 @@ def test_what_cannot_be_is_refused_before_anything_is_run(study, tmp_path, argum
     assert not list((tmp_path / "out").glob("runs/*"))
 
 
+def test_methods_that_are_given_other_slices_are_named(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.module, "cost_of", lambda config: dict(note=""))
+    methods = DEMO, "configs/demo/alignshift_3slice.py"
+    for options, said in (((), True), (("--cfg-options", "stack.policy=keep_thick"), False)):
+        status, printed = study(*methods, *options, "--out", tmp_path / "out", "--dry-run")
+        assert status == 0, printed
+        assert printed.count("note: the methods differ in their slices too") == said
+
+
 def test_options_that_are_given_twice_all_count(study, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(study.module, "run_on_slurm", lambda *a, **k: seen.update(a=a, k=k) or [])

@@ -1,6 +1,7 @@
 """Compare methods, not single models: train and test every config with several seeds.
 
-python tools/study.py configs/alignshift_3slice.py configs/a3d_3slice.py --seeds 3 --out study
+python tools/study.py configs/alignshift_3slice.py configs/a3d_3slice.py --seeds 3 --out study \\
+    --cfg-options stack.policy=keep_thick    # the same slices for both
 python tools/study.py configs/demo/nofusion_3slice.py --phantom 300 --out study \\
     --variant thick configs/demo/nofusion_3slice.py stack.policy=keep_thick
 python tools/study.py --out study --report    # tables and page again, from what is done
@@ -44,6 +45,7 @@ from mmdet_ext.engine.study_plan import (
     code_hash,
     methods_of,
     modules_of,
+    other_stacks,
     parsed,
     with_fingerprints,
 )
@@ -172,6 +174,8 @@ def make_plan(options: argparse.Namespace) -> dict:
         configs.append(config)
     check_methods(found)
     check_tests(found, configs)
+    if note := other_stacks(found, configs):
+        print(note)
     methods = []
     for method, config in zip(tqdm(found, desc="counting", leave=False, disable=None), configs):
         own = asdict(method)

@@ -91,6 +91,27 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
         raise UserError(str(error)) from None
 
 
+def other_stacks(methods: Sequence[Method], configs: Sequence[Config]) -> str | None:
+    """A line that says which methods are given which slices, if these differ in policy or target
+    and not every operator is there with all of them: the difference of two methods is then not that
+    of their operators alone."""
+    stacks = [config.get("stack") or {} for config in configs]
+    options = [o for o in ("policy", "target_mm") if len({stack.get(o) for stack in stacks}) > 1]
+    names: dict[str, list[str]] = {}
+    operators: dict[str, set] = {}
+    for method, config, stack in zip(methods, configs, stacks, strict=True):
+        given = ", ".join(f"stack.{option}={stack.get(option)}" for option in options)
+        names.setdefault(given, []).append(repr(method.name))
+        backbone = (config.get("model") or {}).get("backbone") or {}
+        fusion = backbone.get("fusion") or {}
+        operators.setdefault(given, set()).add(fusion.get("type"))
+    first, *others = operators.values()
+    if all(each == first for each in others):
+        return None
+    groups = "; ".join(f"{given} in {', '.join(those)}" for given, those in names.items())
+    return f"note: the methods differ in their slices too, not in the operator alone: {groups}"
+
+
 def with_fingerprints(method: Method, config: Config, code: str) -> Method:
     """The method with the fingerprints of its config as it was read, with its options.
 

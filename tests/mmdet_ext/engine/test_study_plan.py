@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from deeplesion.errors import MissingDataError, UserError
+from mmdet_ext.config.experiment import find_config, read_experiment
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import (
@@ -18,6 +19,7 @@ from mmdet_ext.engine.study_plan import (
     code_hash,
     methods_of,
     modules_of,
+    other_stacks,
     parsed,
     with_fingerprints,
 )
@@ -250,3 +252,42 @@ def test_the_code_of_a_run_holds_its_operator_and_no_reports_phantoms_or_studies
     for room in ("deeplesion.report", "deeplesion.phantom", "mmdet_ext.engine.study", "mmengine"):
         assert not [name for name in reached if name.startswith(room)]
     assert "mmdet_ext.ops.a3d" not in reached, "an operator that the config does not name"
+
+
+KEPT, AT_2 = "stack.policy=keep_thick", "stack.policy=normalize"
+NONE, ALIGN = "demo/nofusion_3slice", "demo/alignshift_3slice"
+
+
+@pytest.mark.parametrize(
+    "variants, said",
+    [
+        (  # operator and policy differ together
+            [("none", NONE), ("align", ALIGN)],
+            "stack.policy=normalize in 'none'; stack.policy=keep_thick in 'align'",
+        ),
+        (
+            [("none", NONE), ("none, kept", NONE, KEPT), ("align", ALIGN)],
+            "stack.policy=normalize in 'none'; stack.policy=keep_thick in 'none, kept', 'align'",
+        ),
+        (
+            [("align", ALIGN), ("wide", NONE, "stack.target_mm=6")],
+            "stack.policy=keep_thick, stack.target_mm=2.0 in 'align'; "
+            "stack.policy=normalize, stack.target_mm=6 in 'wide'",
+        ),
+        ([("none", NONE, KEPT), ("align", ALIGN)], None),  # the operator alone
+        ([("none", NONE), ("none, kept", NONE, KEPT)], None),  # the policy alone
+        (  # crossed
+            [("none", NONE), ("none, kept", NONE, KEPT), ("align", ALIGN), ("a", ALIGN, AT_2)],
+            None,
+        ),
+        ([("shapes", "acs_volumes/shapes_acs"), ("3D", "acs_volumes/shapes_i3d")], None),
+    ],
+)
+def test_methods_that_are_given_other_slices_are_named(variants, said):
+    configs = []
+    for _, config, *options in variants:
+        configs.append(read_experiment(find_config(config)))
+        apply_overrides(configs[-1], parsed(options))
+    note = other_stacks(methods_of([], variants, []), configs)
+    assert note == (said and f"note: the methods differ in their slices too, not in the operator "
+                    f"alone: {said}")  # fmt: skip
