@@ -19,6 +19,11 @@ REPORT = (
 INTERRUPTED = 130  # as shells say it: 128 + SIGINT
 
 
+def config_help(what: str = "config", example: str = "alignshift_7slice") -> str:
+    """The help of an argument that names a config: `what` it is to the command, and an example."""
+    return f"{what}: a file, or the name of an experiment, such as {example}"
+
+
 def command(failure: int = 1) -> Callable[[Callable], Callable]:
     """Decorates the main function of a command. The class of an exception decides.
 

@@ -25,9 +25,12 @@ def main() -> None:
         help=".pth files of one run, or its work directory",
     )  # fmt: skip
     parser.add_argument(
-        "--last", type=int, metavar="N", help="of a work directory the N last (default: all)"
+        "--last", type=int, metavar="N",
+        help="average the last N checkpoints of a work directory (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file to write, such as mean.pth"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .pth file")
     options = parser.parse_args()
     paths = checkpoints_of(options.checkpoints, options.last)
     if options.out.resolve() in [path.resolve() for path in paths]:

@@ -34,18 +34,37 @@ def main() -> None:
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, text in BENCHMARKS.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--rounds", type=int, default=7, help="after a warm-up (default 7)")
-        command.add_argument("--out", type=Path, metavar="JSON", help="write times, environment")
+        command.add_argument(
+            "--rounds", type=int, default=7, metavar="N",
+            help="measure N rounds after a warm-up (default 7)",
+        )  # fmt: skip
+        command.add_argument(
+            "--out", type=Path, metavar="JSON", help="write the times and the environment to a file"
+        )
     text = "training with the full recipe on a GPU: losses against the CPU's, images/s, memory"
     command = commands.add_parser("gpu-recipe", help=text, description=text)
-    command.add_argument("--iterations", type=int, default=200, help="on the GPU (default 200)")
-    command.add_argument("--reference", type=int, default=5, help="on the CPU first (default 5)")
-    command.add_argument("--size", type=int, default=512, help="pixels of a side (default 512)")
-    command.add_argument("--batch", type=int, default=8, help="images an iteration (default 8)")
     command.add_argument(
-        "--weights", metavar="PTH", help="densenet121-a639ec97.pth (default: random weights)"
+        "--iterations", type=int, default=200, metavar="N",
+        help="train for N iterations on the GPU (default 200)",
+    )  # fmt: skip
+    command.add_argument(
+        "--reference", type=int, default=5, metavar="N",
+        help="run the first N iterations on the CPU before, to compare (default 5)",
+    )  # fmt: skip
+    command.add_argument(
+        "--size", type=int, default=512, metavar="PX",
+        help="height and width of the images in px (default 512)",
+    )  # fmt: skip
+    command.add_argument(
+        "--batch", type=int, default=8, metavar="N", help="take N images an iteration (default 8)"
     )
-    command.add_argument("--out", type=Path, metavar="JSON", help="write results, environment")
+    command.add_argument(
+        "--weights", metavar="PTH",
+        help="begin with densenet121-a639ec97.pth, which lies here (default: random weights)",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", type=Path, metavar="JSON", help="write the results and the environment to a file"
+    )
     options = parser.parse_args()
     if options.out:
         check_out_file(options.out)

@@ -1,7 +1,8 @@
 """Does a training go as sound ones did? python tools/check_run.py work_dirs/alignshift_7slice
 
-At any time, also while it runs: medians of its losses beside those of sound runs, what is out of
-range and why that usually is, and a plot. docs/reproduce.md says what it finds.
+It may be called at any time, also while the training runs. It prints the medians of the losses,
+says which of them are out of the range of sound runs and what the usual causes are, and draws a
+plot. docs/reproduce.md says what it finds.
 """
 
 import argparse
@@ -29,14 +30,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit status: 0 as sound runs, 1 something is out of range, 2 nothing to compare.",
+        epilog="Exit status: 0 all is in the range of sound runs; 1 something is out of range; 2"
+        " there is nothing to compare.",
     )
     parser.add_argument("work_dirs", nargs="+", metavar="WORK_DIR", help="folder of a training")
     parser.add_argument(
-        "--reference", help="compare with references/NAME.json; default: what the config says"
+        "--reference",
+        metavar="NAME",
+        help="compare with these sound runs: deeplesion or demo (default: what the config says)",
     )
     parser.add_argument(
-        "--record", metavar="JSON", help="write the ranges of these runs, which are sound, instead"
+        "--record",
+        metavar="JSON",
+        help="compare nothing, and write the ranges of these runs, which are sound, to a file",
     )
     args = parser.parse_args()
     if args.record:

@@ -3,7 +3,7 @@ python tools/complexity.py configs/alignshift_3slice.py configs/i3d_3slice.py"""
 
 import argparse
 
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from mmdet_ext.config.check import refused_by_parts
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.run import load_config
@@ -16,8 +16,13 @@ of the dense blocks (3 operations an element), which P3DConv does not have."""
 @command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("configs", nargs="+", metavar="config", help="experiment files")
-    parser.add_argument("--size", type=int, help="height and width in px; default: the config's")
+    parser.add_argument(
+        "configs", nargs="+", metavar="config", help=config_help("config of a detector")
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PX",
+        help="height and width of the image in px (default: the config's)",
+    )  # fmt: skip
     add_config_options(parser, checkpoint=False)
     options = parser.parse_args()
     for path in options.configs:

@@ -13,13 +13,14 @@ from mmdet_ext.released.weights import convert_file
 @command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, metavar="IN", help="released checkpoint")
+    parser.add_argument("source", type=Path, metavar="IN", help="released checkpoint to read")
     parser.add_argument("target", type=Path, metavar="OUT", help="file to write")
     parser.add_argument(
         "--part",
         choices=["all", "backbone"],
         default="all",
-        help="backbone: backbone and neck alone, from a file that need not hold more",
+        help="convert the whole detector, or backbone and neck alone, from a file that need not"
+        " hold more (default all)",
     )
     options = parser.parse_args()
     found, count = convert_file(

@@ -15,7 +15,7 @@ from ct_volumes.read import find_scans, list_series, read_volume
 from ct_volumes.results_folder import check_writers, is_finished, names_patient, write_results
 from ct_volumes.slice_detector import MIN_LESION_SCORE, SliceDetector
 from ct_volumes.volume import CTVolume
-from deeplesion.command_line import REPORT, command, sentence, told_to_repeat
+from deeplesion.command_line import REPORT, command, config_help, sentence, told_to_repeat
 from deeplesion.errors import UserError
 from deeplesion.evaluation.volume_froc import read_calibration
 from deeplesion.lock import only_writer
@@ -119,7 +119,7 @@ def parse() -> argparse.Namespace:
         "scan", type=Path, metavar="SCAN",
         help="DICOM folder or file, zip, DICOMDIR, .nii, .nii.gz, or a folder of scans",
     )  # fmt: skip
-    parser.add_argument("--config", help="experiment that the checkpoint was trained with")
+    parser.add_argument("--config", help=config_help("config that the checkpoint was trained with"))
     parser.add_argument("--checkpoint", help="a .pth file, or a work directory for its best one")
     parser.add_argument(
         "--model", type=Path, metavar="FOLDER",

@@ -4,7 +4,7 @@ python tools/export.py alignshift_7slice work_dirs/alignshift_7slice --out expor
 import argparse
 from pathlib import Path
 
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.export import OPENS, export
 from mmdet_ext.engine.exportable import check_kind
@@ -19,13 +19,18 @@ def main() -> None:
         " manifest: features and RPN, box head, mask head. tools/detect.py SCAN --model FOLDER runs"
         " it, for which ONNX needs no torch. The programs are compared with the networks first."
     )
-    parser.add_argument("config", help="experiment that the checkpoint was trained with")
+    parser.add_argument("config", help=config_help("config that the checkpoint was trained with"))
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the export")
-    parser.add_argument("--format", choices=list(OPENS), default="onnx", help="default onnx")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the programs to")
+    parser.add_argument(
+        "--format",
+        choices=list(OPENS),
+        default="onnx",
+        help="format of the programs (default onnx)",
+    )
     parser.add_argument(
         "--size", type=int, nargs=2, default=(), metavar=("H", "W"),
-        help="a program for images of this size alone (any multiple of 32)",
+        help="write programs for images of this size alone, in multiples of 32 (default: any size)",
     )  # fmt: skip
     add_config_options(parser)
     options = parser.parse_args()

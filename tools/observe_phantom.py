@@ -2,8 +2,8 @@
 
     python tools/observe_phantom.py ROOT --split test --noise 0 4
 
-ROOT is of tools/make_phantom.py. Printed are average sensitivity at 0.5, 1, 2 and 4 false positives
-an image and sensitivity at 0.5, in %, of readers who find every object; docs/study_design.md.
+The readers find every object. It prints their average sensitivity at 0.5, 1, 2 and 4 false
+positives an image, and their sensitivity at 0.5, in %. docs/study_design.md explains the figures.
 """
 
 import argparse
@@ -118,27 +118,36 @@ def main() -> None:
     )
     parser.add_argument("root", type=Path, help="a phantom, as tools/make_phantom.py writes it")
     parser.add_argument(
-        "--split", choices=[*SPLITS.values(), "all"], default="all", help="default all"
+        "--split",
+        choices=[*SPLITS.values(), "all"],
+        default="all",
+        help="read the series of this split (default all)",
     )
-    parser.add_argument("--limit", type=int, help="read only the first so many series of it")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="read only the first N series of the split"
+    )
     parser.add_argument(
         "--stacks",
         nargs="+",
         type=stack,
         metavar="D,POLICY,MM",
         default=[stack(text) for text in STACKS],
-        help=f"stack.num_slices, policy and target_mm (default {' '.join(STACKS)})",
+        help="read stacks of so many slices, by this policy and target distance in mm (default"
+        f" {' '.join(STACKS)})",
     )
     parser.add_argument(
         "--noise",
         nargs="+",
         type=float,
         default=[0.0],
-        help="noise of the reader's own on each slice of the stack, in contrasts of the object;"
-        " 0 is the ideal observer",
+        metavar="SD",
+        help="add noise of the reader's own to each slice of the stack, in contrasts of the object"
+        " (default 0, the ideal observer)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="use N processes (default 1)"
+    )
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures to a file")
     options = parser.parse_args()
     if wrong := [h for h in options.noise if not 0 <= h < math.inf]:
         raise UserError(f"--noise {wrong[0]}: give a number from 0")

@@ -20,7 +20,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.config import Config
 from tqdm import tqdm
 
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from deeplesion.conventions import PIXEL_CENTRE, SPLITS
 from deeplesion.data.anchors import (
     MAX_FOLDS,
@@ -116,19 +116,34 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--config", default="nofusion_3slice",
-        help="its anchors are compared with, its training's resize and augmentation are used"
-        " (default %(default)s, whose anchors are those of all DeepLesion configs of the papers)",
+        help=config_help("config whose anchors are compared, and whose augmentation is used")
+        + " (default %(default)s, with the anchors of all DeepLesion configs of the papers)",
     )  # fmt: skip
     add_config_options(parser, checkpoint=False)
-    parser.add_argument("--sizes", type=int, metavar="N", help="(default: as many as the config)")
-    parser.add_argument("--ratios", type=int, metavar="M", help="(default: as many as the config)")
-    parser.add_argument("--folds", type=int, default=5, metavar="K", help="of patients (5)")
-    parser.add_argument("--seed", type=int, default=0, help="of augmentation, search, folds (0)")
+    parser.add_argument(
+        "--sizes", type=int, metavar="N",
+        help="look for N sizes of anchors (default: as many as the config has)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ratios", type=int, metavar="M",
+        help="look for M ratios of height to width (default: as many as the config has)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--folds", type=int, default=5, metavar="K",
+        help="divide the patients into K parts, and measure on each the anchors that fit the others"
+        " (default 5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0,
+        help="seed of the augmentation, the search and the parts of patients (default 0)",
+    )  # fmt: skip
     parser.add_argument(
         "--split", nargs="+", choices=list(SPLITS.values()), default=["train"],
-        help="of DL_info.csv, the rows to take (default: train)",
+        help="take the rows of DL_info.csv that are of these splits (default: train)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write what is found as JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write what is found to a file, as JSON"
+    )
     options = parser.parse_args()
     for name, low, high in (("sizes", 1, MOST), ("ratios", 1, MOST), ("folds", 2, MAX_FOLDS),
                             ("seed", 0, 2**32 - 1)):  # fmt: skip

@@ -34,7 +34,9 @@ def main() -> int:
         " out as data is missing or unreadable; 2 nothing could be done; 130 interrupted.",
     )
     parser.add_argument("root", metavar="ROOT", help="folder with DL_info.csv and Images_png")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="use N processes (default: all cores)"
+    )
     parser.add_argument(
         "--csv", metavar="FILE", help="table of lesions (default: ROOT/DL_info.csv)"
     )
@@ -43,8 +45,8 @@ def main() -> int:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="where the series lie (default: ROOT/Images_png, and what is not there is looked for"
-        " below ROOT); may be given several times, the first that has a series counts",
+        help="folder in which the series lie (default: ROOT/Images_png, and what is not there is"
+        " looked for below ROOT); may be given several times, the first that has a series counts",
     )
     parser.add_argument(
         "--out",
@@ -56,8 +58,8 @@ def main() -> int:
         "--masks",
         choices=MASKS,
         default="default",
-        help="released: draw the masks as the released code of the AlignShift and A3D papers did"
-        " (docs/masks.md), for configs/released; they are written to DIR/annotations_released",
+        help="with 'released' draw the masks as the released code of the AlignShift and A3D papers"
+        " did (docs/masks.md), for configs/released, and write them to DIR/annotations_released",
     )
     parser.add_argument(
         "--cache",
@@ -65,8 +67,9 @@ def main() -> int:
         nargs="?",
         const=NUM_SLICES,
         metavar="D",
-        help="then write DIR/slice_cache, from which training reads faster: the slices that stacks"
-        f" of up to D slices can touch (default {NUM_SLICES}), about as large as their PNGs",
+        help="also write DIR/slice_cache, from which training reads faster: it holds the slices"
+        f" that stacks of up to D slices can touch (default {NUM_SLICES}) and is about as large as"
+        " their PNGs",
     )
     parser.add_argument(
         "--lits",
@@ -89,13 +92,14 @@ def main() -> int:
     parser.add_argument(
         "--mask-of",
         choices=("reading", "consensus"),
-        help="with --lidc: the first reading's outline, or what half of the readings hold"
-        " (default: reading)",
+        help="with --lidc: draw a nodule as the outline of its first reading, or as what half of"
+        " its readings hold (default: reading)",
     )
     parser.add_argument(
         "--split-by",
         choices=("patient", "nodule"),
-        help="with --lidc: nodule is the ACS paper's split, which leaks (default: patient)",
+        help="with --lidc: split by patients, or by nodules as in the ACS paper, where those of one"
+        " patient may be in training and test (default: patient)",
     )
     args = parser.parse_args()
     of_lidc = {

@@ -1,5 +1,5 @@
-"""The ACS paper's proof of concept (Table IV): pre-training on images of shapes, features and
-segmentation of volumes: python tools/proof_of_concept.py --preset small"""
+"""Run the ACS paper's proof of concept (Table IV): pre-train on images of shapes, then compare the
+features and the segmentation of volumes: python tools/proof_of_concept.py --preset small"""
 
 import argparse
 import itertools
@@ -55,22 +55,28 @@ PRESETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--preset", choices=PRESETS, default="small", help="small: minutes; paper: a day on a CPU"
-    )
+        "--preset", choices=PRESETS, default="small",
+        help="size of the experiment: small takes minutes, paper a day on a CPU (default small)",
+    )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=positive, default=1, metavar="N", help="run seeds 0 to N - 1 (1)"
+        "--seeds", type=positive, default=1, metavar="N", help="run N seeds, 0 to N - 1 (default 1)"
     )
     parser.add_argument(
         "--models",
         nargs="+",
         choices=PUBLISHED,
         default=list(PUBLISHED),
-        help="rows of the table (all)",
+        metavar="ROW",
+        help=f"run these rows of the table, of {', '.join(map(repr, PUBLISHED))} (default: all)",
     )
     parser.add_argument(
-        "--only-mauc", action="store_true", help="the column that needs no training on volumes"
+        "--only-mauc",
+        action="store_true",
+        help="run the column mAUC alone, which needs no training on volumes",
     )
-    parser.add_argument("--out", type=Path, help="default work_dirs/proof_of_concept/PRESET")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (default work_dirs/proof_of_concept/PRESET)"
+    )
     options = parser.parse_args()
     out = options.out or Path("work_dirs/proof_of_concept") / options.preset
     out.mkdir(parents=True, exist_ok=True)

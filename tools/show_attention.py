@@ -11,7 +11,7 @@ from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from tqdm import tqdm
 
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.slices import plan_stack
 from deeplesion.errors import UserError
@@ -25,13 +25,25 @@ from mmdet_ext.engine.run import load_config
 @command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="experiment file the checkpoint was trained with")
-    parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument(
-        "--lesions", type=int, default=20, help="how many, spread over the test split (default 20)"
+        "config",
+        help=config_help(
+            "config that the checkpoint was trained with",
+            "volumetric_attention/faster_rcnn_r50_va",
+        ),
     )
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the pictures to")
+    parser.add_argument(
+        "--lesions",
+        type=int,
+        default=20,
+        metavar="N",
+        help="draw N lesions, spread over the test split (default 20)",
+    )
+    parser.add_argument(
+        "--device", help="compute on cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
     add_config_options(parser, checkpoint=False)
     options = parser.parse_args()
     if options.lesions < 1:

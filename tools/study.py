@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from deeplesion.command_line import command, told_to_repeat
+from deeplesion.command_line import command, config_help, told_to_repeat
 from deeplesion.data.prepare import prepare
 from deeplesion.errors import MissingDataError, UserError
 from deeplesion.evaluation.intervals import MIN_RESAMPLES
@@ -86,41 +86,61 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="a method each")
+    parser.add_argument(
+        "configs", nargs="*", metavar="CONFIG", help=config_help("config of a method")
+    )
     parser.add_argument(
         "--variant", nargs="+", action="append", default=[], metavar=("NAME CONFIG", "k=v"),
-        help="a method under a name of its own: a config with options of its own",
+        help="add a method under a name of its own: a config with options of its own",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 to N - 1 (default 3)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="all goes there")
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N",
+        help="run every method with N seeds, 0 to N - 1 (default 3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="folder to write the runs, the tables and the page to",
+    )  # fmt: skip
     data = parser.add_mutually_exclusive_group()
     data.add_argument(
-        "--data", type=Path, metavar="ROOT", help="prepared data (default: DEEPLESION_ROOT)"
-    )
+        "--data", type=Path, metavar="ROOT",
+        help="folder of the prepared data (default: DEEPLESION_ROOT)",
+    )  # fmt: skip
     data.add_argument(
         "--phantom", type=int, metavar="PATIENTS",
-        help=f"make a phantom of so many patients, {PHANTOM_SIZE} px, in DIR/phantom",
+        help="instead of --data: make a phantom of so many patients in DIR/phantom, with slices of"
+        f" {PHANTOM_SIZE} x {PHANTOM_SIZE} px",
     )  # fmt: skip
     parser.add_argument(
         "--cfg-options", nargs="+", action="extend", default=[], metavar="k=v",
-        help="override all configs",
+        help="override options of all configs",
     )  # fmt: skip
-    parser.add_argument("--reference", metavar="NAME", help="compared with (default: the first)")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at once (default: as many as GPUs, or 1)"
-    )
+        "--reference", metavar="NAME",
+        help="method that all others are compared with (default: the first)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=int, metavar="N",
+        help="do N runs at once (default: as many as there are GPUs; 1 without a GPU)",
+    )  # fmt: skip
     parser.add_argument(
         "--slurm", nargs="*", action="extend", metavar="k=v",
-        help="as an array of jobs of Slurm, by submitit (an extra), with parameters of its"
-        " executor: slurm_partition=gpu gpus_per_node=1 cpus_per_task=6 timeout_min=600 ...",
+        help="do the runs as an array of Slurm jobs, by submitit (an extra); k=v are parameters of"
+        " its executor, such as slurm_partition=gpu gpus_per_node=1 cpus_per_task=6"
+        " timeout_min=600",
     )  # fmt: skip
     parser.add_argument(
         "--accept-code-changes", action="store_true",
-        help="take runs of the same config and data that other code has done",
+        help="also take runs of the same config and data that other code has done",
     )  # fmt: skip
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (1000)")
+    parser.add_argument(
+        "--resamples", type=int, default=1000, metavar="N",
+        help="draw N bootstrap samples of the patients (default 1000)",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and end")
-    parser.add_argument("--report", action="store_true", help="run nothing: tables and page alone")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing, and write tables and page again"
+    )
     options = parser.parse_args()
     for name, low in (("seeds", 1), ("jobs", 1), ("resamples", MIN_RESAMPLES)):
         if (value := getattr(options, name)) is not None and value < low:

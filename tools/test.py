@@ -1,4 +1,4 @@
-"""Test a checkpoint and print its table, FROC or, on LiTS, Dice, or its scores:
+"""Test a checkpoint and print its scores: the FROC table on DeepLesion, Dice on LiTS:
 python tools/test.py configs/alignshift_7slice.py work_dirs/alignshift_7slice"""
 
 import argparse
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from deeplesion.data.coco import image_folders, read_annotations
 from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.results import made_with, read_results, table_file
@@ -30,7 +30,7 @@ CHOSEN_ON_TEST = (
 @command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="experiment file the checkpoint was trained with")
+    parser.add_argument("config", help=config_help("config that the checkpoint was trained with"))
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
     parser.add_argument("--work-dir", help="logs and results; default work_dirs/<config name>")
     parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.distributed import add_launcher, launched
 from mmdet_ext.engine.run import load_config, train
@@ -13,7 +13,7 @@ from mmdet_ext.engine.run import load_config, train
 @command()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="experiment file, e.g. configs/alignshift_7slice.py")
+    parser.add_argument("config", help=config_help())
     parser.add_argument("--work-dir", help="checkpoints and logs; default work_dirs/<config name>")
     parser.add_argument(
         "--resume",

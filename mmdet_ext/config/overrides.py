@@ -51,7 +51,11 @@ def add_config_options(parser: argparse.ArgumentParser, checkpoint: bool = True)
     """`--cfg-options` of a command that reads a config, and of one that loads a `checkpoint` for it
     `--accept-differences`."""
     parser.add_argument(
-        "--cfg-options", nargs="+", action=Overrides, metavar="k=v", help="override the config"
+        "--cfg-options",
+        nargs="+",
+        action=Overrides,
+        metavar="k=v",
+        help="override options of the config",
     )
     if checkpoint:
         parser.add_argument(
