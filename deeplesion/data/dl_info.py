@@ -62,8 +62,11 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
     indices, a box that is not ordered or not in the image, diameters that are not those of the
     RECIST, a slice range without its key slice, a patient in two splits, a value out of its set, a
     spacing or thickness in other units than mm, a lesion twice, rows of one key slice that differ
-    in its spacing, thickness, slice range or size, no lesion at all. Of noisy rows boxes and
-    diameters may be anything, and they may contradict others.
+    in its spacing, thickness or size, no lesion at all. Of noisy rows boxes and diameters may be
+    anything, and they may contradict others.
+
+    Warns of boxes that reach outside their image, which are clipped, and of rows of one key slice
+    whose slice ranges differ: the first one counts for the slice.
     """
     path = Path(path)
     rows, lines, problems = _read_rows(path)
@@ -79,7 +82,8 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
             number[name], bad = _parse_numbers(text[name], count, name)
             bad_cells += bad
     bad_cells += _inconsistencies(text, number) + _repetitions(text, number, lines)
-    bad_cells += _contradictions(text, number, lines, {(i, name) for i, name, _ in bad_cells})
+    different = _contradictions(text, number, lines, {(i, name) for i, name, _ in bad_cells})
+    bad_cells += [cell for cell in different if cell[1] != "Slice_range"]
     problems += [(lines[i], name, text[name][i], expected) for i, name, expected in bad_cells]
     if problems:
         raise DataError(_describe(path, problems))
@@ -94,6 +98,15 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
         warnings.warn(
             f"{path}: {clipped.sum()} boxes reach outside their image and were clipped to it:"
             f" {listed}",
+            stacklevel=2,
+        )
+    # Slices are there or not, whatever a row says; of a size or spacing only one can be right.
+    ranges = [(i, text[name][i]) for i, name, _ in different if name == "Slice_range"]
+    if ranges:
+        listed = "; ".join(f"line {lines[i]}: {range_}" for i, range_ in ranges[:_MAX_LISTED])
+        warnings.warn(
+            f"{path}: {len(ranges)} rows have another Slice_range than an earlier row of the same"
+            f" key slice, which counts: {listed}",
             stacklevel=2,
         )
     whole = {name: number[name].astype(int) for name in DL_INFO_COLUMNS if name in _INDICES}

@@ -296,7 +296,6 @@ def test_patient_in_two_splits_is_refused(tmp_path):
 
 CONTRADICTIONS = {
     "Spacing_mm_px_": ["0.6, 0.6, 5", "0.488281, 0.488281, 1", "0.488281, 0.488281, NaN"],
-    "Slice_range": ["102, 115", "103, 116"],
     "Image_size": ["512, 500", "500, 512"],
 }
 
@@ -323,6 +322,13 @@ def test_a_bad_cell_is_no_contradiction_too(tmp_path, column):
                  [row(1), row(1, center=(50, 60), **{column: "x"})]):  # fmt: skip
         with pytest.raises(ValueError, match="1 bad values in 1 lines"):
             read(tmp_path, *rows)
+
+
+def test_another_slice_range_of_one_key_slice_is_warned_of(tmp_path):
+    rows = row(1), row(1, center=(50, 60), Slice_range="102, 115"), row(1, center=(90, 60))
+    with pytest.warns(UserWarning, match="1 rows have another Slice_range.*line 3: 102, 115$"):
+        table = read(tmp_path, *rows)
+    assert table.slice_range.map(tuple).nunique() == 2
 
 
 def test_one_key_slice_may_have_its_thickness_missing_in_several_ways(tmp_path):
