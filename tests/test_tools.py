@@ -17,6 +17,7 @@ import torch
 from deeplesion.errors import UserError
 from deeplesion.evaluation.evaluate import froc_table
 from deeplesion.evaluation.results import read_results
+from mmdet_ext.config.experiment import config_name
 from mmdet_ext.engine.run import find_checkpoint, framework_errors, load_config
 
 from .run_command import command
@@ -259,7 +260,33 @@ def test_config_reads_the_data_root_from_the_environment(monkeypatch, repository
     assert load_config(DEMO).train_dataloader.dataset.data_root == "data/DeepLesion"
 
 
-def test_work_dir_is_the_option_then_the_config_name(monkeypatch, repository):
-    monkeypatch.chdir(repository)
-    assert load_config(DEMO).work_dir == os.path.join("work_dirs", "alignshift_3slice")
-    assert load_config(DEMO, work_dir="elsewhere").work_dir == "elsewhere"
+def test_work_dir_is_the_option_then_the_configs_word_then_its_place(
+    monkeypatch, repository, tmp_path
+):
+    monkeypatch.chdir(tmp_path)  # away from the repository
+    demo = str(repository / DEMO)
+    assert load_config(demo).work_dir == "work_dirs/demo/alignshift_3slice"
+    assert load_config("demo/alignshift_3slice").work_dir == "work_dirs/demo/alignshift_3slice"
+    assert load_config("alignshift_3slice").work_dir == "work_dirs/alignshift_3slice"
+    own = tmp_path / "folder/own.py"
+    own.parent.mkdir()
+    own.write_text(f"_base_ = {demo!r}")
+    assert load_config(str(own)).work_dir == "work_dirs/own"
+    assert load_config(demo, {"work_dir": "said"}).work_dir == "said"
+    assert load_config(demo, {"work_dir": "said"}, "elsewhere").work_dir == "elsewhere"
+
+
+def test_every_config_has_a_work_dir_of_its_own(repository):
+    files = [f for f in repository.glob("configs/**/*.py") if f.parent.name != "_base_"]
+    assert len({config_name(file) for file in files}) == len(files) > 50
+
+
+def test_a_test_lies_beside_its_checkpoint(monkeypatch, repository, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    demo = str(repository / DEMO)
+    (tmp_path / "run").mkdir()
+    for checkpoint in ("run", "run/epoch_2.pth"):
+        assert load_config(demo, checkpoint=checkpoint).work_dir == "run"
+        assert load_config(demo, None, "elsewhere", checkpoint).work_dir == "elsewhere"
+    assert load_config(demo, {"work_dir": "said"}, checkpoint="run").work_dir == "said"
+    assert load_config(demo, checkpoint="mean.pth").work_dir == "."

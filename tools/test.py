@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="experiment file the checkpoint was trained with")
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
-    parser.add_argument("--work-dir", help="logs and results; default work_dirs/<config name>")
+    parser.add_argument("--work-dir", help="logs and results; default the checkpoint's folder")
     parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")
     parser.add_argument(
         "--out",
@@ -50,7 +50,7 @@ def main() -> None:
     add_launcher(parser)
     options = parser.parse_args()
 
-    config = load_config(options.config, options.cfg_options, options.work_dir)
+    config = load_config(options.config, options.cfg_options, options.work_dir, options.checkpoint)
     config.launcher = options.launcher
     views = list(VIEWS) if options.tta == [] else options.tta or ()
     result_file = test(config, options.checkpoint, options.out, options.accept_differences, views)

@@ -55,6 +55,14 @@ def find_config(name: str | Path) -> Path:
     raise MissingConfigError(f"no config file {name}, and no experiment of that name; {hint}")
 
 
+def config_name(path: str | Path) -> str:
+    """What an experiment's file is called: alignshift_7slice or, in a folder of those that come
+    along, demo/alignshift_3slice; the name of a file of one's own, without its folder."""
+    file, folder = Path(path).resolve(), config_folder().resolve()
+    inside = file.is_relative_to(folder)
+    return file.relative_to(folder).with_suffix("").as_posix() if inside else file.stem
+
+
 def read_config(path: str | Path) -> Config:
     """A config file as it stands, and the modules that it names in `custom_imports` imported.
 

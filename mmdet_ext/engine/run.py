@@ -20,7 +20,7 @@ from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError, check_option_names, refused_by_parts
-from mmdet_ext.config.experiment import dicts, find_config, read_config, spread
+from mmdet_ext.config.experiment import config_name, dicts, find_config, read_config, spread
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
@@ -58,11 +58,20 @@ RESULT_FILES = {
 TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
 
 
-def load_config(path: str, overrides: dict | None = None, work_dir: str | None = None) -> Config:
+def load_config(
+    path: str,
+    overrides: dict | None = None,
+    work_dir: str | None = None,
+    checkpoint: str | None = None,
+) -> Config:
     """Reads a config file, applies `--cfg-options`, and settles the work directory.
 
-    `work_dir`: the argument, else what the config says, else work_dirs/<name of the config>.
-    `path`: a file, or the name of an experiment that comes along (`find_config`).
+    Args:
+        path: a file, or the name of an experiment that comes along (`find_config`).
+        overrides: of `--cfg-options`.
+        work_dir: if it is None, what the config says; if that says nothing, work_dirs/<name of the
+            config> (`config_name`) or, of a test, the folder of its checkpoint.
+        checkpoint: of a test, a file or a work directory.
 
     Raises ConfigError: no such config, one that cannot be read, or names in it or in the overrides
     that nothing reads.
@@ -75,8 +84,9 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     spread(config)
     check_option_names(config)
     settle_workers(config)
-    if work_dir or config.get("work_dir") is None:
-        config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)
+    # A test lies beside its weights: the config's own folder may hold another training.
+    default = folder_of(checkpoint) if checkpoint else Path("work_dirs", config_name(path))
+    config.work_dir = work_dir or config.get("work_dir") or str(default)
     return config
 
 
@@ -235,6 +245,12 @@ def find_checkpoint(path: str) -> str:
         if found:
             return str(max(found, key=age))
     raise MissingDataError(f"{path} holds no checkpoint (best_*.pth, epoch_*.pth or iter_*.pth)")
+
+
+def folder_of(checkpoint: str) -> Path:
+    """The folder of a checkpoint, which may be given as that folder itself."""
+    path = Path(checkpoint)
+    return path if path.is_dir() else path.parent
 
 
 def existing_file(path: str) -> str:
