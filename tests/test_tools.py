@@ -136,12 +136,13 @@ def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp
 
 def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, tmp_path):
     """The batch of the config is that of both together: as many updates, at the same rates."""
-    run = subprocess.run(
-        [repository / "scripts/dist_train.sh", repository / DEMO, "2", "--work-dir", tmp_path,
-         *QUICK],
+    call = dict(
+        args=[repository / "scripts/dist_train.sh", repository / DEMO, "2", "--work-dir", tmp_path,
+              *QUICK],
         env={**os.environ, "DEEPLESION_ROOT": str(phantom), "PYTHON": sys.executable},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    run = subprocess.run(**call)
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = (torch.load(d / "epoch_2.pth", weights_only=True) for d in (trained[0], tmp_path))
     images = len(json.loads((phantom / "annotations/train.json").read_text())["images"])
@@ -153,6 +154,11 @@ def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, 
     assert one["training"]["total_batch"] == two["training"]["total_batch"] == 8
     (record,) = tmp_path.glob("run_*.json")
     assert json.loads(record.read_text())["config"]["train_dataloader"]["batch_size"] == 8
+    # Without --resume one process refuses to do it again, and both end.
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
+    run = subprocess.run(**call)
+    assert run.returncode != 0 and "holds a training already (epoch_2.pth)" in run.stderr
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.slow

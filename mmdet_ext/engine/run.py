@@ -55,6 +55,10 @@ RESULT_FILES = {
     "VolumeDiceMetric": "dice.json",
     **dict.fromkeys(NODULE_METRICS, "nodules.json"),
 }
+TRAINED_ALREADY = (
+    "{folder} holds a training already ({last}), whose checkpoints this one would replace. "
+    "--resume goes on with it; to train anew give another --work-dir, or remove that folder"
+)
 TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
 
 
@@ -128,7 +132,8 @@ def train(
 
     Args:
         resume: None, 'auto' (the work directory's last checkpoint; while there is none, training
-            starts as without it) or a checkpoint's path.
+            starts as without it) or a checkpoint's path. With None a work directory that holds a
+            checkpoint of another training is refused, by a UserError.
         amp: mixed precision.
         compile_static: torch.compile the part of static shape: backbone and neck of a detector,
             the network of a segmentor.
@@ -146,6 +151,8 @@ def train(
                 config.load_from = existing_file(resume)
         join_processes(config)
         with writer(config, Path(config.work_dir) / "train.lock", "--work-dir") as taken_over:
+            if is_main_process() and not config.get("resume"):
+                refuse_to_replace(Path(config.work_dir))
             batch = settle_learning_rate(config, auto_scale_lr)
             runner = build_runner(config, accept_differences)
             runner.logger.info(batch)
@@ -201,6 +208,15 @@ def test(
                 runner.register_hook(PrepareTTAHook(dict(type="ViewsTTA", views=list(views))))
             runner.test()
     return result_file if metrics else None
+
+
+def refuse_to_replace(work_dir: Path) -> None:
+    """Raises UserError if a training has left a checkpoint in the folder: a new one would replace
+    its weights one after the other, beside results of the old ones."""
+    last = work_dir / LAST_CHECKPOINT
+    if last.is_file():
+        name = Path(last.read_text().strip()).name
+        raise UserError(TRAINED_ALREADY.format(folder=work_dir, last=name))
 
 
 def chosen_on_test(config: Config, checkpoint: str) -> bool:

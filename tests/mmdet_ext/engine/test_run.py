@@ -15,6 +15,7 @@ import torch
 from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.config import Config
 
+from deeplesion.errors import UserError
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError, refused_by_parts
@@ -58,6 +59,20 @@ def test_metrics_of_a_test_may_be_a_list(repository, phantom, tmp_path, capsys):
     assert not list((tmp_path / "coco").glob("results*"))
     with pytest.raises(ConfigError, match="--tta marks its result in the file of a FROCMetric"):
         run_test(config, str(work), views=["depth"])
+
+
+def test_a_new_training_does_not_replace_one_that_is_there(repository, phantom, tmp_path):
+    """Failed before: best_*.pth and epoch_*.pth were replaced, beside results of the old ones."""
+    folder, one = tmp_path / "work", {"train_cfg.max_epochs": 1}
+    run(repository, phantom, folder, **one)
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
+    with pytest.raises(UserError, match=r"work holds a training already \(epoch_1\.pth\)") as error:
+        run(repository, phantom, folder, **one)
+    assert "--resume" in str(error.value) and "--work-dir" in str(error.value)
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*")} == before
+    # Going on from one of its checkpoints, or from weights into a folder of its own, is meant.
+    run(repository, phantom, folder, str(folder / "epoch_1.pth"), **{"train_cfg.max_epochs": 2})
+    assert (folder / "epoch_2.pth").is_file()
 
 
 def with_views(config, checkpoint, work_dir, capsys):
