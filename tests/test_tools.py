@@ -1,5 +1,6 @@
 """The commands, as a user types them, from a phantom to the FROC table."""
 
+import hashlib
 import importlib
 import json
 import math
@@ -16,7 +17,7 @@ import torch
 
 from deeplesion.errors import UserError
 from deeplesion.evaluation.evaluate import froc_table
-from deeplesion.evaluation.results import read_results
+from deeplesion.evaluation.results import Result, read_results, write_table
 from mmdet_ext.config.experiment import config_name
 from mmdet_ext.engine.run import find_checkpoint, framework_errors, load_config
 
@@ -103,6 +104,27 @@ def test_testing_prints_the_table_writes_json_and_draws(trained, repository, pha
     pictures = sorted((tmp_path / "show").glob("*.png"))
     assert len(pictures) == len(records)
     assert cv2.imread(str(pictures[0])) is not None
+
+
+def test_a_test_tells_what_it_is_of_and_what_it_replaces(trained, repository, phantom, tmp_path):
+    """Of a part of the data, too."""
+    checkpoint = trained[0] / "epoch_1.pth"
+    before = dict(config="x", checkpoint="best_of_another.pth", checkpoint_sha256="0" * 64)
+    write_table(tmp_path / "results.froc.json", [], Result("", [], model=before))
+    output = command(
+        repository, "tools/test.py", DEMO, checkpoint, "--work-dir", tmp_path, "--cfg-options",
+        "test_dataloader.dataset.indices=2", root=phantom,
+    )  # fmt: skip
+    assert output.count("results.json.gz: replaces the result of best_of_another.pth") == 1
+    images = len(json.loads((phantom / "annotations/test.json").read_text())["images"])
+    assert f"PARTIAL DATA: 2 of {images} key slices" in output
+    model = read_results(tmp_path / "results.json.gz").model
+    assert model == dict(
+        config="demo/alignshift_3slice",
+        checkpoint="epoch_1.pth",
+        checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+    )
+    assert json.loads((tmp_path / "results.froc.json").read_text())["model"] == model
 
 
 @pytest.mark.slow

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import PrepareTTAHook
 from mmengine.logging import MMLogger
 
 from deeplesion.errors import MissingDataError, UserError
+from deeplesion.files import file_sha256
 from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
@@ -181,7 +184,8 @@ def test(
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory (of other metrics, the scores, dice.json or
-            nodules.json), with views results_tta.json.gz.
+            nodules.json), with all views results_tta.json.gz, with some of them
+            results_tta_horizontal_both.json.gz.
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
         views: of test-time augmentation (`ViewsTTA`), with which the result is marked.
     """
@@ -190,7 +194,7 @@ def test(
     if views:
         if not metrics or any(metric_name(metric) != "FROCMetric" for metric in metrics):
             raise ConfigError("--tta marks its result in the file of a FROCMetric: there is none")
-        name = name.replace(".", "_tta.", 1)
+        name = name_of_views(name, views)
         for metric in metrics:
             metric["views"] = list(views)
     result_file = result_file or str(Path(config.work_dir) / name)
@@ -198,6 +202,12 @@ def test(
         config.load_from = find_checkpoint(checkpoint)
         for metric in metrics[:1]:
             metric["result_file"] = result_file
+            if metric_name(metric) == "FROCMetric":
+                metric["model"] = dict(
+                    config=config_name(config.filename or "config"),
+                    checkpoint=Path(config.load_from).name,
+                    checkpoint_sha256=file_sha256(config.load_from),
+                )
             if metric_name(metric) in NODULE_METRICS:
                 metric["epoch_chosen_on_test"] = chosen_on_test(config, config.load_from)
         join_processes(config)
@@ -208,6 +218,14 @@ def test(
                 runner.register_hook(PrepareTTAHook(dict(type="ViewsTTA", views=list(views))))
             runner.test()
     return result_file if metrics else None
+
+
+def name_of_views(name: str, views: Sequence[str]) -> str:
+    """What a result is called that was made with views: each set of them has a name of its own."""
+    every = inspect.signature(MODELS.get("ViewsTTA")).parameters["views"].default
+    some = [] if {*views} == {*every} else views
+    stem, dot, ending = name.partition(".")
+    return "_".join([stem, "tta", *some]) + dot + ending
 
 
 def refuse_to_replace(work_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """What a user gets wrong before and while something runs is said in a sentence."""
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -19,8 +20,9 @@ from deeplesion.errors import UserError
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError, refused_by_parts
-from mmdet_ext.engine.run import load_config, told_to_resume, train
+from mmdet_ext.engine.run import load_config, name_of_views, told_to_resume, train
 from mmdet_ext.engine.run import test as run_test
+from mmdet_ext.models.tta import VIEWS
 
 from ..small_training import configuration, run
 
@@ -82,13 +84,24 @@ def with_views(config, checkpoint, work_dir, capsys):
     config.test_evaluator = [dict(type="FROCMetric")]
     capsys.readouterr()
     result_file = run_test(config, str(checkpoint), views=["vertical", "depth"])
-    assert result_file == str(work_dir / "results_tta.json.gz")
+    # Not that of another set of views, nor of all of them.
+    assert result_file == str(work_dir / "results_tta_vertical_depth.json.gz")
     result = read_results(Path(result_file), "mine")
     assert result.name == "mine (TTA: vertical, depth)" and result.views == ("vertical", "depth")
     assert any(record["boxes"] for record in result.records)
-    table = json.loads((work_dir / "results_tta.froc.json").read_text())
+    table = json.loads((work_dir / "results_tta_vertical_depth.froc.json").read_text())
     assert table["views"] == ["vertical", "depth"]
     assert re.search(r"^weights +moving average over 2 epochs", capsys.readouterr().out, re.M)
+
+
+def test_each_set_of_views_has_a_result_of_its_own():
+    def name(*views):
+        return name_of_views("results.json.gz", views)
+
+    assert name(*VIEWS) == "results_tta.json.gz"
+    assert name("horizontal", "both") == "results_tta_horizontal_both.json.gz"
+    sets = [c for n in range(1, len(VIEWS) + 1) for c in itertools.combinations(VIEWS, n)]
+    assert len({name(*views) for views in sets}) == len(sets) == 15
 
 
 @pytest.mark.parametrize(
