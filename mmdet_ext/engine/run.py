@@ -33,6 +33,7 @@ from mmdet_ext.engine.run_record import write_run_record
 from mmdet_ext.engine.runner import ResumableRunner
 from mmdet_ext.engine.trained_as import TrainedAsHook
 from mmdet_ext.engine.workers import advice_on_lost_batch
+from mmdet_ext.engine.wrapped_data import refuse_wrapped
 
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
 {advice}
@@ -143,6 +144,8 @@ def train(
         auto_scale_lr: scale the learning rate with the total batch (`settle_learning_rate`).
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
+    for split in ("train", "val"):
+        refuse_wrapped(config, split)
     if amp:
         if not torch.cuda.is_available():
             raise ConfigError("--amp is for a GPU, and torch sees none here: leave it out")
@@ -189,6 +192,7 @@ def test(
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
         views: of test-time augmentation (`ViewsTTA`), with which the result is marked.
     """
+    refuse_wrapped(config, "test")
     metrics = [m for _, m in dicts(config.test_evaluator, "") if metric_name(m) in RESULT_FILES]
     name = RESULT_FILES[metric_name(metrics[0])] if metrics else "results.json.gz"
     if views:
