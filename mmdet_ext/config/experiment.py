@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,11 +68,18 @@ def read_config(path: str | Path) -> Config:
     """A config file as it stands, and the modules that it names in `custom_imports` imported.
 
     Raises ConfigError, with file and line, for whatever it cannot be read for: the files of
-    experiments are programs, which users write.
+    experiments are programs, which users write. A variable of the environment that is set, but
+    empty, such as DEEPLESION_ROOT, is named.
     """
     try:
         config = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:
+        if empty := [n for n, value in os.environ.items() if not value and f"`{n}`" in str(error)]:
+            # mmengine says that it is not set; then the config's own default would hold.
+            raise ConfigError(
+                f"{path} reads the variable {empty[0]}, which is set, but empty: give it a value, "
+                "or unset it"
+            ) from error
         lines = [
             f"{frame.f_code.co_filename}, line {line}: "
             for frame, line in traceback.walk_tb(error.__traceback__)
