@@ -51,7 +51,7 @@ def test_other_wrappers_know_no_sample_keys_either(own, wrapper, said):
 
 
 def test_a_table_is_of_one_file(own):
-    """Failed before: AttributeError, when all images had been gone through."""
+    """Failed before: AttributeError of a list without `get`, too."""
     said = "_dataloader.dataset is a ConcatDataset: a table is of one annotation file"
     with pytest.raises(ConfigError, match=f"val{said}"):
         train(own("val", JOINED))
