@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdet_ext.config.experiment import find_config
+from mmdet_ext.config.experiment import config_name, find_config
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import parsed
 
@@ -197,6 +197,19 @@ def test_commands_are_understood(page, options_of, monkeypatch):
             methods[config, str(overrides)] = overrides
     for (config, _), overrides in methods.items():
         load_config(config, overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_weights_are_taken_from_where_training_leaves_them(page, options_of):
+    """A folder of work_dirs is the config's own, or one that the page trains into."""
+    calls = [(tool, options_of(tool, line)) for tool, line in commands_of(page.read_text())]
+    chosen = [Path(o.work_dir) for tool, o in calls if tool == "train" and o.work_dir]
+    for tool, options in calls:
+        weights = Path(str(getattr(options, "checkpoint", None)))
+        if tool == "train" or weights.parts[0] != "work_dirs" or options.config in PLACEHOLDERS:
+            continue
+        folder = Path("work_dirs", config_name(find_config(options.config)))
+        assert {weights, weights.parent} & {folder, *chosen}, weights
 
 
 def test_every_installed_command_is_on_the_page_of_training():

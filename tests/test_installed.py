@@ -82,11 +82,11 @@ def test_from_an_empty_folder_to_the_tables(commands, tmp_path):
     call("phantom", "phantom", "--patients", 4, "--size", 128, "--seed", 3)
     call("prepare", "phantom", "--workers", 1)
     trained = call("train", "demo/alignshift_3slice", *SMALL, *ONE_EPOCH, *NO_WORKERS)
-    assert "work_dirs/alignshift_3slice/best_FROC" in trained
+    assert "work_dirs/demo/alignshift_3slice/best_FROC" in trained
     assert f"config      {commands.parent}" in trained, "the config of the wheel"
-    tested = call("test", "demo/alignshift_3slice", "work_dirs/alignshift_3slice", *SMALL)
+    tested = call("test", "demo/alignshift_3slice", "work_dirs/demo/alignshift_3slice", *SMALL)
     assert "Avg.[0.5,1,2,4]" in tested
-    results = tmp_path / "work_dirs/alignshift_3slice/results.json.gz"
+    results = tmp_path / "work_dirs/demo/alignshift_3slice/results.json.gz"
     call("evaluate", results, "--resamples", 100)
     report = json.loads((results.parent / "evaluation/evaluation.json").read_text())
     assert [e["name"] for e in report["evaluations"]] == ["alignshift_3slice"]

@@ -1,5 +1,6 @@
 """The commands, as a user types them, from a phantom to the FROC table."""
 
+import hashlib
 import importlib
 import json
 import math
@@ -16,7 +17,8 @@ import torch
 
 from deeplesion.errors import UserError
 from deeplesion.evaluation.evaluate import froc_table
-from deeplesion.evaluation.results import read_results
+from deeplesion.evaluation.results import Result, read_results, write_table
+from mmdet_ext.config.experiment import config_name
 from mmdet_ext.engine.run import find_checkpoint, framework_errors, load_config
 
 from .run_command import command
@@ -104,6 +106,27 @@ def test_testing_prints_the_table_writes_json_and_draws(trained, repository, pha
     assert cv2.imread(str(pictures[0])) is not None
 
 
+def test_a_test_tells_what_it_is_of_and_what_it_replaces(trained, repository, phantom, tmp_path):
+    """Of a part of the data, too."""
+    checkpoint = trained[0] / "epoch_1.pth"
+    before = dict(config="x", checkpoint="best_of_another.pth", checkpoint_sha256="0" * 64)
+    write_table(tmp_path / "results.froc.json", [], Result("", [], model=before))
+    output = command(
+        repository, "tools/test.py", DEMO, checkpoint, "--work-dir", tmp_path, "--cfg-options",
+        "test_dataloader.dataset.indices=2", root=phantom,
+    )  # fmt: skip
+    assert output.count("results.json.gz: replaces the result of best_of_another.pth") == 1
+    images = len(json.loads((phantom / "annotations/test.json").read_text())["images"])
+    assert f"PARTIAL DATA: 2 of {images} key slices" in output
+    model = read_results(tmp_path / "results.json.gz").model
+    assert model == dict(
+        config="demo/alignshift_3slice",
+        checkpoint="epoch_1.pth",
+        checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+    )
+    assert json.loads((tmp_path / "results.froc.json").read_text())["model"] == model
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp_path):
     work_dir, _ = trained
@@ -135,12 +158,13 @@ def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp
 
 def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, tmp_path):
     """The batch of the config is that of both together: as many updates, at the same rates."""
-    run = subprocess.run(
-        [repository / "scripts/dist_train.sh", repository / DEMO, "2", "--work-dir", tmp_path,
-         *QUICK],
+    call = dict(
+        args=[repository / "scripts/dist_train.sh", repository / DEMO, "2", "--work-dir", tmp_path,
+              *QUICK],
         env={**os.environ, "DEEPLESION_ROOT": str(phantom), "PYTHON": sys.executable},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    run = subprocess.run(**call)
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = (torch.load(d / "epoch_2.pth", weights_only=True) for d in (trained[0], tmp_path))
     images = len(json.loads((phantom / "annotations/train.json").read_text())["images"])
@@ -152,6 +176,11 @@ def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, 
     assert one["training"]["total_batch"] == two["training"]["total_batch"] == 8
     (record,) = tmp_path.glob("run_*.json")
     assert json.loads(record.read_text())["config"]["train_dataloader"]["batch_size"] == 8
+    # Without --resume one process refuses to do it again, and both end.
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
+    run = subprocess.run(**call)
+    assert run.returncode != 0 and "holds a training already (epoch_2.pth)" in run.stderr
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.slow
@@ -259,7 +288,33 @@ def test_config_reads_the_data_root_from_the_environment(monkeypatch, repository
     assert load_config(DEMO).train_dataloader.dataset.data_root == "data/DeepLesion"
 
 
-def test_work_dir_is_the_option_then_the_config_name(monkeypatch, repository):
-    monkeypatch.chdir(repository)
-    assert load_config(DEMO).work_dir == os.path.join("work_dirs", "alignshift_3slice")
-    assert load_config(DEMO, work_dir="elsewhere").work_dir == "elsewhere"
+def test_work_dir_is_the_option_then_the_configs_word_then_its_place(
+    monkeypatch, repository, tmp_path
+):
+    monkeypatch.chdir(tmp_path)  # away from the repository
+    demo = str(repository / DEMO)
+    assert load_config(demo).work_dir == "work_dirs/demo/alignshift_3slice"
+    assert load_config("demo/alignshift_3slice").work_dir == "work_dirs/demo/alignshift_3slice"
+    assert load_config("alignshift_3slice").work_dir == "work_dirs/alignshift_3slice"
+    own = tmp_path / "folder/own.py"
+    own.parent.mkdir()
+    own.write_text(f"_base_ = {demo!r}")
+    assert load_config(str(own)).work_dir == "work_dirs/own"
+    assert load_config(demo, {"work_dir": "said"}).work_dir == "said"
+    assert load_config(demo, {"work_dir": "said"}, "elsewhere").work_dir == "elsewhere"
+
+
+def test_every_config_has_a_work_dir_of_its_own(repository):
+    files = [f for f in repository.glob("configs/**/*.py") if f.parent.name != "_base_"]
+    assert len({config_name(file) for file in files}) == len(files) > 50
+
+
+def test_a_test_lies_beside_its_checkpoint(monkeypatch, repository, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    demo = str(repository / DEMO)
+    (tmp_path / "run").mkdir()
+    for checkpoint in ("run", "run/epoch_2.pth"):
+        assert load_config(demo, checkpoint=checkpoint).work_dir == "run"
+        assert load_config(demo, None, "elsewhere", checkpoint).work_dir == "elsewhere"
+    assert load_config(demo, {"work_dir": "said"}, checkpoint="run").work_dir == "said"
+    assert load_config(demo, checkpoint="mean.pth").work_dir == "."

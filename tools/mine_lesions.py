@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from ct_volumes.slice_detector import threshold_for
-from deeplesion.command_line import command
+from deeplesion.command_line import command, config_help
 from deeplesion.data.annotation_check import annotation_problems, is_ignored, refuse_if
 from deeplesion.data.coco import read_annotations, read_json
 from deeplesion.errors import UserError
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="experiment file the teacher was trained with")
+    parser.add_argument("config", help=config_help("config that the teacher was trained with"))
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
     parser.add_argument(
         "--data", type=Path, metavar="ROOT", help="prepared data (default: DEEPLESION_ROOT)"

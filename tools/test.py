@@ -12,7 +12,7 @@ from deeplesion.data.coco import image_folders, read_annotations
 from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.results import made_with, read_results, table_file
 from deeplesion.report.pictures import draw_results
-from deeplesion.report.tables import format_table
+from deeplesion.report.tables import format_table, key_slices_note
 from mmdet_ext.config.experiment import dicts
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.distributed import add_launcher, launched
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help=config_help("config that the checkpoint was trained with"))
     parser.add_argument("checkpoint", help="a .pth file, or a work directory for its best one")
-    parser.add_argument("--work-dir", help="logs and results; default work_dirs/<config name>")
+    parser.add_argument("--work-dir", help="logs and results; default the checkpoint's folder")
     parser.add_argument("--show-dir", type=Path, help="draw ground truth and detections there")
     parser.add_argument(
         "--out",
@@ -45,14 +45,15 @@ def main() -> None:
         choices=VIEWS,
         metavar="VIEW",
         help="test-time augmentation: also horizontal, vertical, both (flips), depth (slices in "
-        "reverse order), without names all; the result is results_tta.json.gz, and marked",
+        "reverse order), without names all; the result, results_tta.json.gz of all and else "
+        "results_tta_VIEW....json.gz, is marked",
     )
     add_launcher(parser)
     options = parser.parse_args()
 
-    config = load_config(options.config, options.cfg_options, options.work_dir)
+    config = load_config(options.config, options.cfg_options, options.work_dir, options.checkpoint)
     config.launcher = options.launcher
-    views = list(VIEWS) if options.tta == [] else options.tta or ()
+    views = list(VIEWS) if options.tta == [] else sorted(options.tta or (), key=list(VIEWS).index)
     result_file = test(config, options.checkpoint, options.out, options.accept_differences, views)
     if not is_main_process():
         return
@@ -70,7 +71,9 @@ def main() -> None:
             print("--show-dir draws detections, of which a DiceMetric keeps none")
     else:
         table = table_file(Path(result_file))
-        print(format_table(json.loads(table.read_text())["froc"]))
+        content = json.loads(table.read_text())
+        note = key_slices_note(content["key_slices"], content["table_key_slices"])
+        print(format_table(content["froc"], note))
         if views:
             print(f"made with test-time augmentation {made_with(views)}")
         print(f"detections: {result_file}, table: {table}")

@@ -14,7 +14,11 @@ from mmdet_ext.engine.run import load_config, train
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help=config_help())
-    parser.add_argument("--work-dir", help="checkpoints and logs; default work_dirs/<config name>")
+    parser.add_argument(
+        "--work-dir",
+        help="folder for checkpoints and logs (default: work_dirs/<the config's path below"
+        " configs/>)",
+    )
     parser.add_argument(
         "--resume",
         nargs="?",

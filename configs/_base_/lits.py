@@ -25,8 +25,8 @@ model = dict(
     # HU to [0, 1] as in the paper, and that to the mean and deviation of ImageNet, which the
     # backbone's BatchNorm expects. The paper's numbers alone: shift=0, divisor=255.
     data_preprocessor=dict(low=-200, high=300),
-    # To start from DeepLesion, of which the paper copies these parts alone:
-    # --cfg-options model.pretrained.checkpoint=work_dirs/faster_rcnn_r50/epoch_12.pth
+    # To start from DeepLesion, of which the paper copies these parts alone: --cfg-options \
+    #     model.pretrained.checkpoint=work_dirs/volumetric_attention/faster_rcnn_r50/epoch_12.pth
     pretrained=dict(checkpoint=None, parts=["backbone", "neck", "rpn_head"]),
     # At 1024 px lesions have twice the size that they have on DeepLesion's 512 px, and a liver has
     # up to 700 px: the usual 32 to 512 px, where DeepLesion has 16 to 256.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ from deeplesion.evaluation.result_check import check_result_records
 from deeplesion.files import parse_json, write_whole
 
 RESULT_FORMAT = "deeplesion-results-1"
-DEFAULT_STEMS = ("results", "results_tta")  # of files that tools/test.py names
+MODEL = ("config", "checkpoint", "checkpoint_sha256")  # what is said of the one that was tested
+DEFAULT_STEM = re.compile(r"results(_tta\w*)?")  # of files that tools/test.py names
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,8 @@ class Result:
         table_key_slices: how many key slices the table of lesions has of this split, more than the
             records where a part of the data was missing; None if that is not known.
         views: of test-time augmentation, by which the detections were found too; () without it.
+        model: what was tested: `config`, its name, `checkpoint`, the name of the file, and
+            `checkpoint_sha256`; None if that is not known, as of files of old.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Result:
     pixel_offset: int = 1
     table_key_slices: int | None = None
     views: tuple[str, ...] = ()
+    model: Mapping[str, str] | None = None
 
     @cached_property
     def curve(self) -> FROC:
@@ -87,6 +92,7 @@ def write_results(
     records: Sequence[dict],
     table_key_slices: int | None = None,
     views: Sequence[str] = (),
+    model: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a result file: JSON, gzipped when the name ends in .gz.
 
@@ -95,16 +101,16 @@ def write_results(
     `patient` null if unknown), `lesions` (each `bbox`, `recist`, `mask`, `diameters_mm`,
     `lesion_type`, `lesion_idx`), `boxes` (n, 4), `scores` (n,) and, not in every file, `study`,
     `series`, `slice_range` and `masks` (n COCO run lengths). Boxes are x1, y1, x2, y2 of 0-based
-    pixel centres in the image's own pixels. `table_key_slices` (see `Result`) and `lesion_idx` are
-    not in files of old. Made with test-time augmentation, it has its `views` too.
+    pixel centres in the image's own pixels. `table_key_slices` and `model` (see `Result`) and
+    `lesion_idx` are not in files of old. Made with test-time augmentation, it has its `views` too.
     """
     images = [
         {**r, "thickness_mm": r["thickness_mm"] if math.isfinite(r["thickness_mm"]) else None}
         for r in records
     ]
-    content = dict(format=RESULT_FORMAT, table_key_slices=table_key_slices, images=images)
-    if views:
-        content["views"] = list(views)
+    content = dict(format=RESULT_FORMAT, table_key_slices=table_key_slices)
+    content |= _made_by(views, model)
+    content["images"] = images
     text = json.dumps(content, separators=(",", ":"))
     write_whole(path, gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text)
 
@@ -135,8 +141,22 @@ def read_results(
     views = content.get("views", [])
     if not isinstance(views, list) or not all(isinstance(view, str) for view in views):
         raise DataError(f"{path}: views must be a list of names")
+    model = content.get("model")
+    if not (model is None or _is_model(model)):
+        raise DataError(f"{path}: model must be null, or the texts {', '.join(MODEL)}")
     name = f"{name} {made_with(views)}".strip() if views else name
-    return Result(name, content["images"], iou_threshold, pixel_offset, expected, tuple(views))
+    rule = (iou_threshold, pixel_offset)
+    return Result(name, content["images"], *rule, expected, tuple(views), model)
+
+
+def _is_model(model: object) -> bool:
+    return isinstance(model, dict) and all(isinstance(model.get(key), str) for key in MODEL)
+
+
+def _made_by(views: Sequence[str], model: Mapping[str, str] | None) -> dict:
+    """What a result and its table say of how they were made, as far as it is known."""
+    said = dict(model=model and dict(model), views=list(views))
+    return {key: value for key, value in said.items() if value}
 
 
 def made_with(views: Sequence[str]) -> str:
@@ -149,7 +169,7 @@ def default_names(paths: Sequence[Path]) -> list[str]:
     tools/test.py calls them."""
     stems = [path.name.split(".")[0] for path in paths]
     folders = [path.resolve().parent.name for path in paths]
-    alike = len({*stems}) == 1 and (len(stems) > 1 or stems[0] in DEFAULT_STEMS)
+    alike = len({*stems}) == 1 and (len(stems) > 1 or DEFAULT_STEM.fullmatch(stems[0]))
     return folders if alike else stems
 
 
@@ -163,6 +183,17 @@ def write_table(path: Path, rows: Sequence[dict], result: Result) -> None:
     content = dict(
         key_slices=len(result.records), table_key_slices=result.table_key_slices, froc=list(rows)
     )
-    if result.views:
-        content["views"] = list(result.views)
+    content |= _made_by(result.views, result.model)
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def other_weights(result_file: Path, model: Mapping[str, str]) -> str:
+    """The checkpoint that the result at a path is of, by the table beside it; '' if there is none,
+    if it does not say so, or if its weights are those of `model`."""
+    try:
+        before = parse_json(table_file(result_file).read_bytes())["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    if not _is_model(before) or before["checkpoint_sha256"] == model["checkpoint_sha256"]:
+        return ""
+    return before["checkpoint"]

@@ -192,11 +192,18 @@ def _summary(results: Sequence[Result], settings: dict) -> str:
     )  # fmt: skip
     partial = partial_data(results)
     warning = f"<p><strong>{escape(partial)}</strong></p>" if partial else ""
+    models = "".join(
+        f"<p>{escape(result.name)}: weights {escape(result.model['checkpoint'])} (SHA-256"
+        f" {escape(result.model['checkpoint_sha256'][:12])}), config"
+        f" {escape(result.model['config'])}.</p>"
+        for result in results
+        if result.model
+    )
     return (
         f"{warning}<p>{told}. A detection hits a lesion where their boxes overlap with an IoU of at"
         f" least {settings['iou_threshold']:g} (a box is {width}). Intervals: 95 %, bootstrap over"
         f" {settings['resampled']}, {settings['resamples']:,} resamples, seed {settings['seed']}."
-        "</p>"
+        f"</p>{models}"
     )
 
 

@@ -13,6 +13,8 @@ import difflib
 import inspect
 import itertools
 import operator
+import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -305,6 +307,13 @@ def resolve(config: Mapping, kind: Any, path: str) -> Any:
     if kind in code.strings and _option(path) not in OPTIONS:
         return None
     message = f"{path}.type: {kind!r} is not registered"
+    module = _module_of(kind)
+    if module and module not in sys.modules:
+        raise ConfigError(
+            f"{message}: it is in {module}, which custom_imports does not name. A list of one's "
+            "own takes the place of the base's; one that adds to it is "
+            "custom_imports = dict(imports=[*_base_.custom_imports.imports, ...])"
+        )
     if "type" in code.popped and not any(misspells(kind, name) for name in known):
         warnings.warn(f"{message}, but the code there has types of its own", stacklevel=2)
         return None
@@ -313,6 +322,16 @@ def resolve(config: Mapping, kind: Any, path: str) -> Any:
     raise ConfigError(
         f"{message}{hint} (a class of your own is registered when its module is in custom_imports)"
     )
+
+
+def _module_of(name: str) -> str | None:
+    """The module of this package that defines a class of that name."""
+    package = Path(__file__).resolve().parent.parent
+    definition = re.compile(rf"^class {re.escape(name)}\b", re.M)
+    for file in sorted(package.rglob("*.py")):
+        if definition.search(file.read_text(encoding="utf-8")):
+            return ".".join([package.name, *file.relative_to(package).with_suffix("").parts])
+    return None
 
 
 def _places(path: str) -> Mapping | list[Registry]:

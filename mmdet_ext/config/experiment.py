@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,15 +56,30 @@ def find_config(name: str | Path) -> Path:
     raise MissingConfigError(f"no config file {name}, and no experiment of that name; {hint}")
 
 
+def config_name(path: str | Path) -> str:
+    """What an experiment's file is called: alignshift_7slice or, in a folder of those that come
+    along, demo/alignshift_3slice; the name of a file of one's own, without its folder."""
+    file, folder = Path(path).resolve(), config_folder().resolve()
+    inside = file.is_relative_to(folder)
+    return file.relative_to(folder).with_suffix("").as_posix() if inside else file.stem
+
+
 def read_config(path: str | Path) -> Config:
     """A config file as it stands, and the modules that it names in `custom_imports` imported.
 
     Raises ConfigError, with file and line, for whatever it cannot be read for: the files of
-    experiments are programs, which users write.
+    experiments are programs, which users write. A variable of the environment that is set, but
+    empty, such as DEEPLESION_ROOT, is named.
     """
     try:
         config = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:
+        if empty := [n for n, value in os.environ.items() if not value and f"`{n}`" in str(error)]:
+            # mmengine says that it is not set; then the config's own default would hold.
+            raise ConfigError(
+                f"{path} reads the variable {empty[0]}, which is set, but empty: give it a value, "
+                "or unset it"
+            ) from error
         lines = [
             f"{frame.f_code.co_filename}, line {line}: "
             for frame, line in traceback.walk_tb(error.__traceback__)

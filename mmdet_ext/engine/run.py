@@ -5,22 +5,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import PrepareTTAHook
 from mmengine.logging import MMLogger
 
 from deeplesion.errors import MissingDataError, UserError
+from deeplesion.files import file_sha256
 from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError, check_option_names, refused_by_parts
-from mmdet_ext.config.experiment import dicts, find_config, read_config, spread
+from mmdet_ext.config.experiment import config_name, dicts, find_config, read_config, spread
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
@@ -30,6 +33,7 @@ from mmdet_ext.engine.run_record import write_run_record
 from mmdet_ext.engine.runner import ResumableRunner
 from mmdet_ext.engine.trained_as import TrainedAsHook
 from mmdet_ext.engine.workers import advice_on_lost_batch
+from mmdet_ext.engine.wrapped_data import refuse_wrapped
 
 OUT_OF_MEMORY = """out of memory on {device}. What lowers it, the cheapest first:
 {advice}
@@ -55,14 +59,27 @@ RESULT_FILES = {
     "VolumeDiceMetric": "dice.json",
     **dict.fromkeys(NODULE_METRICS, "nodules.json"),
 }
+TRAINED_ALREADY = (
+    "{folder} holds a training already ({last}), whose checkpoints this one would replace. "
+    "--resume goes on with it; to train anew give another --work-dir, or remove that folder"
+)
 TAKEN_OVER = "{folder} was left by {holder}, which was ended before it could give it back"
 
 
-def load_config(path: str, overrides: dict | None = None, work_dir: str | None = None) -> Config:
+def load_config(
+    path: str,
+    overrides: dict | None = None,
+    work_dir: str | None = None,
+    checkpoint: str | None = None,
+) -> Config:
     """Reads a config file, applies `--cfg-options`, and settles the work directory.
 
-    `work_dir`: the argument, else what the config says, else work_dirs/<name of the config>.
-    `path`: a file, or the name of an experiment that comes along (`find_config`).
+    Args:
+        path: a file, or the name of an experiment that comes along (`find_config`).
+        overrides: of `--cfg-options`.
+        work_dir: if it is None, what the config says; if that says nothing, work_dirs/<name of the
+            config> (`config_name`) or, of a test, the folder of its checkpoint.
+        checkpoint: of a test, a file or a work directory.
 
     Raises ConfigError: no such config, one that cannot be read, or names in it or in the overrides
     that nothing reads.
@@ -75,8 +92,9 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     spread(config)
     check_option_names(config)
     settle_workers(config)
-    if work_dir or config.get("work_dir") is None:
-        config.work_dir = work_dir or str(Path("work_dirs") / Path(path).stem)
+    # A test lies beside its weights: the config's own folder may hold another training.
+    default = folder_of(checkpoint) if checkpoint else Path("work_dirs", config_name(path))
+    config.work_dir = work_dir or config.get("work_dir") or str(default)
     return config
 
 
@@ -118,13 +136,16 @@ def train(
 
     Args:
         resume: None, 'auto' (the work directory's last checkpoint; while there is none, training
-            starts as without it) or a checkpoint's path.
+            starts as without it) or a checkpoint's path. With None a work directory that holds a
+            checkpoint of another training is refused, by a UserError.
         amp: mixed precision.
         compile_static: torch.compile the part of static shape: backbone and neck of a detector,
             the network of a segmentor.
         auto_scale_lr: scale the learning rate with the total batch (`settle_learning_rate`).
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
     """
+    for split in ("train", "val"):
+        refuse_wrapped(config, split)
     if amp:
         if not torch.cuda.is_available():
             raise ConfigError("--amp is for a GPU, and torch sees none here: leave it out")
@@ -136,6 +157,8 @@ def train(
                 config.load_from = existing_file(resume)
         join_processes(config)
         with writer(config, Path(config.work_dir) / "train.lock", "--work-dir") as taken_over:
+            if is_main_process() and not config.get("resume"):
+                refuse_to_replace(Path(config.work_dir))
             batch = settle_learning_rate(config, auto_scale_lr)
             runner = build_runner(config, accept_differences)
             runner.logger.info(batch)
@@ -164,16 +187,18 @@ def test(
         checkpoint: a file, or a work directory, whose best checkpoint is taken.
         result_file: where detections and ground truth go, the table as JSON beside it; default:
             results.json.gz in the work directory (of other metrics, the scores, dice.json or
-            nodules.json), with views results_tta.json.gz.
+            nodules.json), with all views results_tta.json.gz, with some of them
+            results_tta_horizontal_both.json.gz.
         accept_differences: of weights that were trained as another network (`TrainedAsHook`).
         views: of test-time augmentation (`ViewsTTA`), with which the result is marked.
     """
+    refuse_wrapped(config, "test")
     metrics = [m for _, m in dicts(config.test_evaluator, "") if metric_name(m) in RESULT_FILES]
     name = RESULT_FILES[metric_name(metrics[0])] if metrics else "results.json.gz"
     if views:
         if not metrics or any(metric_name(metric) != "FROCMetric" for metric in metrics):
             raise ConfigError("--tta marks its result in the file of a FROCMetric: there is none")
-        name = name.replace(".", "_tta.", 1)
+        name = name_of_views(name, views)
         for metric in metrics:
             metric["views"] = list(views)
     result_file = result_file or str(Path(config.work_dir) / name)
@@ -181,6 +206,12 @@ def test(
         config.load_from = find_checkpoint(checkpoint)
         for metric in metrics[:1]:
             metric["result_file"] = result_file
+            if metric_name(metric) == "FROCMetric":
+                metric["model"] = dict(
+                    config=config_name(config.filename or "config"),
+                    checkpoint=Path(config.load_from).name,
+                    checkpoint_sha256=file_sha256(config.load_from),
+                )
             if metric_name(metric) in NODULE_METRICS:
                 metric["epoch_chosen_on_test"] = chosen_on_test(config, config.load_from)
         join_processes(config)
@@ -191,6 +222,23 @@ def test(
                 runner.register_hook(PrepareTTAHook(dict(type="ViewsTTA", views=list(views))))
             runner.test()
     return result_file if metrics else None
+
+
+def name_of_views(name: str, views: Sequence[str]) -> str:
+    """What a result is called that was made with views: each set of them has a name of its own."""
+    every = inspect.signature(MODELS.get("ViewsTTA")).parameters["views"].default
+    some = [] if {*views} == {*every} else views
+    stem, dot, ending = name.partition(".")
+    return "_".join([stem, "tta", *some]) + dot + ending
+
+
+def refuse_to_replace(work_dir: Path) -> None:
+    """Raises UserError if a training has left a checkpoint in the folder: a new one would replace
+    its weights one after the other, beside results of the old ones."""
+    last = work_dir / LAST_CHECKPOINT
+    if last.is_file():
+        name = Path(last.read_text().strip()).name
+        raise UserError(TRAINED_ALREADY.format(folder=work_dir, last=name))
 
 
 def chosen_on_test(config: Config, checkpoint: str) -> bool:
@@ -235,6 +283,12 @@ def find_checkpoint(path: str) -> str:
         if found:
             return str(max(found, key=age))
     raise MissingDataError(f"{path} holds no checkpoint (best_*.pth, epoch_*.pth or iter_*.pth)")
+
+
+def folder_of(checkpoint: str) -> Path:
+    """The folder of a checkpoint, which may be given as that folder itself."""
+    path = Path(checkpoint)
+    return path if path.is_dir() else path.parent
 
 
 def existing_file(path: str) -> str:

@@ -43,8 +43,8 @@ NOT_WHOLE = (
 )
 NO_AVERAGE = (
     "{path} holds an average of weights beside those of the last update, and the config has no "
-    "hook that would go on with it: add the custom_hooks that it was trained with "
-    "(AveragedWeightsHook or EMAHook)"
+    "hook that would go on with it: add the one that it was trained with (--cfg-options "
+    "default_hooks.averaged_weights.type=AveragedWeightsHook, or its custom_hooks)"
 )
 
 

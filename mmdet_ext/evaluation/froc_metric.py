@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ from mmengine.logging import print_log
 from deeplesion.conventions import PIXEL_CENTRE
 from deeplesion.data.coco import encode_mask
 from deeplesion.evaluation.evaluate import froc_table
-from deeplesion.evaluation.results import Result, table_file, write_results, write_table
+from deeplesion.evaluation.results import (
+    Result,
+    other_weights,
+    table_file,
+    write_results,
+    write_table,
+)
 from deeplesion.report.tables import format_table, key_slices_note
 
 
@@ -33,6 +40,8 @@ class FROCMetric(BaseMetric):
             None; the table goes beside it, as `results.table_file` names it. Masks of the
             detections are kept only when it is given.
         views: of test-time augmentation, with which result and table are marked.
+        model: what is tested, see `results.Result`; they say so. If there is a result of other
+            weights that they will replace, there is a warning.
     """
 
     default_prefix = "FROC"
@@ -47,12 +56,17 @@ class FROCMetric(BaseMetric):
         collect_device: str = "gpu",
         prefix: str | None = None,
         views: Sequence[str] = (),
+        model: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.iou_threshold = iou_threshold
         self.pixel_offset = pixel_offset
         self.result_file = result_file
         self.views = tuple(views)
+        self.model = model
+        if result_file and model and (before := other_weights(Path(result_file), model)):
+            replaces = f"{result_file}: replaces the result of {before}"
+            print_log(replaces, logger="current", level=logging.WARNING)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keeps one record an image; boxes become pixel-centre coordinates of the image's file."""
@@ -79,10 +93,11 @@ class FROCMetric(BaseMetric):
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         expected = (self.dataset_meta or {}).get("table_key_slices")
-        result = Result("", results, self.iou_threshold, self.pixel_offset, expected, self.views)
+        rule = (self.iou_threshold, self.pixel_offset)
+        result = Result("", results, *rule, expected, self.views, self.model)
         if self.result_file is not None:  # first: whatever happens next, the work is not lost
-            write_results(Path(self.result_file), results, expected, self.views)
-        rows = froc_table(results, self.iou_threshold, self.pixel_offset)
+            write_results(Path(self.result_file), results, expected, self.views, self.model)
+        rows = froc_table(results, *rule)
         note = key_slices_note(len(results), expected)
         print_log("\n" + format_table(rows, note), logger="current")
         if self.result_file is not None:

@@ -137,7 +137,9 @@ def test_runs_are_called_by_their_folder_or_their_file(tmp_path):
     assert default_names([tmp_path / "x" / "a3d.json.gz", tmp_path / "acs.json"]) == ["a3d", "acs"]
     for name in ("results_tta.json.gz", "mine.json"):
         assert default_names([tmp_path / "a3d" / name, tmp_path / "acs" / name]) == ["a3d", "acs"]
-    assert default_names([tmp_path / "a3d" / "results_tta.json.gz"]) == ["a3d"]
+    for name in ("results.json.gz", "results_tta.json.gz", "results_tta_horizontal_both.json.gz"):
+        assert default_names([tmp_path / "a3d" / name]) == ["a3d"]
+    assert default_names([tmp_path / "a3d" / "results_of_mine.json"]) == ["results_of_mine"]
     assert default_names([tmp_path / "a3d" / "mine.json"]) == ["mine"]
 
 

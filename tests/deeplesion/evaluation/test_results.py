@@ -4,10 +4,18 @@ import copy
 import gzip
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from deeplesion.evaluation.results import read_results, write_results
+from deeplesion.evaluation.evaluate import froc_table
+from deeplesion.evaluation.results import (
+    other_weights,
+    read_results,
+    table_file,
+    write_results,
+    write_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +139,33 @@ def test_what_test_time_augmentation_made_is_marked(results, whole, tmp_path):
     assert back.name == "mine (TTA: horizontal, depth)" and back.views == ("horizontal", "depth")
     assert read_results(path).name == "(TTA: horizontal, depth)"
     assert "views must be a list of names" in said_of({**whole, "views": [1]}, tmp_path)
+
+
+MODEL = dict(config="demo/a3d", checkpoint="best_8.pth", checkpoint_sha256="0" * 64)
+
+
+def test_what_was_tested_is_told_and_may_be_unknown(results, whole, tmp_path):
+    path = tmp_path / "results.json"
+    assert "model" not in whole and read_results_of(whole, path, "").model is None
+    write_results(path, results[0].records[:2], model=MODEL)
+    assert json.loads(path.read_text())["model"] == MODEL == read_results(path).model
+    for wrong in ("best_8.pth", {**MODEL, "checkpoint": 8}, {"config": "a3d"}):
+        assert "model must be null, or the texts config" in said_of(
+            {**whole, "model": wrong}, tmp_path
+        )
+
+
+def test_other_weights_are_those_of_another_file(results, tmp_path):
+    path = tmp_path / "results.json"
+    other = {**MODEL, "checkpoint_sha256": "1" * 64}
+    assert other_weights(path, MODEL) == ""  # there is no result
+    for model, before in ((None, ""), (MODEL, "best_8.pth")):
+        result = replace(results[0], model=model)
+        write_table(table_file(path), froc_table(result.records), result)
+        assert other_weights(path, other) == before
+        assert other_weights(path, {**MODEL, "checkpoint": "a_copy.pth"}) == ""
+    table_file(path).write_text("[]")
+    assert other_weights(path, other) == ""
 
 
 def read_results_of(content, path, name):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -95,6 +96,15 @@ def test_every_table_with_every_number(written, evaluations):
 def test_published_tables_only_on_request(results, evaluations, tmp_path):
     path = write_report(results, evaluations, tmp_path)
     assert "PUBLISHED" not in path.read_text()
+
+
+def test_what_was_tested_is_told(written, results, evaluations, tmp_path):
+    assert "SHA-256" not in written[0]
+    model = dict(config="demo/a3d", checkpoint="<b>8.pth", checkpoint_sha256="0123456789abcdef" * 4)
+    told = [replace(results[0], model=model), *results[1:]]
+    text = write_report(told, evaluations, tmp_path).read_text()
+    assert "weights &lt;b&gt;8.pth (SHA-256 0123456789ab), config demo/a3d.</p>" in text
+    assert text.count("SHA-256") == 1
 
 
 def test_names_cannot_become_markup(written, results):

@@ -20,6 +20,8 @@ from mmdet_ext.config.check import RUNNER, ConfigError, check_option_names, miss
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.config.signatures import arguments
 
+from ...run_command import command
+
 ROOT = Path(__file__).resolve().parents[3]
 ALIGNSHIFT = ROOT / "configs/alignshift_7slice.py"
 DEMO = ROOT / "configs/demo/alignshift_3slice.py"  # init_cfg=None, AdamW
@@ -250,6 +252,11 @@ def test_valid_options_are_set(options):
         ),
         ("model.backbone.fusion.n_fld=4", "did you mean model.backbone.fusion.n_fold?"),
         ("model.backbone.fusion.type=TSMCnv", "'TSMCnv' is not registered; did you mean 'TSMConv'"),
+        # It is there, as another kind of part.
+        (
+            "model.backbone.fusion.type=KeySliceFPN",
+            r"'KeySliceFPN' is not registered(;| \(a class)",
+        ),
         # What the old type had is still there.
         ("model.backbone.fusion.type=TSMConv", r"ref_thickness: TSMConv .* _delete_=True"),
         ("optim_wrapper.optimizer.type=AdamW", r"optimizer.momentum: AdamW has no argument"),
@@ -402,3 +409,14 @@ def test_arguments_follow_kwargs_to_where_they_go(function, expected, others):
 def test_defaults_come_with_the_arguments():
     assert arguments(Passes).defaults["b"] == 2
     assert arguments(MODELS.get("TruncatedDenseNet3D")).defaults["growth"] == 32
+
+
+def test_modules_that_a_list_of_ones_own_leaves_out_are_named(repository, tmp_path):
+    """Failed before: a class of MMDetection was named as what had been meant."""
+    (tmp_path / "own.py").write_text(
+        f"_base_ = {str(ALIGNSHIFT)!r}\ncustom_imports = dict(imports=['json'])\n"
+    )
+    output = command(repository, "tools/complexity.py", tmp_path / "own.py", expect=1)
+    found = re.search(r"type: '(\w+)' is not registered: it is in (\S+), which", output)
+    assert f"class {found[1]}(" in (repository / f"{found[2].replace('.', '/')}.py").read_text()
+    assert "dict(imports=[*_base_.custom_imports.imports, ...])" in output

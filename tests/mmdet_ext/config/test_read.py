@@ -50,6 +50,24 @@ def test_a_config_that_cannot_be_read_is_named_with_the_line(text, message, tmp_
         read_config(file)
 
 
+@pytest.mark.parametrize(
+    "name, variable",
+    [
+        ("demo/alignshift_3slice", "DEEPLESION_ROOT"),
+        ("acs_volumes/lidc_seg_acs", "LIDC_ROOT"),
+        ("acs_volumes/lits_acs", "LITS_ARRAYS"),
+    ],
+)
+def test_a_variable_that_is_empty_is_named(name, variable, monkeypatch):
+    monkeypatch.setenv(variable, "")
+    with pytest.raises(
+        ConfigError, match=f"the variable {variable}, which is set, but empty: give"
+    ):
+        read_config(find_config(name))
+    monkeypatch.delenv(variable)
+    read_config(find_config(name))
+
+
 def test_a_module_that_is_there_and_lacks_something_is_not_called_missing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "part_that_lacks.py").write_text("import not_there_at_all\n")

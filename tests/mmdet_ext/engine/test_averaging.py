@@ -225,7 +225,8 @@ def test_resuming_without_the_hook_is_refused():
     parts = ("training", "message_hub", "optimizer", "param_schedulers", "gradients")
     checkpoint = {**{key: {} for key in parts}, "ema_state_dict": {}}
     runner = SimpleNamespace(load_checkpoint=lambda *_, **__: checkpoint, hooks=[ConsoleHook()])
-    with pytest.raises(CheckpointError, match=r"a\.pth holds an average of weights"):
+    option = r"default_hooks\.averaged_weights\.type=AveragedWeightsHook, or its custom_hooks"
+    with pytest.raises(CheckpointError, match=rf"a\.pth holds an average of weights.*{option}"):
         ResumableRunner.resume(runner, "a.pth")
 
 

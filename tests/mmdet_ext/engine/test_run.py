@@ -1,6 +1,7 @@
 """What a user gets wrong before and while something runs is said in a sentence."""
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -15,11 +16,13 @@ import torch
 from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.config import Config
 
+from deeplesion.errors import UserError
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError, refused_by_parts
-from mmdet_ext.engine.run import load_config, told_to_resume, train
+from mmdet_ext.engine.run import load_config, name_of_views, told_to_resume, train
 from mmdet_ext.engine.run import test as run_test
+from mmdet_ext.models.tta import VIEWS
 
 from ..small_training import configuration, run
 
@@ -60,6 +63,20 @@ def test_metrics_of_a_test_may_be_a_list(repository, phantom, tmp_path, capsys):
         run_test(config, str(work), views=["depth"])
 
 
+def test_a_new_training_does_not_replace_one_that_is_there(repository, phantom, tmp_path):
+    """Failed before: best_*.pth and epoch_*.pth were replaced, beside results of the old ones."""
+    folder, one = tmp_path / "work", {"train_cfg.max_epochs": 1}
+    run(repository, phantom, folder, **one)
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
+    with pytest.raises(UserError, match=r"work holds a training already \(epoch_1\.pth\)") as error:
+        run(repository, phantom, folder, **one)
+    assert "--resume" in str(error.value) and "--work-dir" in str(error.value)
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*")} == before
+    # Going on from one of its checkpoints, or from weights into a folder of its own, is meant.
+    run(repository, phantom, folder, str(folder / "epoch_1.pth"), **{"train_cfg.max_epochs": 2})
+    assert (folder / "epoch_2.pth").is_file()
+
+
 def with_views(config, checkpoint, work_dir, capsys):
     """A test with test-time augmentation, of weights that are an average, says so."""
     config = copy.deepcopy(config)
@@ -67,13 +84,24 @@ def with_views(config, checkpoint, work_dir, capsys):
     config.test_evaluator = [dict(type="FROCMetric")]
     capsys.readouterr()
     result_file = run_test(config, str(checkpoint), views=["vertical", "depth"])
-    assert result_file == str(work_dir / "results_tta.json.gz")
+    # Not that of another set of views, nor of all of them.
+    assert result_file == str(work_dir / "results_tta_vertical_depth.json.gz")
     result = read_results(Path(result_file), "mine")
     assert result.name == "mine (TTA: vertical, depth)" and result.views == ("vertical", "depth")
     assert any(record["boxes"] for record in result.records)
-    table = json.loads((work_dir / "results_tta.froc.json").read_text())
+    table = json.loads((work_dir / "results_tta_vertical_depth.froc.json").read_text())
     assert table["views"] == ["vertical", "depth"]
     assert re.search(r"^weights +moving average over 2 epochs", capsys.readouterr().out, re.M)
+
+
+def test_each_set_of_views_has_a_result_of_its_own():
+    def name(*views):
+        return name_of_views("results.json.gz", views)
+
+    assert name(*VIEWS) == "results_tta.json.gz"
+    assert name("horizontal", "both") == "results_tta_horizontal_both.json.gz"
+    sets = [c for n in range(1, len(VIEWS) + 1) for c in itertools.combinations(VIEWS, n)]
+    assert len({name(*views) for views in sets}) == len(sets) == 15
 
 
 @pytest.mark.parametrize(
