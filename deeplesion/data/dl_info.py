@@ -25,6 +25,7 @@ _MAY_BE_MISSING = ("Patient_age", "Normalized_lesion_location")
 _DIAMETER_TOLERANCE_PX = 0.5
 _LESION = ("File_name", "Measurement_coordinates", "Bounding_boxes")  # tell it from all others
 _MAX_LISTED = 20
+_LARGEST = 1e9  # of px, HU and mm, far beyond any; the square of 1e200 is infinite
 
 
 def read_dl_info(path: str | Path) -> pd.DataFrame:
@@ -187,7 +188,7 @@ def _parse_numbers(cells: list[str], count: int, name: str) -> tuple[np.ndarray,
         except ValueError:
             values = []
         right_count = needed <= len(values) <= count and values
-        if right_count and all(math.isfinite(value) for value in values[:needed]):
+        if right_count and all(abs(value) <= _LARGEST for value in values[:needed]):
             numbers[i, : len(values)] = values
         else:
             problems.append((i, name, f"expected {count} number{'s' if count > 1 else ''}"))

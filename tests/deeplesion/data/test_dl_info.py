@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
@@ -364,6 +364,8 @@ CELLS = st.one_of(
 
 
 @given(st.sampled_from(list(row())), CELLS)
+@example("Measurement_coordinates", "0, 0, 0, 0, 0, 0, 0, 1e200")
+@example("Bounding_boxes", "-1e308, -1e308, 1e308, 1e308")
 @settings(deadline=None, max_examples=150)
 @pytest.mark.filterwarnings("error::RuntimeWarning", "ignore:.*clipped:UserWarning")
 def test_whatever_a_cell_holds_it_is_read_or_refused(tmp_path_factory, column, cell):
