@@ -28,6 +28,15 @@ SAME_ASPECT = 0.01  # pixels whose sides differ by less are square
 Look = Callable[[Sequence[int]], list[SliceDetections]]
 
 
+def check_min_score(score: float, name: str = "min_score") -> None:
+    """Raises UserError for a least score of lesions that cannot be, under the option's name."""
+    if not MIN_SLICE_SCORE <= score <= 1:
+        raise UserError(
+            f"{name} must be between {MIN_SLICE_SCORE} and 1, got {score}: what scores less on a"
+            " slice takes part in no lesion"
+        )
+
+
 class SliceDetector(ABC):
     """What a class of detectors sets and defines.
 
@@ -74,13 +83,9 @@ class SliceDetector(ABC):
         `detect_slices`, then `ct_volumes.linking.link` with `linking`; `min_score` is of a lesion's
         best slice (`lesion_score` there), at least `ct_volumes.linking.MIN_SLICE_SCORE`.
 
-        Raises what these raise, and ValueError for a `min_score` that cannot be.
+        Raises what these and `check_min_score` raise.
         """
-        if not MIN_SLICE_SCORE <= min_score <= 1:
-            raise ValueError(
-                f"min_score must be between {MIN_SLICE_SCORE} and 1, got {min_score}: what scores"
-                " less on a slice takes part in no lesion"
-            )
+        check_min_score(min_score)
         found = self.detect_slices(
             volume, interval_mm, batch_size, amp, progress, store, MIN_SLICE_SCORE
         )

@@ -13,7 +13,7 @@ from ct_volumes.lesions import Algorithm
 from ct_volumes.linking import MIN_SLICE_SCORE, link
 from ct_volumes.read import find_scans, list_series, read_volume
 from ct_volumes.results_folder import check_writers, is_finished, names_patient, write_results
-from ct_volumes.slice_detector import MIN_LESION_SCORE, SliceDetector
+from ct_volumes.slice_detector import MIN_LESION_SCORE, SliceDetector, check_min_score
 from ct_volumes.volume import CTVolume
 from deeplesion.command_line import REPORT, command, config_help, sentence, told_to_repeat
 from deeplesion.errors import UserError
@@ -196,11 +196,8 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise UserError("--fp-per-scan and --calibration belong together: give both or neither")
     if options.fp_per_scan is not None and options.min_score is not None:
         raise UserError("give --min-score or --fp-per-scan, not both")
-    if options.min_score is not None and not MIN_SLICE_SCORE <= options.min_score <= 1:
-        raise UserError(
-            f"--min-score must be between {MIN_SLICE_SCORE} and 1, got {options.min_score}: what"
-            " scores less on a slice takes part in no lesion"
-        )
+    if options.min_score is not None:
+        check_min_score(options.min_score, "--min-score")
 
 
 def algorithm_of(detector: SliceDetector, options: argparse.Namespace) -> Algorithm:

@@ -13,10 +13,10 @@ from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.results import made_with, read_results, table_file
 from deeplesion.report.pictures import draw_results
 from deeplesion.report.tables import format_table, key_slices_note
-from mmdet_ext.config.experiment import dicts
+from mmdet_ext.config.experiment import dicts, type_name
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.distributed import add_launcher, launched
-from mmdet_ext.engine.run import NODULE_METRICS, chosen_on_test, load_config, metric_name, test
+from mmdet_ext.engine.run import NODULE_METRICS, chosen_on_test, load_config, test
 from mmdet_ext.evaluation.dice_metric import dice_table
 from mmdet_ext.models.tta import VIEWS
 
@@ -57,7 +57,7 @@ def main() -> None:
     result_file = test(config, options.checkpoint, options.out, options.accept_differences, views)
     if not is_main_process():
         return
-    kinds = {metric_name(metric) for _, metric in dicts(config.test_evaluator, "")}
+    kinds = {type_name(metric) for _, metric in dicts(config.test_evaluator, "")}
     if chosen_on_test(config, config.load_from):
         print(CHOSEN_ON_TEST)
     if result_file is None:

@@ -152,6 +152,12 @@ def _loads_slices(node: Mapping) -> bool:
     return any(isinstance(s, Mapping) and s.get("type") == "LoadCTSlices" for s in steps)
 
 
+def type_name(node: Mapping) -> str | None:
+    """What a dict of a config calls its class, which may also stand there itself."""
+    kind = node.get("type")
+    return getattr(kind, "__name__", kind)
+
+
 def dicts(node: Any, path: str) -> Iterator[tuple[str, dict]]:
     """Every dict in nested dicts and lists, and its path."""
     if isinstance(node, Mapping):

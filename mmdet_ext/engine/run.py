@@ -23,7 +23,14 @@ from deeplesion.lock import only_writer
 from deeplesion.processes import termination_interrupts
 from mmdet_ext.checkpoint import LAST_CHECKPOINT
 from mmdet_ext.config.check import ConfigError, check_option_names, refused_by_parts
-from mmdet_ext.config.experiment import config_name, dicts, find_config, read_config, spread
+from mmdet_ext.config.experiment import (
+    config_name,
+    dicts,
+    find_config,
+    read_config,
+    spread,
+    type_name,
+)
 from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.console import ConsoleHook, import_mmdet, only_warnings_on_console
 from mmdet_ext.engine.distributed import join_processes, settle_learning_rate
@@ -193,10 +200,10 @@ def test(
         views: of test-time augmentation (`ViewsTTA`), with which the result is marked.
     """
     refuse_wrapped(config, "test")
-    metrics = [m for _, m in dicts(config.test_evaluator, "") if metric_name(m) in RESULT_FILES]
-    name = RESULT_FILES[metric_name(metrics[0])] if metrics else "results.json.gz"
+    metrics = [m for _, m in dicts(config.test_evaluator, "") if type_name(m) in RESULT_FILES]
+    name = RESULT_FILES[type_name(metrics[0])] if metrics else "results.json.gz"
     if views:
-        if not metrics or any(metric_name(metric) != "FROCMetric" for metric in metrics):
+        if not metrics or any(type_name(metric) != "FROCMetric" for metric in metrics):
             raise ConfigError("--tta marks its result in the file of a FROCMetric: there is none")
         name = name_of_views(name, views)
         for metric in metrics:
@@ -206,13 +213,13 @@ def test(
         config.load_from = find_checkpoint(checkpoint)
         for metric in metrics[:1]:
             metric["result_file"] = result_file
-            if metric_name(metric) == "FROCMetric":
+            if type_name(metric) == "FROCMetric":
                 metric["model"] = dict(
                     config=config_name(config.filename or "config"),
                     checkpoint=Path(config.load_from).name,
                     checkpoint_sha256=file_sha256(config.load_from),
                 )
-            if metric_name(metric) in NODULE_METRICS:
+            if type_name(metric) in NODULE_METRICS:
                 metric["epoch_chosen_on_test"] = chosen_on_test(config, config.load_from)
         join_processes(config)
         # Its other files have names of their own: it may run beside a training.
@@ -247,11 +254,6 @@ def chosen_on_test(config: Config, checkpoint: str) -> bool:
     return bool(val and test and val.dataset == test.dataset) and (
         Path(checkpoint).name.startswith("best_")
     )
-
-
-def metric_name(node: Mapping) -> str | None:
-    kind = node.get("type")
-    return getattr(kind, "__name__", kind)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,9 @@ from mmengine.registry import DefaultScope
 from deeplesion.errors import MissingDataError, UserError
 from deeplesion.files import file_sha256
 from mmdet_ext.config.check import RUNNER, find, refused_by_parts
-from mmdet_ext.config.experiment import dicts
+from mmdet_ext.config.experiment import dicts, type_name
 from mmdet_ext.config.overrides import Overrides
-from mmdet_ext.engine.run import RESULT_FILES, metric_name
+from mmdet_ext.engine.run import RESULT_FILES
 from mmdet_ext.engine.study_run import Method
 
 FRAMEWORK = {"builtins", "mmcv", "mmdet", "mmengine", "torch", "torchvision"}
@@ -292,8 +292,8 @@ def check_tests(methods: Sequence[Method], configs: Sequence[Config]) -> None:
 
 def _check_evaluator(name: str, config: Config) -> None:
     nodes = [node for _, node in dicts(config.get("test_evaluator"), "")]
-    metric = next((node for node in nodes if metric_name(node) in RESULT_FILES), {})
-    if metric_name(metric) != "FROCMetric":
+    metric = next((node for node in nodes if type_name(node) in RESULT_FILES), {})
+    if type_name(metric) != "FROCMetric":
         raise UserError(f"{name}: test_evaluator has no FROCMetric, which a study's tables are of")
     for option, usual in (("iou_threshold", 0.5), ("pixel_offset", 1)):
         if (value := metric.get(option, usual)) != usual:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from mmengine.config import Config
 
 from mmdet_ext.config.check import ConfigError
-from mmdet_ext.config.experiment import dicts
+from mmdet_ext.config.experiment import dicts, type_name
 
 ONE_FILE = "a table is of one annotation file: test them one after the other"
 # mmdet's and mmengine's that ask the data set inside for samples by number. In training a sample is
@@ -23,20 +21,14 @@ WRAPPERS = {
 def refuse_wrapped(config: Config, split: str) -> None:
     """Raises ConfigError if the data of a split ('train', 'val', 'test') is a data set of data
     sets: in training, or where `FROCMetric` makes its table of it."""
-    tables = "FROCMetric" in map(kind, nodes(config, f"{split}_evaluator").values())
-    for path, node in nodes(config, f"{split}_dataloader").items():
-        name = kind(node)
+    metrics = (node for _, node in dicts(config.get(f"{split}_evaluator"), ""))
+    tables = "FROCMetric" in map(type_name, metrics)
+    loader = f"{split}_dataloader"
+    for path, node in dicts(config.get(loader), loader):
+        name = type_name(node)
         if name in WRAPPERS and split == "train":
             raise ConfigError(
                 f"{path} is a {name}, with which nothing is trained here: {WRAPPERS[name]}"
             )
         if name == "ConcatDataset" and tables:
             raise ConfigError(f"{path} is a {name}: {ONE_FILE}")
-
-
-def nodes(config: Config, key: str) -> dict[str, Mapping]:
-    return dict(dicts(config.get(key), key))
-
-
-def kind(node: Mapping) -> str | None:
-    return getattr(node.get("type"), "__name__", node.get("type"))
