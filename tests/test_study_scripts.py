@@ -11,12 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
 from scipy import stats
 
-from deeplesion.evaluation.study import holm, paired, study
+from deeplesion.evaluation.study import contrasts, holm, study
 from deeplesion.report.study_tables import number_of
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import parsed
@@ -27,6 +28,8 @@ from .mmdet_ext.models.test_detectors import collate
 from .mmdet_ext.models.test_tta import BlobDetector, blobs
 from .run_command import command
 
+UNTOLD = ("none", "2.5D", "TSM", "A3D", "ACS", "I3D", "P3D")
+TOLD = {"AlignShift": "TSM", "AlignA3D": "A3D", "AlignACS": "ACS"}
 SPLIT = json.dumps(dict(images=[dict(id=1, file_name="a")], annotations=[dict(image_id=1)]))
 OLD, NEW = "runs/half-seed0-1111", "runs/half-seed0-0000-2"
 STUB = f"""#!{sys.executable}
@@ -227,15 +230,15 @@ def test_the_operators_study_compares_within_the_families_it_states(
     results = results_of(out, methods)
     last = [*other, "single slice"][: len(chances) - 3]
     families = [
-        (9, [(name, kept[0]) for name in kept[1:]]),
-        (of_normalize, [(name, other[0]) for name in last[1:]]),
-        (10, list(zip(kept, other))),
+        (9, [(name, name, kept[0]) for name in kept[1:]]),
+        (of_normalize, [(name, name, other[0]) for name in last[1:]]),
+        (10, [(one.split(",")[0], one, two) for one, two in zip(kept, other)]),
     ]
     expected = []
     for planned, pairs in families:
         differences = {
-            name: study({n: results[n] for n in (reference, name)}, reference)["differences"][name]
-            for name, reference in pairs
+            name: study({n: results[n] for n in (two, one)}, two)["differences"][one]
+            for name, one, two in pairs
         }
         lacking = [1.0] * (planned - len(pairs))
         corrected = {}
@@ -246,9 +249,46 @@ def test_the_operators_study_compares_within_the_families_it_states(
             rows = ({**groups["all"][m], "p_holm": corrected[m][name]} for m in ("0.5", "average"))
             numbers = (number_of(row, sign=True) for row in rows)
             expected.append((name, *(f"{n.text} [...], {n.p_text}" for n in numbers)))
-    rows = re.findall(r"\| (.+) \| all \| (.+) \| (.+) \|", printed.replace("\\", ""))
+    of_pairs = printed[: printed.index("average over both policies")].replace("\\", "")
+    rows = re.findall(r"\| (.+) \| all \| (.+) \| (.+) \|", of_pairs)
     assert [tuple(re.sub(r"\[.*\]", "[...]", cell) for cell in row) for row in rows] == expected
     assert f"for the {of_normalize} of this family" in printed
+
+
+def test_the_operators_study_averages_over_operators_and_policies(tmp_path, repository):
+    """Held against plain averages; none of them is printed before all that it averages is known."""
+    out, chance = tmp_path / "3", iter(np.linspace(0.1, 0.9, 20))
+    methods = {
+        f"{name}, {policy}": written(out, f"{name}, {policy}", next(chance), (0, 1))
+        for policy in ("keep_thick", "normalize")
+        for name in (*UNTOLD, *TOLD)
+    }
+    mean = {
+        name: 100 * sum(run.curve.average for run in runs) / 2
+        for name, runs in results_of(out, methods).items()
+    }
+    gain = {name: mean[f"{name}, keep_thick"] - mean[f"{name}, normalize"] for name in UNTOLD}
+    both = {name: (mean[f"{name}, keep_thick"] + mean[f"{name}, normalize"]) / 2 for name in UNTOLD}
+    told = [mean[f"{one}, keep_thick"] - mean[f"{two}, keep_thick"] for one, two in TOLD.items()]
+    expected = [
+        ("those not told the thickness", sum(gain.values()) / 7),
+        *((name, both[name] - both["none"]) for name in UNTOLD[1:]),
+        *((f"{one} less {two}", value) for (one, two), value in zip(TOLD.items(), told)),
+        ("average", sum(told) / 3),
+    ]
+
+    def printed() -> list[tuple[str, str]]:
+        (out / "study.json").write_text(json.dumps(dict(methods=methods)))
+        text = command(repository, "docs/study/comparisons.py", out).replace("\\", "")
+        start = text.find("average over operators")
+        return re.findall(r"\| (.+) \| all \| .+ \| (\S+) \[", text[start:] if start > 0 else "")
+
+    rows = printed()
+    assert [name for name, _ in rows] == [name for name, _ in expected]
+    values = [value for _, value in expected]
+    assert [float(row) for _, row in rows] == pytest.approx(values, abs=0.006)
+    methods["P3D, normalize"]["runs"] = []
+    assert printed() == []
 
 
 def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, repository):
@@ -274,7 +314,7 @@ def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, re
         averages = [[r.average for r in map(lambda x: x.curve, runs)] for runs in (one, other)]
         expected.append(100 * (sum(averages[0]) - sum(averages[1])) / 2)
     printed = command(repository, "docs/study/comparisons.py", tmp_path / "reach")
-    rows = re.findall(r"\| none, . slices, . mm \| all \| .* \| (\S+) \[", printed)
+    rows = re.findall(r"\| none, (?:. slices|±. mm) \| all \| .* \| (\S+) \[", printed)
     assert [float(row) for row in rows] == pytest.approx(expected, abs=0.006)
     assert printed.count("p corrected for the 4 of this family (Holm), of which 2 are known") == 2
 
@@ -306,7 +346,7 @@ def test_after_training(repository, tmp_path, monkeypatch, capsys):
         training.mkdir()
         ended = dict(epochs=10, best=f"best_FROC_average_epoch_{(10, 5)[run['seed']]}.pth")
         (training / "run_1.json").write_text(json.dumps(dict(ended=ended)))
-    for function in (study, paired):
+    for function in (study, contrasts):
         _, *others = function.__defaults__
         monkeypatch.setattr(function, "__defaults__", (100, *others))  # resamples
     monkeypatch.setattr("sys.argv", ["after_training.py", str(out)])
@@ -366,7 +406,8 @@ def test_after_training(repository, tmp_path, monkeypatch, capsys):
         "averaged weights against 20 epochs": ("averaged weights", "20 epochs"),
     }
     for name, (one, other) in pairs.items():
-        difference = paired(results, [(one, other)])[one]["all"]["average"]
+        found = contrasts(results, {name: {one: 1, other: -1}})
+        difference = found[name]["all"]["average"]
         assert rows[name] == number_of(difference, sign=True).text, name
     assert rows["last epoch"] == rows["default, horizontal vertical both depth"] == "0.00"
     assert rows["default"] == rows["20 epochs"] == "-"

@@ -42,47 +42,17 @@ def study(
         ValueError: unknown reference, a method without results, too few resamples, results that
             are not of the same images with the same lesions, or images without any lesion.
     """
-    check_resamples(resamples)
     check_reference(reference, methods)
-    if empty := [name for name, results in methods.items() if not results]:
-        raise UserError(f"{', '.join(empty)}: no results; give at least one a method")
-    first = methods[reference][0]
-    if not first.curve.num_lesions:
-        raise UserError(
-            f"{', '.join(methods)}: the images of their test hold no lesion, so there is no"
-            " sensitivity to compare. Leave these methods out, or test them on other images"
-        )
-    values: dict = {}
-    for name, results in methods.items():
-        ordered = [replace(r, records=in_order_of(first, r)) for r in results]
-        values[name] = [_values(r, resamples, seed) for r in ordered]
-    patients = {
-        group: len(np.unique(first.patients[c.lesion_images[c.counted[c.lesion_images]]]))
-        for group, c in by_thickness(first).items()
-        if c.num_lesions
-    }
-    if {"thin", "thick"} <= set(patients):
-        patients[GAP] = min(patients["thin"], patients["thick"])
+    cells = _cells(methods, reference, resamples, seed)
     means: dict = {name: {} for name in methods}
-    differences: dict = {name: {} for name in methods if name != reference}
-    for group, number in patients.items():
-        for k, measure in enumerate(MEASURES):
-            of = {
-                name: (
-                    np.array([v[group][0][k] for v in seeds]),
-                    np.array([v[group][1][:, k] for v in seeds]),
-                )
-                for name, seeds in values.items()
-            }
-            for name, (points, drawn) in of.items():
-                row = estimate([(1, points, drawn)], number)
-                row.update(seeds=points.tolist())
-                row.update(sd=float(points.std(ddof=1)) if len(points) > 1 else None)
-                means[name].setdefault(group, {})[measure] = row
-            rows = {n: estimate([(1, *of[n]), (-1, *of[reference])], number) for n in differences}
-            for (name, row), p in zip(rows.items(), holm([r["p"] for r in rows.values()])):
-                differences[name].setdefault(group, {})[measure] = {**row, "p_holm": p}
-    return dict(reference=reference, methods=means, differences=differences)
+    for (group, measure), (patients, of) in cells.items():
+        for name, (points, drawn) in of.items():
+            row = estimate([(1, points, drawn)], patients)
+            row.update(seeds=points.tolist())
+            row.update(sd=float(points.std(ddof=1)) if len(points) > 1 else None)
+            means[name].setdefault(group, {})[measure] = row
+    family = {name: {name: 1, reference: -1} for name in methods if name != reference}
+    return dict(reference=reference, methods=means, differences=_contrasts(cells, family))
 
 
 def check_reference(reference: str, methods: Mapping) -> None:
@@ -91,60 +61,66 @@ def check_reference(reference: str, methods: Mapping) -> None:
         raise UserError(f"the reference {reference} is none of the methods {', '.join(methods)}")
 
 
-def paired(
+def contrasts(
     methods: Mapping[str, Sequence[Result]],
-    pairs: Sequence[tuple[str, str]],
+    family: Mapping[str, Mapping[str, float]],
     resamples: int = 1000,
     seed: int = 0,
     planned: int = 0,
 ) -> dict:
-    """The differences of a family of pairs, (name, its own reference) each: the `differences` of
-    `study`, where Holm's correction is over the pairs. A name is in one pair.
+    """Weighted sums of methods' means: a difference of two ({one: 1, other: -1}), or of averages
+    over an operator's policies ({a: 0.5, b: 0.5, c: -0.5, d: -0.5}). See `study`.
 
     Args:
-        planned: how many pairs the family is to have, if more than there are yet (`holm`).
+        methods: name -> results, one a training seed, all of the same images. No run may stand
+            under two names of one contrast, since methods count as trained independently.
+        family: contrast -> method -> its weight.
+        planned: how many contrasts the family is to have, if more than there are yet (`holm`).
+
+    Returns:
+        Contrast -> group -> measure -> the row of `estimate` with `p_holm`. Holm's correction is
+        over the family.
+
+    Raises:
+        ValueError: as `study`, a contrast of an unknown method, or no contrast.
     """
-    found = {}
-    for name, reference in pairs:
-        two = {n: methods[n] for n in (reference, name)}
-        found |= study(two, reference, resamples, seed)["differences"]
-    for group, measure in {(g, m) for groups in found.values() for g in groups for m in groups[g]}:
-        rows = [groups[group][measure] for groups in found.values() if group in groups]
-        for row, p in zip(rows, holm([row["p"] for row in rows], planned)):
-            row["p_holm"] = p
-    return found
+    named = {name for weights in family.values() for name in weights}
+    if unknown := sorted(named - set(methods)):
+        raise UserError(f"{', '.join(unknown)}: none of the methods {', '.join(methods)}")
+    if not named:
+        raise UserError("there is no contrast to estimate; name at least one, with its methods")
+    used = {name: results for name, results in methods.items() if name in named}
+    return _contrasts(_cells(used, next(iter(used)), resamples, seed), family, planned)
 
 
-def estimate(terms: Sequence[tuple[int, np.ndarray, np.ndarray]], patients: int) -> dict:
-    """A mean over seeds, or a difference of two, with a 95 % interval over patients and seeds.
+def estimate(terms: Sequence[tuple[float, np.ndarray, np.ndarray]], patients: int) -> dict:
+    """A weighted sum of means over seeds, with a 95 % interval over patients and seeds.
 
     The variance of the estimate is v = v_patients + v_seeds - v_both: the bootstrap variance of the
-    means over seeds, s^2 / n of each method's seeds, and their interaction, which both hold (Owen,
+    sum of means, w^2 s^2 / n of each method's seeds, and their interaction, which both hold (Owen,
     The pigeonhole bootstrap, Annals of Applied Statistics 2007), never less than either. Degrees of
     freedom are Satterthwaite's (Biometrics Bulletin 1946). The interval is t-like, because a
     bootstrap over 3 to 5 seeds is too narrow.
 
     Args:
-        terms: of each method its sign, (seeds,) values and (seeds, draws) values in the same
-            resamples of patients for all; NaN where a resample holds no lesion.
+        terms: of each method its weight w (1 and -1 in a difference), (seeds,) values and
+            (seeds, draws) values in the same resamples of patients for all; NaN where a resample
+            holds no lesion.
         patients: how many.
 
     Returns:
         `value`, `low`, `high` and `p` (two-sided, of no difference from 0); the last three are None
         and `note` says why where a method has one seed, there is one patient, or nothing varies.
     """
-    value = float(sum(sign * points.mean() for sign, points, _ in terms))
+    value = float(sum(w * points.mean() for w, points, _ in terms))
     row = dict(value=value, low=None, high=None, p=None, note="")
     if any(len(points) < 2 for _, points, _ in terms):
         return {**row, "note": "one seed: no interval for the method"}
     if patients < MIN_PATIENTS:
         return {**row, "note": "lesions of one patient: no interval"}
-    of_patients = np.nanvar(sum(sign * drawn.mean(axis=0) for sign, _, drawn in terms), ddof=1)
-    of_seeds = [points.var(ddof=1) / len(points) for _, points, _ in terms]
-    both = sum(
-        np.nanvar(drawn - drawn.mean(axis=0), axis=1, ddof=1).sum() / (len(drawn) - 1) / len(drawn)
-        for _, _, drawn in terms
-    )
+    of_patients = np.nanvar(sum(w * drawn.mean(axis=0) for w, _, drawn in terms), ddof=1)
+    of_seeds = [w**2 * points.var(ddof=1) / len(points) for w, points, _ in terms]
+    both = sum(w**2 * _interaction(drawn) for w, _, drawn in terms)
     variance = max(of_patients + sum(of_seeds) - both, of_patients, sum(of_seeds))
     if variance < 1e-18:
         return {**row, "note": "nothing varies: no interval"}
@@ -169,6 +145,64 @@ def holm(p: Sequence[float | None], planned: int = 0) -> list[float | None]:
     for rank, (x, i) in enumerate(known):
         corrected[i] = last = max(last, min(1.0, (number - rank) * x))
     return corrected
+
+
+def _contrasts(cells: Mapping, family: Mapping, planned: int = 0) -> dict:
+    found: dict = {name: {} for name in family}
+    for (group, measure), (patients, of) in cells.items():
+        rows = [
+            estimate([(w, *of[method]) for method, w in weights.items()], patients)
+            for weights in family.values()
+        ]
+        for name, row, p in zip(family, rows, holm([row["p"] for row in rows], planned)):
+            found[name].setdefault(group, {})[measure] = {**row, "p_holm": p}
+    return found
+
+
+def _cells(methods: Mapping, first: str, resamples: int, seed: int) -> dict:
+    """(group, measure) -> its number of patients, and of each method the (seeds,) values and the
+    (seeds, draws) values. What an image is is said by the first run of `first`."""
+    check_resamples(resamples)
+    if empty := [name for name, results in methods.items() if not results]:
+        raise UserError(f"{', '.join(empty)}: no results; give at least one a method")
+    run = methods[first][0]
+    if not run.curve.num_lesions:
+        raise UserError(
+            f"{', '.join(methods)}: the images of their test hold no lesion, so there is no"
+            " sensitivity to compare. Leave these methods out, or test them on other images"
+        )
+    values = {
+        name: [_values(replace(r, records=in_order_of(run, r)), resamples, seed) for r in results]
+        for name, results in methods.items()
+    }
+    patients = {
+        group: len(np.unique(run.patients[c.lesion_images[c.counted[c.lesion_images]]]))
+        for group, c in by_thickness(run).items()
+        if c.num_lesions
+    }
+    if {"thin", "thick"} <= set(patients):
+        patients[GAP] = min(patients["thin"], patients["thick"])
+    return {
+        (group, measure): (
+            number,
+            {
+                name: (
+                    np.array([v[group][0][k] for v in seeds]),
+                    np.array([v[group][1][:, k] for v in seeds]),
+                )
+                for name, seeds in values.items()
+            },
+        )
+        for group, number in patients.items()
+        for k, measure in enumerate(MEASURES)
+    }
+
+
+def _interaction(drawn: np.ndarray) -> float:
+    """What the variance of a mean over seeds holds of seeds and patients together, of (seeds,
+    draws) values."""
+    own = np.nanvar(drawn - drawn.mean(axis=0), axis=1, ddof=1)
+    return own.sum() / (len(drawn) - 1) / len(drawn)
 
 
 def _values(result: Result, resamples: int, seed: int) -> dict:

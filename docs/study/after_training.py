@@ -15,7 +15,7 @@ from mmdet.registry import MODELS
 
 from deeplesion.data.coco import read_json
 from deeplesion.evaluation.results import read_results
-from deeplesion.evaluation.study import paired, study
+from deeplesion.evaluation.study import contrasts, study
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Number, Row, Table, to_markdown
 from mmdet_ext.engine.run import load_config, test
@@ -130,7 +130,7 @@ for other in (OF_MEAN, OF_LAST, LONGER):
 
 results = {name: [read_results(file, name) for file in of] for name, of in files.items()}
 means = study(results, next(iter(results)))["methods"]
-differences = paired(results, pairs)
+differences = contrasts(results, {name: {name: 1, other: -1} for name, other in pairs})
 rows = []
 for name, groups in means.items():
     for group, measures in groups.items():

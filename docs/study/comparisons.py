@@ -9,12 +9,24 @@ from pathlib import Path
 
 from deeplesion.data.coco import read_json
 from deeplesion.evaluation.results import read_results
-from deeplesion.evaluation.study import paired
+from deeplesion.evaluation.study import contrasts
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Row, Table, to_markdown
 
-OPERATORS = ["none", "2.5D", "TSM", "AlignShift", "A3D", "ACS", "I3D", "P3D"]
-OPERATORS += ["AlignA3D", "AlignACS"]
+POLICIES = ("keep_thick", "normalize")
+UNTOLD = ("none", "2.5D", "TSM", "A3D", "ACS", "I3D", "P3D")  # the thickness
+TOLD = {"AlignShift": "TSM", "AlignA3D": "A3D", "AlignACS": "ACS"}  # one operator at 2 mm
+OPERATORS = (*UNTOLD, *TOLD)
+
+
+def less(one: str, other: str) -> dict[str, float]:
+    """The contrast that is a difference, first less second."""
+    return {one: 1, other: -1}
+
+
+def average(*of: dict[str, float]) -> dict[str, float]:
+    """The contrast that is the average of others, which have no method in common."""
+    return {method: weight / len(of) for weights in of for method, weight in weights.items()}
 
 
 def runs_of(out: Path, names: dict[str, str] | None = None) -> dict[str, list]:
@@ -32,50 +44,65 @@ def runs_of(out: Path, names: dict[str, str] | None = None) -> dict[str, list]:
 out = Path(sys.argv[1])
 results, families = runs_of(out), {}
 if out.name in ("7", "3"):
-    for policy in ("keep_thick", "normalize"):
-        none, *others = (f"{operator}, {policy}" for operator in OPERATORS)
+    kept, at_2mm = ({name: f"{name}, {p}" for name in OPERATORS} for p in POLICIES)
+    for policy, of in zip(POLICIES, (kept, at_2mm)):
+        family = {name: less(name, of["none"]) for name in of.values() if name != of["none"]}
         if (out.name, policy) == ("7", "normalize"):
-            others.append("single slice")
-        families[f"{policy}, difference from none"] = [(name, none) for name in others]
-    families["difference of keep_thick from normalize"] = [
-        (f"{operator}, keep_thick", f"{operator}, normalize") for operator in OPERATORS
-    ]
+            family["single slice"] = less("single slice", of["none"])
+        families[f"{policy}, difference from none"] = family
+    of_policy = {name: less(kept[name], at_2mm[name]) for name in OPERATORS}
+    families["difference of keep_thick from normalize"] = of_policy
+    families["difference of keep_thick from normalize, average over operators"] = {
+        "those not told the thickness": average(*(of_policy[name] for name in UNTOLD))
+    }
+    families["difference from none, average over both policies"] = {
+        name: average(*(less(of[name], of["none"]) for of in (kept, at_2mm))) for name in UNTOLD[1:]
+    }
+    of_told = {f"{name} less {twin}": less(kept[name], kept[twin]) for name, twin in TOLD.items()}
+    families["what knowing the thickness gains at keep_thick"] = {
+        **of_told,
+        "average": average(*of_told.values()),
+    }
 elif out.name == "reach":
     both = ("none", "A3D")
     for slices, reach in (("3", "2 mm"), ("7", "6 mm")):
         if (out.parent / slices / "study.json").is_file():
             names = {f"{name}, normalize": f"{name}, {slices} slices, {reach}" for name in both}
             results |= runs_of(out.parent / slices, names)
-    families["reach, difference of ±6 mm from ±2 mm"] = [
-        (f"{name}, {n} slices, 6 mm", f"{name}, {n} slices, 2 mm") for name in both for n in (3, 7)
-    ]
-    families["slices, difference of 7 from 3"] = [
-        (f"{name}, 7 slices, {reach}", f"{name}, 3 slices, {reach}")
+    families["reach, difference of ±6 mm from ±2 mm"] = {
+        f"{name}, {n} slices": less(f"{name}, {n} slices, 6 mm", f"{name}, {n} slices, 2 mm")
+        for name in both
+        for n in (3, 7)
+    }
+    families["slices, difference of 7 from 3"] = {
+        f"{name}, ±{reach}": less(f"{name}, 7 slices, {reach}", f"{name}, 3 slices, {reach}")
         for name in both
         for reach in ("2 mm", "6 mm")
-    ]
+    }
 elif out.name == "varied":
-    families["difference from none"] = [
-        (f"{name}, 7 slices", "none, 7 slices") for name in ("A3D", "AlignShift", "ACS")
-    ]
-    families["difference of 7 slices from 3"] = [
-        (f"{name}, 7 slices", f"{name}, 3 slices") for name in ("none", "A3D")
-    ]
+    families["difference from none at 7 slices"] = {
+        name: less(f"{name}, 7 slices", "none, 7 slices") for name in ("A3D", "AlignShift", "ACS")
+    }
+    families["difference of 7 slices from 3"] = {
+        name: less(f"{name}, 7 slices", f"{name}, 3 slices") for name in ("none", "A3D")
+    }
 elif out.name == "pretrained":
-    families["difference from none"] = [(name, "none") for name in results if name != "none"]
+    families["difference from none"] = {
+        name: less(name, "none") for name in results if name != "none"
+    }
 for family, planned in families.items():
-    pairs = [pair for pair in planned if results.keys() >= {*pair}]
-    if not pairs:
+    known = {name: weights for name, weights in planned.items() if results.keys() >= {*weights}}
+    if not known:
         continue
-    differences = paired(results, pairs, planned=len(planned))
     rows = [
         Row((name, group), (number_of(m["0.5"], sign=True), number_of(m["average"], sign=True)))
-        for name, groups in differences.items()
+        for name, groups in contrasts(results, known, planned=len(planned)).items()
         for group, m in groups.items()
     ]
     title = f"{family}, in points of %; p corrected for the {len(planned)} of this family (Holm)"
-    if len(pairs) < len(planned):
-        title += f", of which {len(pairs)} are known"
+    if len(known) < len(planned):
+        title += f", of which {len(known)} are known"
     print(
-        to_markdown(Table(family, title, ("method", "slices"), ("0.5", AVERAGE), rows)), end="\n\n"
+        to_markdown(Table(family, title, ("contrast", "slices"), ("0.5", AVERAGE), rows)),
+        end="\n\n",
     )

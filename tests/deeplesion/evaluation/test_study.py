@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from deeplesion.evaluation.results import Result
-from deeplesion.evaluation.study import estimate, holm, paired, study
+from deeplesion.evaluation.study import contrasts, estimate, holm, study
 from deeplesion.report.tables import comparison_table
 
 
@@ -182,18 +182,66 @@ def test_results_from_end_to_end():
         study(methods, "c")
 
 
-def test_a_family_of_pairs_is_corrected_for_itself_alone():
+@pytest.fixture
+def four_methods():
     rng = np.random.default_rng(0)
     chances = dict(a=0.4, b=0.9, c=0.5, d=0.7)
-    methods = {name: [result(rng, c) for _ in range(3)] for name, c in chances.items()}
-    common = study(methods, "a", 100)["differences"]
-    assert paired(methods, [(name, "a") for name in "bcd"], 100) == common
-    found = paired(methods, [("b", "a"), ("d", "c")], 100)
+    return {name: [result(rng, c) for _ in range(3)] for name, c in chances.items()}
+
+
+def test_a_family_of_differences_is_corrected_for_itself_alone(four_methods):
+    common = study(four_methods, "a", 100)["differences"]
+    assert contrasts(four_methods, {name: {name: 1, "a": -1} for name in "bcd"}, 100) == common
+    family = {"b": {"b": 1, "a": -1}, "d": {"d": 1, "c": -1}}
+    found = contrasts(four_methods, family, 100)
     rows = [found[name]["thick"]["average"] for name in "bd"]
-    one, other = (study(methods, name, 100)["differences"] for name in "ac")
+    one, other = (study(four_methods, name, 100)["differences"] for name in "ac")
     assert rows[0]["p"] == one["b"]["thick"]["average"]["p"]
     assert rows[1]["low"] == other["d"]["thick"]["average"]["low"]
     assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+
+
+def test_the_average_of_two_differences_is_the_plain_one(four_methods):
+    family = {"b, d": {"b": 0.5, "a": -0.5, "d": 0.5, "c": -0.5}}
+    row = contrasts(four_methods, family, 100, planned=3)["b, d"]["all"]["average"]
+    mean = {m: 100 * np.mean([r.curve.average for r in four_methods[m]]) for m in "abcd"}
+    assert row["value"] == pytest.approx((mean["b"] + mean["d"] - mean["a"] - mean["c"]) / 2)
+    assert row["p_holm"] == pytest.approx(3 * row["p"])
+
+
+def test_contrasts_of_seeds_alone_are_the_t_test_of_an_analysis_of_variance():
+    """Four cells of equal spread: that of the cells together has the degrees of freedom of all, and
+    w^2 weighs each cell's part."""
+    seeds = np.array([-1.0, 0.0, 1.0])
+    cells = [seeds + shift for shift in (1.0, 2.0, 4.0, 8.0)]
+    weights = (0.5, -0.5, 0.5, -0.5)
+    terms = [(w, v, np.repeat(v[:, None], 50, axis=1)) for w, v in zip(weights, cells)]
+    row = estimate(terms, 40)
+    half = stats.t(8).ppf(0.975) * np.sqrt(4 * 0.25 * 1 / 3)
+    assert row["value"] == pytest.approx(-2.5)
+    assert (row["low"], row["high"]) == pytest.approx((-2.5 - half, -2.5 + half))
+
+
+def test_averages_of_differences_have_nominal_false_positives():
+    """Of four methods with spreads of their own."""
+    rng, runs, n = np.random.default_rng(2), 600, 40
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=150)
+    wrong = 0
+    for _ in range(runs):
+        patient = rng.normal(0, 1, n)
+        terms = [
+            (w, *simulated(rng, draws, patient, 3, sd, 0.5))
+            for w, sd in zip((0.5, 0.5, -0.5, -0.5), (0.3, 1.0, 0.5, 0.8))
+        ]
+        wrong += estimate(terms, n)["p"] < 0.05
+    assert 0.01 <= wrong / runs <= 0.075
+
+
+def test_contrasts_of_methods_that_there_are_not(four_methods):
+    with pytest.raises(ValueError, match="e: none of the methods a, b, c, d"):
+        contrasts(four_methods, {"b": {"b": 1, "e": -1}})
+    with pytest.raises(ValueError, match="no contrast"):
+        contrasts(four_methods, {})
 
 
 @pytest.mark.parametrize("key", ["thickness_mm", "patient"])
