@@ -17,7 +17,7 @@ import torch
 from mmdet.registry import MODELS
 from scipy import stats
 
-from deeplesion.evaluation.study import contrasts, holm, study
+from deeplesion.evaluation.study import contrasts, estimate, holm, study
 from deeplesion.report.study_tables import number_of
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import parsed
@@ -283,6 +283,9 @@ def test_the_operators_study_averages_over_operators_and_policies(tmp_path, repo
         start = text.find("average over operators")
         return re.findall(r"\| (.+) \| all \| .+ \| (\S+) \[", text[start:] if start > 0 else "")
 
+    # A seed that one method has alone is left out of averages.
+    extra = written(out, "TSM, normalize", 1.0, (5,))["runs"]
+    methods["TSM, normalize"]["runs"] = extra + methods["TSM, normalize"]["runs"]
     rows = printed()
     assert [name for name, _ in rows] == [name for name, _ in expected]
     values = [value for _, value in expected]
@@ -334,6 +337,21 @@ def test_seeds_needed_are_those_of_the_t_test(repository):
     assert script["power"](2.4, 1e-6, 50, 1.2) == pytest.approx(
         stats.norm.sf(1.96 - 3.92), abs=0.01
     )
+
+
+def test_half_widths_are_those_of_the_interval(repository):
+    """Seeds alone: t of 2n - 2 degrees of freedom. Both parts: as `estimate` finds it from seeds
+    of that deviation and draws of that half-width."""
+    half_width = runpy.run_path(str(repository / "docs/study/seeds_needed.py"))["half_width"]
+    for n in (2, 3, 10):
+        exact = stats.t(2 * n - 2).ppf(0.975) * 1.7 * (2 / n) ** 0.5
+        assert half_width(1.7, n, 1e-9) == pytest.approx(exact)
+    seeds, draws = np.array([-2.0, 0.0, 2.0]), np.linspace(-1, 1, 1000)
+    drawn = np.repeat(draws[None], 3, axis=0)  # the same for all seeds: no interaction
+    terms = [(1, seeds, 2 * drawn), (-1, seeds, drawn)]
+    of_patients = stats.t(499).ppf(0.975) * draws.std(ddof=1)
+    row = estimate(terms, 500)
+    assert half_width(2.0, 3, of_patients) == pytest.approx(row["high"])
 
 
 def test_after_training(repository, tmp_path, monkeypatch, capsys):

@@ -191,15 +191,17 @@ def _number_or_text(value: object, column: str) -> float | str | None:
 
 
 def _name(value: float | str) -> str:
-    return f"{value:g}" if isinstance(value, float) else value
+    """Different numbers have different names: 20200101 is not 2.02001e+07."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else value
 
 
 def _ranges(values: Sequence[float | None]) -> Callable[[float], str]:
     """What to call the range that a number is in: four, parted by the quartiles of all."""
     known = [v for v in values if v is not None]
     edges = np.unique(np.quantile(known, (0.25, 0.5, 0.75), method="nearest"))
-    between = [f"> {low:g} to {high:g}" for low, high in pairwise(edges)]
-    names = [f"<= {edges[0]:g}", *between, f"> {edges[-1]:g}"]
+    bounds = [_name(edge) for edge in edges.tolist()]
+    between = [f"> {low} to {high}" for low, high in pairwise(bounds)]
+    names = [f"<= {bounds[0]}", *between, f"> {bounds[-1]}"]
     return lambda value: names[np.searchsorted(edges, value)]
 
 

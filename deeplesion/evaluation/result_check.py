@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeplesion.conventions import LESION_TYPES
 from deeplesion.data.plausible import (
     SPACING,
     THICKNESS,
@@ -111,8 +112,8 @@ def _wrong_record_field(record: dict) -> str | None:
         for field, count in (("recist", 8), ("diameters_mm", 2)):
             if lesion.get(field) is not None and not is_numbers(lesion[field], count):
                 return f"{field} of a lesion must be {count} numbers or null"
-        if not isinstance(lesion.get("lesion_type", -1), int):
-            return "lesion_type must be a whole number"
+        if lesion.get("lesion_type", -1) not in [*LESION_TYPES]:
+            return f"lesion_type must be one of {', '.join(map(str, LESION_TYPES))}"
         if not isinstance(lesion.get("lesion_idx"), int | None):
             return "lesion_idx must be a whole number or null"
     return None

@@ -5,7 +5,7 @@ Patients and seeds are two crossed random factors; an interval over patients alo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,30 +67,49 @@ def contrasts(
     resamples: int = 1000,
     seed: int = 0,
     planned: int = 0,
+    by_seed: Collection[str] = (),
 ) -> dict:
     """Weighted sums of methods' means: a difference of two ({one: 1, other: -1}), or of averages
     over an operator's policies ({a: 0.5, b: 0.5, c: -0.5, d: -0.5}). See `study`.
 
+    Runs of different methods count as independent, but for the contrasts in `by_seed`. Of these the
+    weighted sum is taken seed by seed, and what varies is this sum. With n seeds it has n - 1
+    degrees of freedom, whatever runs of one seed have in common: initial weights and the order of
+    the data, which spread into averages over methods, or all, if two methods are two ways to test
+    the same trainings.
+
     Args:
-        methods: name -> results, one a training seed, all of the same images. No run may stand
-            under two names of one contrast, since methods count as trained independently.
+        methods: name -> results, one a training seed, all of the same images.
         family: contrast -> method -> its weight.
         planned: how many contrasts the family is to have, if more than there are yet (`holm`).
+        by_seed: contrasts whose methods have the same seeds in the same order.
 
     Returns:
         Contrast -> group -> measure -> the row of `estimate` with `p_holm`. Holm's correction is
         over the family.
 
     Raises:
-        ValueError: as `study`, a contrast of an unknown method, or no contrast.
+        ValueError: as `study`, no contrast, a contrast without methods, of an unknown method or
+            with a weight that is no number, or, in `by_seed`, of different numbers of runs.
     """
-    named = {name for weights in family.values() for name in weights}
-    if unknown := sorted(named - set(methods)):
-        raise UserError(f"{', '.join(unknown)}: none of the methods {', '.join(methods)}")
-    if not named:
+    if not family:
         raise UserError("there is no contrast to estimate; name at least one, with its methods")
+    for contrast, weights in family.items():
+        if unknown := [name for name in weights if name not in methods]:
+            raise UserError(
+                f"contrast {contrast!r}: {', '.join(unknown)} is none of the methods"
+                f" {', '.join(methods)}"
+            )
+        if not weights or not np.isfinite([*weights.values()]).all():
+            raise UserError(
+                f"contrast {contrast!r}: its methods need a finite weight each, got {weights}"
+            )
+        if contrast in by_seed and len({len(methods[name]) for name in weights}) > 1:
+            runs = ", ".join(f"{name} {len(methods[name])}" for name in weights)
+            raise UserError(f"contrast {contrast!r}: taken by seed, but runs differ: {runs}")
+    named = {name for weights in family.values() for name in weights}
     used = {name: results for name, results in methods.items() if name in named}
-    return _contrasts(_cells(used, next(iter(used)), resamples, seed), family, planned)
+    return _contrasts(_cells(used, next(iter(used)), resamples, seed), family, planned, by_seed)
 
 
 def estimate(terms: Sequence[tuple[float, np.ndarray, np.ndarray]], patients: int) -> dict:
@@ -138,7 +157,7 @@ def holm(p: Sequence[float | None], planned: int = 0) -> list[float | None]:
     Args:
         p: None where there is none; it does not count.
         planned: of a family of which not all are known yet, how many there will be. Those that lack
-            count as larger than all that are known, so a corrected p may still rise with them.
+            count as larger than all that are known, so a corrected p can only fall with them.
     """
     known = sorted((x, i) for i, x in enumerate(p) if x is not None)
     number, corrected, last = max(len(known), planned), list(p), 0.0
@@ -147,13 +166,18 @@ def holm(p: Sequence[float | None], planned: int = 0) -> list[float | None]:
     return corrected
 
 
-def _contrasts(cells: Mapping, family: Mapping, planned: int = 0) -> dict:
+def _contrasts(
+    cells: Mapping, family: Mapping, planned: int = 0, by_seed: Collection[str] = ()
+) -> dict:
     found: dict = {name: {} for name in family}
     for (group, measure), (patients, of) in cells.items():
-        rows = [
-            estimate([(w, *of[method]) for method, w in weights.items()], patients)
-            for weights in family.values()
-        ]
+        rows = []
+        for name, weights in family.items():
+            terms = [(w, *of[method]) for method, w in weights.items()]
+            if name in by_seed:
+                points, drawn = (sum(term[0] * term[i] for term in terms) for i in (1, 2))
+                terms = [(1, points, drawn)]
+            rows.append(estimate(terms, patients))
         for name, row, p in zip(family, rows, holm([row["p"] for row in rows], planned)):
             found[name].setdefault(group, {})[measure] = {**row, "p_holm": p}
     return found

@@ -130,7 +130,7 @@ def _describe(finding: dict, threshold: float, folder: SliceFolder | None) -> di
         thickness_mm=thickness if known else None,
         thickness=("thin" if thickness <= THIN_MM else "thick") if known else "unknown",
         score=None if detection is None else record["scores"][detection],
-        annotated=lesion["diameters_mm"] if lesion else None,
+        annotated=lesion.get("diameters_mm") if lesion else None,
         predicted=predicted,
         types=sorted({_type(x) for x in ([lesion] if lesion else lesions)}) or ["unknown"],
         size=size_group(subject),

@@ -61,7 +61,9 @@ def draw_results(result: Result, folder: SliceFolder, out_dir: Path) -> list[Pat
 
 def score_at_one_false_positive(result: Result) -> float:
     """The lowest score at which there is at most one false positive an image."""
-    allowed = result.curve.thresholds[result.curve.fps_per_image <= 1]
+    curve = result.curve
+    more = curve.thresholds[curve.fps_per_image > 1]  # a score is kept whole or not at all
+    allowed = curve.thresholds[curve.thresholds > more.max(initial=-np.inf)]
     return float(allowed.min()) if len(allowed) else np.inf
 
 
@@ -111,8 +113,9 @@ def draw_record(
     truth = Panel(key_slice, window, scale)
     for lesion, detection in zip(lesions, hit_by):
         missed = detection is None or scores[detection] < threshold
-        text = millimetres(lesion["diameters_mm"]) + (" missed" if missed else "")
-        truth.draw(lesion["bbox"], lesion["mask"], lesion["recist"], TRUTH, text.strip())
+        text = millimetres(lesion.get("diameters_mm")) + (" missed" if missed else "")
+        shape = (lesion["bbox"], lesion.get("mask"), lesion.get("recist"))
+        truth.draw(*shape, TRUTH, text.strip())
     found = Panel(key_slice, window, scale)
     for box, score, mask, verdict in zip(record["boxes"], scores, masks, verdicts):
         if score < threshold:

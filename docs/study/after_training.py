@@ -130,7 +130,12 @@ for other in (OF_MEAN, OF_LAST, LONGER):
 
 results = {name: [read_results(file, name) for file in of] for name, of in files.items()}
 means = study(results, next(iter(results)))["methods"]
-differences = contrasts(results, {name: {name: 1, other: -1} for name, other in pairs})
+# The same trainings tested in two ways are taken run by run.
+same = {
+    name for name, other in pairs if name.startswith(f"{other}, ") or name in (OF_MEAN, OF_LAST)
+}
+family = {name: {name: 1, other: -1} for name, other in pairs}
+differences = contrasts(results, family, by_seed=same) if family else {}
 rows = []
 for name, groups in means.items():
     for group, measures in groups.items():

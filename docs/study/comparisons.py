@@ -2,21 +2,25 @@
 python docs/study/comparisons.py docs/study/operators/7    (or 3, reach, varied, pretrained)
 
 The runs are those of study.json there, which tools/study.py writes, for reach also of those in 7
-and 3; Markdown is printed. While runs of a family lack, p-values are corrected for all of it."""
+and 3; Markdown is printed. While runs of a family lack, p-values are corrected for all of it.
+Averages are taken seed by seed: runs of one seed start with the same weights and see the same
+images, and what they have in common does not average out."""
 
 import sys
 from pathlib import Path
 
 from deeplesion.data.coco import read_json
-from deeplesion.evaluation.results import read_results
+from deeplesion.evaluation.results import Result, read_results
 from deeplesion.evaluation.study import contrasts
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Row, Table, to_markdown
 
+PARTS = ("7", "3", "reach", "varied", "pretrained")
 POLICIES = ("keep_thick", "normalize")
 UNTOLD = ("none", "2.5D", "TSM", "A3D", "ACS", "I3D", "P3D")  # the thickness
 TOLD = {"AlignShift": "TSM", "AlignA3D": "A3D", "AlignACS": "ACS"}  # one operator at 2 mm
 OPERATORS = (*UNTOLD, *TOLD)
+PRETRAINED = 3  # the operators that lead beside none
 
 
 def less(one: str, other: str) -> dict[str, float]:
@@ -29,20 +33,37 @@ def average(*of: dict[str, float]) -> dict[str, float]:
     return {method: weight / len(of) for weights in of for method, weight in weights.items()}
 
 
-def runs_of(out: Path, names: dict[str, str] | None = None) -> dict[str, list]:
-    """Method -> results of its runs; of those in `names` alone, under the name that it gives."""
+def runs_of(out: Path, names: dict[str, str] | None = None) -> dict[str, dict[int, Result]]:
+    """Method -> seed -> result; of those in `names` alone, under the name that it gives."""
     methods = read_json(out / "study.json", "what tools/study.py writes")["methods"]
     return {
-        (names or {}).get(name, name): [
-            read_results(out / run["folder"] / "results.json.gz", name) for run in method["runs"]
-        ]
+        (names or {}).get(name, name): {
+            run["seed"]: read_results(out / run["folder"] / "results.json.gz", name)
+            for run in method["runs"]
+        }
         for name, method in methods.items()
         if method["runs"] and (names is None or name in names)
     }
 
 
-out = Path(sys.argv[1])
-results, families = runs_of(out), {}
+def estimated(family: dict[str, dict[str, float]], planned: int, by_seed: bool) -> dict:
+    """What `contrasts` finds of those contrasts of a family whose methods all have runs."""
+    known = {name: weights for name, weights in family.items() if results.keys() >= {*weights}}
+    methods = {name: results[name] for weights in known.values() for name in weights}
+    seeds = {name: sorted(runs) for name, runs in methods.items()}
+    if by_seed and known:
+        common = sorted(set.intersection(*map(set, seeds.values())))
+        seeds = dict.fromkeys(seeds, common)
+    if not all(seeds.values()) or not known:
+        return {}
+    runs = {name: [methods[name][seed] for seed in of] for name, of in seeds.items()}
+    return contrasts(runs, known, planned=planned, by_seed=known if by_seed else ())
+
+
+if len(sys.argv) != 2 or (out := Path(sys.argv[1]).resolve()).name not in PARTS:
+    folders = ", ".join(f"docs/study/operators/{part}" for part in PARTS)
+    sys.exit(f"comparisons.py takes one folder, of {folders}; got {' '.join(sys.argv[1:])}")
+results, families, averages = runs_of(out), {}, {}
 if out.name in ("7", "3"):
     kept, at_2mm = ({name: f"{name}, {p}" for name in OPERATORS} for p in POLICIES)
     for policy, of in zip(POLICIES, (kept, at_2mm)):
@@ -52,14 +73,14 @@ if out.name in ("7", "3"):
         families[f"{policy}, difference from none"] = family
     of_policy = {name: less(kept[name], at_2mm[name]) for name in OPERATORS}
     families["difference of keep_thick from normalize"] = of_policy
-    families["difference of keep_thick from normalize, average over operators"] = {
+    averages["difference of keep_thick from normalize, average over operators"] = {
         "those not told the thickness": average(*(of_policy[name] for name in UNTOLD))
     }
-    families["difference from none, average over both policies"] = {
+    averages["difference from none, average over both policies"] = {
         name: average(*(less(of[name], of["none"]) for of in (kept, at_2mm))) for name in UNTOLD[1:]
     }
     of_told = {f"{name} less {twin}": less(kept[name], kept[twin]) for name, twin in TOLD.items()}
-    families["what knowing the thickness gains at keep_thick"] = {
+    averages["what knowing the thickness gains at keep_thick"] = {
         **of_told,
         "average": average(*of_told.values()),
     }
@@ -90,19 +111,18 @@ elif out.name == "pretrained":
     families["difference from none"] = {
         name: less(name, "none") for name in results if name != "none"
     }
-for family, planned in families.items():
-    known = {name: weights for name, weights in planned.items() if results.keys() >= {*weights}}
+for title, family in (families | averages).items():
+    planned = PRETRAINED if out.name == "pretrained" else len(family)
+    known = estimated(family, planned, by_seed=title in averages)
     if not known:
         continue
     rows = [
         Row((name, group), (number_of(m["0.5"], sign=True), number_of(m["average"], sign=True)))
-        for name, groups in contrasts(results, known, planned=len(planned)).items()
+        for name, groups in known.items()
         for group, m in groups.items()
     ]
-    title = f"{family}, in points of %; p corrected for the {len(planned)} of this family (Holm)"
-    if len(known) < len(planned):
+    title += f", in points of %; p corrected for the {planned} of this family (Holm)"
+    if len(known) < planned:
         title += f", of which {len(known)} are known"
-    print(
-        to_markdown(Table(family, title, ("contrast", "slices"), ("0.5", AVERAGE), rows)),
-        end="\n\n",
-    )
+    labels, columns = ("contrast", "slices"), ("0.5", AVERAGE)
+    print(to_markdown(Table("family", title, labels, columns, rows)), end="\n\n")

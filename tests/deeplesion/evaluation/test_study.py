@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from deeplesion.evaluation.results import Result
-from deeplesion.evaluation.study import contrasts, estimate, holm, study
+from deeplesion.evaluation.study import _contrasts, contrasts, estimate, holm, study
 from deeplesion.report.tables import comparison_table
 
 
@@ -222,26 +222,63 @@ def test_contrasts_of_seeds_alone_are_the_t_test_of_an_analysis_of_variance():
     assert (row["low"], row["high"]) == pytest.approx((-2.5 - half, -2.5 + half))
 
 
-def test_averages_of_differences_have_nominal_false_positives():
-    """Of four methods with spreads of their own."""
+@pytest.mark.parametrize("common", [0.0, 0.9])
+def test_averages_taken_by_seed_have_nominal_false_positives(common):
+    """Of two operators with two policies each. Runs of one operator and one seed have this share of
+    their variance in common, which counting all runs as independent leaves out."""
     rng, runs, n = np.random.default_rng(2), 600, 40
     draws = rng.multinomial(n, np.full(n, 1 / n), size=150)
-    wrong = 0
+    weights, wrong = (0.5, 0.5, -0.5, -0.5), dict(by_seed=0, independent=0)
     for _ in range(runs):
-        patient = rng.normal(0, 1, n)
-        terms = [
-            (w, *simulated(rng, draws, patient, 3, sd, 0.5))
-            for w, sd in zip((0.5, 0.5, -0.5, -0.5), (0.3, 1.0, 0.5, 0.8))
-        ]
-        wrong += estimate(terms, n)["p"] < 0.05
-    assert 0.01 <= wrong / runs <= 0.075
+        patient, cells = rng.normal(0, 1, n), []
+        for sd in (1.0, 0.6):
+            shared = np.sqrt(common) * rng.normal(0, sd, 3)
+            for _ in range(2):
+                points, drawn = simulated(rng, draws, patient, 3, sd * np.sqrt(1 - common), 0.5)
+                cells.append((points + shared, drawn + shared[:, None]))
+        terms = [(w, *cell) for w, cell in zip(weights, cells)]
+        wrong["independent"] += estimate(terms, n)["p"] < 0.05
+        names = [str(i) for i in range(4)]
+        of = {("all", "average"): (n, dict(zip(names, cells)))}
+        row = _contrasts(of, {"x": dict(zip(names, weights))}, by_seed=["x"])["x"]
+        wrong["by_seed"] += row["all"]["average"]["p"] < 0.05
+    assert 0.01 <= wrong["by_seed"] / runs <= 0.075
+    assert (wrong["independent"] / runs > 0.1) == (common > 0)
 
 
-def test_contrasts_of_methods_that_there_are_not(four_methods):
-    with pytest.raises(ValueError, match="e: none of the methods a, b, c, d"):
-        contrasts(four_methods, {"b": {"b": 1, "e": -1}})
-    with pytest.raises(ValueError, match="no contrast"):
-        contrasts(four_methods, {})
+def test_two_ways_to_test_the_same_trainings_are_taken_by_seed(four_methods):
+    """Their difference varies as much as the differences of the runs do, here not at all."""
+    same = {**four_methods, "again": four_methods["a"]}
+    family = {"again": {"again": 1, "a": -1}, "b": {"b": 1, "a": -1}}
+    found = contrasts(same, family, 100, by_seed=["again"])
+    assert found["again"]["all"]["average"]["value"] == 0
+    assert "nothing varies" in found["again"]["all"]["average"]["note"]
+    assert found["b"] == contrasts(same, {"b": family["b"]}, 100)["b"]
+    by_seed = contrasts(same, {"b": family["b"]}, 100, by_seed=["b"])["b"]["all"]["average"]
+    differences = np.subtract(
+        *([100 * np.float64(run.curve.average) for run in four_methods[m]] for m in "ba")
+    )
+    assert by_seed["value"] == pytest.approx(differences.mean())
+    half = (by_seed["high"] - by_seed["low"]) / 2
+    assert half >= stats.t(40).ppf(0.975) * differences.std(ddof=1) / np.sqrt(3)
+
+
+@pytest.mark.parametrize(
+    "family, message",
+    [
+        ({"x": {"b": 1, "e": -1}}, "'x': e is none of the methods a, b, c, d"),
+        ({"b": {"b": 1, "a": -1}, "x": {}}, "'x': its methods need a finite weight"),
+        ({"x": {"a": float("nan")}}, "'x': its methods need a finite weight"),
+        ({}, "no contrast"),
+        ({"x": {"b": 1, "short": -1}}, "'x': taken by seed, but runs differ: b 3, short 2"),
+    ],
+)
+def test_contrasts_that_cannot_be_estimated(four_methods, family, message):
+    methods = {**four_methods, "short": four_methods["a"][:2]}
+    if "short" not in message:
+        del methods["short"]
+    with pytest.raises(ValueError, match=message):
+        contrasts(methods, family, by_seed=["x"])
 
 
 @pytest.mark.parametrize("key", ["thickness_mm", "patient"])
