@@ -322,6 +322,26 @@ def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, re
     assert printed.count("p corrected for the 4 of this family (Holm), of which 2 are known") == 2
 
 
+def test_what_leads_is_corrected_for_all_that_lead(tmp_path, repository):
+    """One of the three operators that start from trained weights is known."""
+    out = tmp_path / "pretrained"
+    methods = {
+        name: written(out, name, chance, (0, 1)) for name, chance in (("none", 0.3), ("A3D", 0.5))
+    }
+    (out / "study.json").write_text(json.dumps(dict(methods=methods)))
+    printed = command(repository, "docs/study/comparisons.py", out)
+    assert "p corrected for the 3 of this family (Holm), of which 1 are known" in printed
+    results = results_of(out, methods)
+    row = contrasts(results, {"A3D": {"A3D": 1, "none": -1}}, planned=3)["A3D"]["all"]["average"]
+    assert number_of(row, sign=True).p_text in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["elsewhere"]])
+def test_comparisons_of_a_folder_that_is_no_part(arguments, repository):
+    said = command(repository, "docs/study/comparisons.py", *arguments, expect=1)
+    assert "docs/study/operators/7, docs/study/operators/3" in said
+
+
 def test_seeds_needed_are_those_of_the_t_test(repository):
     """Without a part of patients: the textbook's 17 and 6 a side for one and two deviations, and
     power by the noncentral t distribution."""

@@ -48,6 +48,21 @@ def test_many_numbers_are_cut_at_their_quartiles():
     assert members(groups)["> 30 to 40"] == list(range(11, 21))
 
 
+def test_different_numbers_are_never_one_group():
+    """Dates and other long numbers, which a few digits do not tell apart."""
+    few = ["20200101", "20200102", "20210301", "0.1234567", "0.1234568"]
+    assert members(column_groups(records(day=few), "day")) == {
+        "0.1234567": [3], "0.1234568": [4], "20200101": [0], "20200102": [1], "20210301": [2],
+        "unknown": [],
+    }  # fmt: skip
+    days = [str(20200101 + day) for day in range(28)]
+    groups = column_groups(records(day=days), "day")
+    assert list(groups) == [
+        "<= 20200108", "> 20200108 to 20200115", "> 20200115 to 20200121", "> 20200121", "unknown",
+    ]  # fmt: skip
+    assert [len(m) for m in members(groups).values()] == [8, 7, 6, 7, 0]
+
+
 def test_groups_are_a_partition_also_where_quartiles_coincide():
     values = [1.0] * 30 + list(range(2, 12))
     groups = column_groups(records(x=values), "x")

@@ -76,6 +76,7 @@ BAD = {
     "lesion turned over": (dict(lesions=[dict(bbox=[1, 4, 3, 2])]), "bbox of a lesion must be"),
     "recist": (dict(lesions=[{**LESION, "recist": [1]}]), "recist of a lesion must be 8 numbers"),
     "type": (dict(lesions=[{**LESION, "lesion_type": []}]), "lesion_type must be"),
+    "no type": (dict(lesions=[{**LESION, "lesion_type": 0}]), "lesion_type must be one of 1, 2"),
     "mask": (dict(lesions=[{**LESION, "mask": "0"}]), "masks must be run lengths"),
 }
 

@@ -78,6 +78,12 @@ def test_findings_by_hand():
     assert missed["truth"][1]["recist"] is None and "pictures" not in missed
 
 
+def test_lesions_with_boxes_alone_are_shown():
+    found = gallery(record([dict(bbox=HERE), dict(bbox=THERE)], [(HERE, 0.9)]))
+    assert sorted(kinds(found)) == ["hit", "missed"]
+    assert all(f["annotated"] is None and f["types"] == ["unknown"] for f in found["findings"])
+
+
 def test_lesions_without_a_detection_are_missed_without_a_score():
     found = gallery(record([lesion(HERE)], []))
     assert found["threshold"] is None

@@ -193,11 +193,26 @@ def test_results_are_drawn_whole_and_named_by_slice(phantom, key_slice, tmp_path
     assert (picture[BAR + SIDE :, -SIDE:] > 0).mean() > 0.2
 
 
+def test_lesions_with_boxes_alone_are_drawn(phantom, key_slice):
+    fields = record(key_slice.file_name, lesions=[dict(bbox=BOX)])
+    slices = read_neighbours(SliceFolder(phantom / "Images_png"), fields)
+    picture = draw_record(fields, slices, threshold=0).astype(int)
+    assert drawn(picture, BOX, TRUTH, 0)
+
+
 def test_no_threshold_allows_one_false_positive_where_the_first_are_more():
     elsewhere = [ELSEWHERE, [60.0, 90.0, 70.0, 99.0]]
     assert score_at_one_false_positive(Result("", [record(boxes=elsewhere)])) == 0.9
-    tied = record(boxes=(), scores=())
-    assert score_at_one_false_positive(Result("", [tied])) == np.inf
+    nothing = record(boxes=(), scores=())
+    assert score_at_one_false_positive(Result("", [nothing])) == np.inf
+
+
+def test_a_score_is_allowed_only_with_all_false_positives_that_have_it():
+    """Three false positives at 0.5 are more than one an image, whichever comes first."""
+    around = [[x, 90.0, x + 9.0, 99.0] for x in (0.0, 20.0, 40.0)]
+    tied = record(boxes=[BOX, *around], scores=[0.7, 0.5, 0.5, 0.5])
+    assert score_at_one_false_positive(Result("", [tied])) == 0.7
+    assert score_at_one_false_positive(Result("", [record(scores=(0.5, 0.5))])) == 0.5
 
 
 def test_window_is_that_of_the_lung_where_the_boxes_are_in_air():
