@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import plain
 from benchmarks.measure import Case
 
-# fusion, slices, image size, batch: what the issue of speed is about, then how cost grows.
+# fusion, slices, image size, batch: the papers' settings, then how cost grows.
 SETTINGS = (
     ("AlignShiftConv", 7, 512, 1),
     ("A3DConv", 7, 512, 1),
