@@ -28,7 +28,18 @@ def test_positions_run_from_head_to_feet_and_intervals_reach_to_the_next_slice()
 
 
 def test_extents_tile_the_scan():
-    np.testing.assert_allclose(volume().extent_mm, [1, 1.5, 3.5, 5])
+    scan = volume((5, 5, 6), steps=(1.0, 2.0, 5.0, 5.0))
+    np.testing.assert_allclose(scan.extent_mm, [1, 1.5, 3.5, 5, 5])
+    ends = scan.positions_mm[:, None] + scan.reach_mm * [-1, 1]
+    np.testing.assert_allclose(ends[1:, 0], ends[:-1, 1])
+
+
+def test_beside_a_gap_slices_end_as_at_an_end_of_the_scan():
+    """Each part is as a volume of its own."""
+    scan = volume((7, 5, 6), steps=(1.0, 2.0, 300.0, 1.5, 1.5, 80.0), slice_thickness_mm=3.0)
+    np.testing.assert_allclose(scan.extent_mm, [1, 1.5, 2, 1.5, 1.5, 1.5, 3])
+    np.testing.assert_allclose(scan.reach_mm[2], [1, 1])
+    assert volume((2, 5, 6), steps=(300.0,)).extent_mm.tolist() == [1, 1]
 
 
 def test_a_single_slice_has_no_neighbours_and_its_own_thickness():
