@@ -277,6 +277,7 @@ def _stored(image: np.ndarray, frame: Frame) -> tuple[np.ndarray, bool]:
     size = image.dtype.itemsize * 8
     if image.dtype.kind not in "iu" or frame.bits >= size:
         return image, False
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)  # of big-endian files as well
     plain = image.view(f"u{image.dtype.itemsize}")
     above = plain >> frame.bits
     if not frame.overlay and above.any():
