@@ -216,12 +216,8 @@ def _scan(volume: CTVolume, identify: bool) -> list[tuple[str, str]]:
         told.append(("Read from", str(source.path)))
         told.append(("Series", f"{source.number or ''} {source.description}".strip()))
         told.append(("Series UID", source.series_uid or ""))
-    paths = {str(source.path), *(str(instance.path) for instance in source.instances)} - {"", "."}
     for note in source.notes:
-        if not identify:
-            for path in sorted(paths, key=len, reverse=True):
-                note = note.replace(path, "a file")
-        told.append(("Note", note))
+        told.append(("Note", note if identify else source.without_paths(note)))
     return [(name, value) for name, value in told if value]
 
 

@@ -174,7 +174,7 @@ def _scan(volume: CTVolume, identify: bool) -> dict:
         "source_shape": list(source.shape),
         "source_axes": list(source.axes),
         "source_flipped": list(source.flipped),
-        "notes": [note.replace(str(source.path), "the scan") for note in source.notes],
+        "notes": [source.without_paths(note) for note in source.notes],
     }
     if source.format == "nifti":
         scan["affine_ras"] = np.asarray(source.affine, float).tolist()

@@ -4,6 +4,7 @@ own, and the way back to the arrays and files that it came from."""
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,16 @@ class Source:
     kernel: str = ""
     slice_thickness_mm: float | None = None
     notes: tuple[str, ...] = ()
+
+    def without_paths(self, text: str) -> str:
+        """A text without the paths of the scan and its files, which may hold the patient's name."""
+        names = {str(each.member or each.path): "a file" for each in self.instances}
+        names[str(self.path)] = "the scan"
+        for name in sorted(names, key=len, reverse=True):
+            if name in text:  # and not as a part of another name
+                whole = rf"(?<![-\w./\\]){re.escape(name)}(?![-\w]|\.\w)"
+                text = re.sub(whole, names[name], text)
+        return text
 
 
 @dataclass(frozen=True, eq=False)
