@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ct_volumes.hounsfield import AIR_HU
 from ct_volumes.volume import CTVolume
 
 LONGER_SIDE = 420  # pixels
 GREY_HU = (-150, 1050)  # from black to white
-AIR_HU = -1000
 
 
 @dataclass(frozen=True, eq=False)

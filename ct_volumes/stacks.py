@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from ct_volumes.gaps import parts
+from ct_volumes.hounsfield import AIR_HU
 from ct_volumes.volume import CTVolume
 from deeplesion.data.slices import blend, plan_stack
 from deeplesion.errors import DataError
@@ -53,7 +54,7 @@ def has_body(hu: np.ndarray, spacing_mm: tuple[float, float]) -> bool:
     """
     size = [max(1, round(n * mm / BODY_PIXEL_MM)) for n, mm in zip(hu.shape, spacing_mm)]
     # Metal would make up for the air around it, and so would padding below air the other way.
-    coarse = np.clip(hu, -1000, 200).astype(np.float32)
+    coarse = np.clip(hu, AIR_HU, 200).astype(np.float32)
     if size[0] < hu.shape[0] and size[1] < hu.shape[1]:
         coarse = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_AREA)
     pixel_mm2 = np.prod([n * mm for n, mm in zip(hu.shape, spacing_mm)]) / coarse.size

@@ -13,6 +13,8 @@ import numpy as np
 
 from ct_volumes.gaps import gaps
 
+# A gantry tilts by up to 30 degrees; beyond this an image is no longer told from a reformation.
+MOST_OBLIQUE = 35.0  # degrees between an axial slice's normal and the axis of the table
 DIRECTION_TOLERANCE = 1e-3  # of unit vectors at right angles; headers hold six decimals
 
 
