@@ -33,6 +33,8 @@ from ct_volumes.dicom_values import (
     value_of,
     without_patient,
 )
+from ct_volumes.volume import MOST_OBLIQUE
+from deeplesion.conventions import LARGEST_SIDE
 from deeplesion.errors import DataError
 
 CT_CLASSES = {
@@ -40,10 +42,7 @@ CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.1": "enhanced CT",
     "1.2.840.10008.5.1.4.1.1.2.2": "legacy converted enhanced CT",
 }
-LARGEST_SIDE = 8192  # no room is made for a larger image on a damaged header's word
 MOST_FRAMES = 65_536
-# A gantry tilts by up to 30 degrees; beyond this an image is no longer told from a reformation.
-MOST_OBLIQUE = 35.0  # degrees between an image's normal and the axis of the table
 
 # How well an image serves. The best of a scan are the candidates.
 ORIGINAL, DERIVED, ON_REQUEST, NEVER = range(4)

@@ -19,7 +19,7 @@ from ct_volumes.dicom_decode import Decoder, decoded, reason_of, with_defaults
 from ct_volumes.dicom_files import Clamped, DicomFiles, Place, looks_like_dicom, parse
 from ct_volumes.dicom_headers import Frame, frames_of
 from ct_volumes.dicom_series import Series, count_of, geometry_notes, group
-from ct_volumes.hounsfield import AIR_HU, offset_of, room_for, to_hu
+from ct_volumes.hounsfield import PADDING_HU, offset_of, room_for, to_hu
 from ct_volumes.volume import CTVolume, Instance, Source
 from deeplesion.errors import DataError
 
@@ -173,7 +173,7 @@ def _volume(files: DicomFiles, decoder: Decoder, series: Series) -> CTVolume:
 
 def _subtract_offset(hu: np.ndarray, padded: bool, name: str) -> list[str]:
     """Makes HU of stored values whose header gives no intercept, in place; says so."""
-    measured = hu != AIR_HU if padded else slice(None)
+    measured = hu != PADDING_HU if padded else slice(None)
     values = hu[measured]
     if not values.size or values.min() < 0:
         return []
@@ -277,6 +277,7 @@ def _stored(image: np.ndarray, frame: Frame) -> tuple[np.ndarray, bool]:
     size = image.dtype.itemsize * 8
     if image.dtype.kind not in "iu" or frame.bits >= size:
         return image, False
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)  # of big-endian files as well
     plain = image.view(f"u{image.dtype.itemsize}")
     above = plain >> frame.bits
     if not frame.overlay and above.any():
@@ -299,7 +300,7 @@ def _pixel_notes(frames: list[Frame], kept: Kept) -> list[str]:
     if kept.padded and any(
         f.padding and f.padding[1] * f.slope + (f.intercept or 0) > -900 for f in frames
     ):
-        notes.append(f"Pixels of PixelPaddingValue are taken as air ({AIR_HU} HU).")
+        notes.append(f"Pixels of PixelPaddingValue are taken as air ({PADDING_HU} HU).")
     if kept.clipped:
         notes.append("Values beyond those of int16 were clipped.")
     if kept.wide:

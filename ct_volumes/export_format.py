@@ -4,6 +4,7 @@ beside it the programs. What tools/export.py writes and `ct_volumes.exported` re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,14 @@ FORMAT = "deeplesion-mmdet export"
 VERSION = 1
 PROGRAMS = ("features", "boxes", "masks")
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
+# What an interrupted export leaves: programs, under their temporary names too, and the manifest's
+# temporary file. The endings are those of `write_whole`.
+_PROGRAM, _SUFFIX = "|".join(PROGRAMS), "|".join(map(re.escape, SUFFIX.values()))
+_PART = r"(\.\d+-[0-9a-f]{8})?\.part"
+LEFT = re.compile(
+    rf"({_PROGRAM})(-[0-9a-f]{{12}}({_SUFFIX})|({_SUFFIX})\.new({_PART})?)"
+    rf"|{re.escape(MANIFEST)}{_PART}"
+)
 MULTIPLE = 32  # of the sides of an image that the features' program takes
 
 # What must be in a manifest, and of what type; None where there may be nothing.
@@ -61,8 +70,14 @@ _MASKS = {**_ROI, "per_class": bool, "threshold": _NUMBER, "whole_pixels": bool}
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds a manifest, of whatever version."""
-    return (folder / MANIFEST).is_file()
+    """Whether a folder holds a manifest, of whatever version, or a damaged one."""
+    try:
+        found = parse_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(found, dict) and found.get("format") == FORMAT
 
 
 def read_manifest(folder: Path) -> dict:
@@ -151,14 +166,10 @@ def write_program(
 def check_folder(folder: Path) -> None:
     """Raises UserError if an export would be written among other files."""
     check_out_folder(folder)
-    if folder.is_dir() and not is_export(folder) and any(map(_other, folder.iterdir())):
+    if not folder.is_dir() or is_export(folder):
+        return
+    if not all(LEFT.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(f"--out {folder} holds other files: give an empty or a new folder")
-
-
-def _other(path: Path) -> bool:
-    """Whether a file is none that an interrupted export left."""
-    mine = tuple(f"{name}{end}" for name in PROGRAMS for end in ("-", *SUFFIX.values()))
-    return not path.name.startswith((*mine, MANIFEST))
 
 
 def write_manifest(folder: Path, manifest: Mapping) -> None:
@@ -173,5 +184,5 @@ def remove_others(folder: Path, manifest: Mapping | None) -> None:
     """Removes programs that a manifest, or none, does not name."""
     named = {entry["file"] for entry in manifest["programs"].values()} if manifest else set()
     for path in folder.iterdir():
-        if path.name not in named and path.name != MANIFEST and not _other(path):
+        if path.name not in named and LEFT.fullmatch(path.name):
             path.unlink()

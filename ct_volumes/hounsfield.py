@@ -8,7 +8,8 @@ import numpy as np
 
 from deeplesion.errors import DataError
 
-AIR_HU = -1024  # what padding becomes: the least that a CT of 12 bits holds, and it shows as air
+AIR_HU = -1000
+PADDING_HU = -1024  # of pixels without a value: the least that a CT of 12 bits holds, shown as air
 INT16 = np.iinfo(np.int16)
 OFFSETS = (1024, 32768)  # with which HU are stored in unsigned files: by scanners, in DeepLesion
 LEAST_SPREAD = 100  # HU between the least and the largest value of anything that was scanned
@@ -29,7 +30,7 @@ def to_hu(
     """Stored values of any number type -> int16 HU (stored * slope + intercept), rounded.
 
     What does not fit into int16 is clipped. `padding`: (same shape) bool, pixels without a value;
-    these and NaN become `AIR_HU`. Returns the HU and whether any were clipped.
+    these and NaN become `PADDING_HU`. Returns the HU and whether any were clipped.
     """
     small = stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2
     if small and slope == 1 and float(intercept).is_integer() and abs(intercept) < 1 << 30:
@@ -44,7 +45,7 @@ def to_hu(
         if unknown.any():
             padding = unknown if padding is None else padding | unknown
     if padding is not None:
-        hu[padding] = AIR_HU
+        hu[padding] = PADDING_HU
     clipped = bool(hu.size and (hu.min() < INT16.min or hu.max() > INT16.max))
     if clipped:
         np.clip(hu, INT16.min, INT16.max, out=hu)

@@ -73,7 +73,8 @@ class Lesion:
     Attributes:
         score: of its best slice.
         slices: `LesionSlice`s, head to feet, every slice of the volume from the first to the last.
-        volume_mm3: areas of the masks times what belongs to each slice (`CTVolume.extent_mm`).
+        volume_mm3: areas of the masks times what belongs to each slice (`CTVolume.extent_mm`; gaps
+            within the lesion are filled).
         centroid_mm: (3,) in LPS, of the masks, weighted as the volume is.
         recist: (4, 2) x, y end points, long then short axis, on slice `recist_index`, the one with
             the longest long axis.

@@ -12,7 +12,7 @@ from skimage.measure import grid_points_in_poly
 from tqdm import tqdm
 
 from ct_volumes.dicom_files import Clamped, Place, files_in, looks_like_dicom, parse
-from ct_volumes.hounsfield import AIR_HU
+from ct_volumes.hounsfield import PADDING_HU
 from ct_volumes.lidc import Contour, Reading
 from ct_volumes.lidc_nodules import Nodule
 from ct_volumes.read import read_volume
@@ -192,7 +192,7 @@ def crop(
         raise ValueError(f"mask must be bool {volume.hu.shape}, got {mask.dtype} {mask.shape}")
     if size < 1 or not (np.isfinite(step_mm) and step_mm > 0):
         raise ValueError(f"size and step_mm must be positive, got {size} and {step_mm}")
-    hu = _resampled(volume, volume.hu.__getitem__, AIR_HU, centre, size, step_mm)
+    hu = _resampled(volume, volume.hu.__getitem__, PADDING_HU, centre, size, step_mm)
     share = _resampled(volume, mask.__getitem__, 0, centre, size, step_mm)
     axes = np.stack([volume.row_direction, volume.column_direction, volume.normal])
     index, y, x = np.nonzero(mask)

@@ -22,6 +22,7 @@ from ct_volumes.lidc_crops import SIZE as CROP_SIZE
 from ct_volumes.lidc_crops import Crop, cut_nodule, find_series
 from ct_volumes.lidc_nodules import Nodule, find_nodules, split
 from ct_volumes.lidc_samples import (
+    INDEX,
     NAME,
     SIZE,
     SPLITS,
@@ -104,7 +105,7 @@ def prepare_lidc(
     1 mm, and nodules.json, which `lidc_samples.read_samples` reads: of each its patient, rating,
     split, and whose reading the mask is. A scan that is finished is not done again unless its files
     or its readings are others, so the same call goes on after an interruption, or with further
-    scans. What cannot be read is left out and named.
+    scans. While crops change there is no nodules.json. What cannot be read is left out and named.
 
     Args:
         source: folder with the DICOM series, anywhere below it.
@@ -203,8 +204,9 @@ def _cut_or_say_why(out: Path, of: str, task: tuple[Path, list[Nodule]]) -> dict
 
 
 def cut_scan(out: Path, of: str, folder: Path, nodules: Sequence[Nodule]) -> dict:
-    """Write the crops of a scan's nodules and its record, unless they are there; returns the
-    record, whose `nodules` are by name what `NoduleSample` says of a crop, or why there is none."""
+    """Write the crops of a scan's nodules and its record, unless they are there; nodules.json is
+    removed before. Returns the record, whose `nodules` are by name what `NoduleSample` says of a
+    crop, or why there is none."""
     uid = nodules[0].scan.series_uid
     path = out / RECORDS / f"{uid}.json"
     states = [file.stat() for file in files_in(folder)]
@@ -227,7 +229,8 @@ def cut_scan(out: Path, of: str, folder: Path, nodules: Sequence[Nodule]) -> dic
             )
         ):
             return record
-        path.unlink()  # before the crops change
+    for outdated in (out / INDEX, path):  # before the crops change
+        outdated.unlink(missing_ok=True)
     volume = read_volume(folder, uid)
     found: dict[str, dict | str] = {}
     for nodule in nodules:

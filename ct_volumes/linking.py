@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ct_volumes.gaps import parts
 from ct_volumes.interpolation import centroid, ellipse, interpolate, shrink
 from ct_volumes.lesions import Lesion, LesionSlice, Patch, SliceDetections
 from ct_volumes.volume import CTVolume
@@ -16,6 +17,9 @@ from deeplesion.data.recist import recist_from_mask
 from deeplesion.evaluation.froc import box_iou
 
 BRIDGE_MM = 5.0  # one missed slice of those 2 or 2.5 mm apart
+# Slices without a gap lie up to so far apart, and are linked. Over a longer gap nothing tells that
+# what lies on its two sides is one lesion.
+LONGEST_GAP_MM = 10.0
 # Beyond a lesion's ends a detector goes on to find something, faintly, and chains grow far too
 # long. Chosen on phantom scans, see docs/detecting.md.
 MIN_SLICE_SCORE = 0.1
@@ -43,7 +47,8 @@ def link(
     takes, of the detections on the next slice that was looked at which belong to no lesion yet and
     overlap with its own outermost one by `iou` or by `overlap`, the one of the largest IoU. If
     there is none, it looks on the slices behind that one, up to `bridge_mm` from its outermost
-    detection. The next slice looked at is within reach however far it lies. A large and a small
+    detection. The next slice looked at is within reach however far it lies, but not beyond a gap of
+    the scan (`ct_volumes.gaps`) that is longer than 10 mm and than `bridge_mm`. A large and a small
     section of one lesion overlap little in IoU, but the small one lies within the large one: hence
     `overlap`.
 
@@ -56,7 +61,9 @@ def link(
     steps on its two sides, if they differ): slices up to there repeat the outermost box and mask; a
     slice that lies within reach by half, say, gets half of the area (`shrink`). So each section
     looked at counts for as much of the normal as lies between two of them, by which the volume is
-    right on the average over where these happen to lie (Cavalieri's principle).
+    right on the average over where these happen to lie (Cavalieri's principle). A lesion that is
+    found on both sides of a gap fills it; one that ends beside a gap ends there as at an end of the
+    scan.
 
     Args:
         slice_detections: one for each slice that was looked at, also if nothing was found there.
@@ -199,6 +206,7 @@ def _pairs(
     count = len(found.slices)
     first = np.searchsorted(found.place, np.arange(count + 1))
     positions = found.positions_mm
+    part = parts(found.volume.positions_mm, LONGEST_GAP_MM + ROUNDING_MM)[found.slices]
     reach = np.searchsorted(positions, positions + bridge_mm + ROUNDING_MM, side="right")
     # Boxes are counted as x2 - x1 + 1 wide, as everywhere in the benchmark.
     area = (found.boxes[:, 2:] - found.boxes[:, :2] + 1).prod(axis=1)
@@ -206,7 +214,8 @@ def _pairs(
     for here in range(count - 1):
         # All slices within reach at once.
         a = slice(first[here], first[here + 1])
-        b = slice(first[here + 1], first[max(reach[here], here + 2)])
+        next_one = here + 1 + (part[here + 1] == part[here])
+        b = slice(first[here + 1], first[max(reach[here], next_one)])
         one, other = found.boxes[a, None], found.boxes[b]
         sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
         common = np.maximum(sides + 1, 0).prod(axis=-1)
@@ -251,7 +260,11 @@ def _lesion(found: _Found, chain: list[int]) -> Lesion:
 
     index = np.array([each.index for each in slices])
     pixels = np.array([np.count_nonzero(each.patch.mask) for each in slices])
-    volumes = pixels * (spacing[0] * spacing[1]) * volume.extent_mm[index]
+    # Its slices reach half the way to each other, also over a gap.
+    halves = np.diff(volume.positions_mm[index]) / 2
+    to_head, to_feet = volume.reach_mm[[index[0], index[-1]], [0, 1]]
+    extents = np.append(to_head, halves) + np.append(halves, to_feet)
+    volumes = pixels * (spacing[0] * spacing[1]) * extents
     centres = np.stack([centroid(each.patch) for each in slices])
     worlds = volume.to_world(centres[:, 0], centres[:, 1], index)
     measured, recist, diameters = _longest(seen, spacing)
@@ -284,20 +297,19 @@ def _between(here: LesionSlice, following: LesionSlice, volume: CTVolume) -> lis
 
 def _beyond(found: _Found, outermost: LesionSlice, detection: int, way: int) -> list[LesionSlice]:
     """The slices beyond an outermost detected one, to the head (way -1) or to the feet (1), up to
-    half the step to the next slice looked at."""
-    volume, place, looked_at = found.volume, found.place[detection], found.positions_mm
-    steps = [
-        abs(looked_at[place + side] - looked_at[place])
-        for side in (-1, 1)
-        if 0 <= place + side < len(looked_at)
-    ]
-    reach = min(steps, default=0) / 2
+    half the step to the next slice looked at, and not beyond a gap."""
+    volume, place = found.volume, found.place[detection]
     distances = np.abs(volume.positions_mm - volume.positions_mm[outermost.index])
+    part = parts(volume.positions_mm)
+    (own,) = np.nonzero(part == part[outermost.index])
+    beside = found.slices[max(place - 1, 0) : place + 2]
+    steps = [distances[i] for i in beside if i != outermost.index and i in own]
+    reach = min(steps, default=0) / 2
     beyond, index = [], outermost.index + way
-    while 0 <= index < len(distances) and distances[index] <= reach + ROUNDING_MM:
+    while own[0] <= index <= own[-1] and distances[index] <= reach + ROUNDING_MM:
         # How much of what belongs to this slice lies within reach.
         inner, here, after = distances[index - way], distances[index], index + way
-        outer = distances[after] if 0 <= after < len(distances) else 2 * here - inner
+        outer = distances[after] if own[0] <= after <= own[-1] else 2 * here - inner
         share = (2 * reach - inner - here) / (outer - inner)
         bbox, patch = outermost.bbox, outermost.patch
         if share < WHOLE:

@@ -78,7 +78,8 @@ def prepare_lits(
     they are; and annotations/train.json and val.json (see `lits_samples`), the cases as `split()`
     has them, with all their slices. A case that is finished is not done again unless one of its
     files is another by size or time, so the same call goes on after an interruption, or with
-    further cases. A case that cannot be read is left out and named.
+    further cases. While slices change there is no train.json and no val.json. A case that cannot be
+    read is left out and named.
 
     Raises:
         MissingDataError: no case of LiTS there. DataError: none that can be read.
@@ -127,7 +128,8 @@ def _prepare_case_or_say_why(out: Path, step_mm: float, files: Files) -> dict | 
 
 
 def prepare_case(out: Path, step_mm: float, files: Files) -> dict:
-    """Write the slices of a case and its record, unless they are there; returns the record."""
+    """Write the slices of a case and its record, unless they are there; train.json and val.json are
+    removed before. Returns the record."""
     path = out / RECORDS / f"{series_name(files.number)}.json"
     made_of = {"version": VERSION, "step_mm": step_mm}
     for kind in ("volume", "segmentation"):
@@ -135,9 +137,13 @@ def prepare_case(out: Path, step_mm: float, files: Files) -> dict:
         made_of[kind] = [state.st_size, state.st_mtime_ns]
     if path.exists():
         record = read_json(path, "a record of tools/prepare_data.py --lits")
-        if record["made_of"] == made_of:
+        known = isinstance(record, dict) and record.get("made_of") == made_of
+        if known and all(
+            (out / IMAGES / each["image"]["file_name"]).is_file() for each in record["slices"]
+        ):
             return record
-        path.unlink()  # before the slices change
+    for outdated in (*(out / file for file in ANNOTATION_FILES.values()), path):
+        outdated.unlink(missing_ok=True)  # before the slices change
     case = read_case(files)
     resampled = resample(case, step_mm)
     hu, labels = resampled.volume.hu, resampled.labels

@@ -15,17 +15,15 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 
-from ct_volumes.hounsfield import AIR_HU, offset_of, room_for, to_hu
-from ct_volumes.volume import CTVolume, Source
+from ct_volumes.hounsfield import PADDING_HU, offset_of, room_for, to_hu
+from ct_volumes.volume import MOST_OBLIQUE, CTVolume, Source
+from deeplesion.conventions import LARGEST_SIDE
 from deeplesion.errors import DataError
 
-LARGEST_SIDE = 8192
 LARGEST_SLAB = 1 << 24  # bytes of the file that are turned into HU at a time
 MOST_INFLATED = 1032  # times the size of a file: deflate can do no better
 SAME_AFFINE_MM = 0.5
-MOST_OBLIQUE = 35.0  # degrees, as of DICOM
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
-ENDINGS = (".nii", ".nii.gz")
 HOW_TO_SET = (
     "Convert the DICOM series again with a tool that keeps the geometry, or save the file with its"
     " true affine (nibabel: nib.Nifti1Image(values, affine))"
@@ -35,10 +33,6 @@ NO_GEOMETRY = (
     " known. The voxels are taken as 1 mm cubes, so lengths in mm, size classes and resampling"
     " along z are wrong for this case; Dice is not affected."
 )
-
-
-def is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(ENDINGS)
 
 
 def read_nifti(path: Path, identity: bool = False) -> CTVolume:
@@ -341,7 +335,7 @@ def _fill(
             " which puts air and soft tissue where they belong."
         )
     if unknown:
-        notes.append(f"Voxels that are no number are taken as air ({AIR_HU} HU).")
+        notes.append(f"Voxels that are no number are taken as air ({PADDING_HU} HU).")
     if clipped:
         notes.append("Values beyond those of int16 were clipped.")
     return notes

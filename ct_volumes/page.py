@@ -147,8 +147,8 @@ def _mark(lesion: Lesion, volume: CTVolume, projection: Projection) -> dict:
     corners = np.array([[s.bbox[[0, 2, 0, 2]], s.bbox[[1, 1, 3, 3]]] for s in lesion.slices])
     index = np.array([s.index for s in lesion.slices])
     points = volume.to_world(corners[:, 0], corners[:, 1], index[:, None])
-    half = volume.extent_mm[index][:, None, None] / 2 * volume.normal
-    points = projection.place(np.concatenate([points - half, points + half])).reshape(-1, 2)
+    to_head, to_feet = volume.reach_mm[index].T[..., None, None] * volume.normal
+    points = projection.place(np.concatenate([points - to_head, points + to_feet])).reshape(-1, 2)
     return dict(
         box=_rounded([*points.min(axis=0), *points.max(axis=0)]),
         centre=_rounded(projection.place(lesion.centroid_mm)),
@@ -216,12 +216,8 @@ def _scan(volume: CTVolume, identify: bool) -> list[tuple[str, str]]:
         told.append(("Read from", str(source.path)))
         told.append(("Series", f"{source.number or ''} {source.description}".strip()))
         told.append(("Series UID", source.series_uid or ""))
-    paths = {str(source.path), *(str(instance.path) for instance in source.instances)} - {"", "."}
     for note in source.notes:
-        if not identify:
-            for path in sorted(paths, key=len, reverse=True):
-                note = note.replace(path, "a file")
-        told.append(("Note", note))
+        told.append(("Note", note if identify else source.without_paths(note)))
     return [(name, value) for name, value in told if value]
 
 

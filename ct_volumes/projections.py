@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ct_volumes.hounsfield import AIR_HU
 from ct_volumes.volume import CTVolume
 
 LONGER_SIDE = 420  # pixels
 GREY_HU = (-150, 1050)  # from black to white
-AIR_HU = -1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +41,10 @@ class Projection:
 def project(volume: CTVolume) -> dict[str, Projection]:
     """'coronal' (right on the left) and 'sagittal' (anterior on the left), at one scale.
 
-    Each slice fills what belongs to it along the normal (`CTVolume.extent_mm`) and lies where a
-    tilted gantry moved it: no distance is taken for another.
+    Each slice fills what belongs to it along the normal (`CTVolume.reach_mm`) and lies where a
+    tilted gantry moved it: no distance is taken for another. Gaps are as black as air.
     """
-    starts = volume.positions_mm - volume.extent_mm / 2
-    ends = volume.positions_mm + volume.extent_mm / 2
+    starts, ends = volume.positions_mm + (volume.reach_mm * [-1, 1]).T
     row, column = volume.spacing_mm
     views = {
         "coronal": (volume.hu.max(axis=1), volume.row_direction, column),
@@ -60,8 +59,8 @@ def project(volume: CTVolume) -> dict[str, Projection]:
     pixel = max(height, *(width for _, _, width in sides.values())) / LONGER_SIDE
     # The slices that each row of pixels meets.
     edges = starts[0] + pixel * np.arange(max(round(height / pixel), 1) + 1)
-    firsts = np.searchsorted(ends, edges[:-1], "right").clip(max=len(ends) - 1)
-    lasts = np.maximum(np.searchsorted(starts, edges[1:], "left"), firsts + 1)
+    firsts = np.searchsorted(ends, edges[:-1], "right")
+    lasts = np.searchsorted(starts, edges[1:], "left")
 
     projections = {}
     for name, (lines, across, spacing) in views.items():
@@ -74,7 +73,9 @@ def project(volume: CTVolume) -> dict[str, Projection]:
                 for offset, line in zip(offsets, lines, strict=True)
             ]
         )
-        hu = np.stack([placed[a:b].max(axis=0) for a, b in zip(firsts, lasts, strict=True)])
+        hu = np.stack(
+            [placed[a:b].max(axis=0, initial=AIR_HU) for a, b in zip(firsts, lasts, strict=True)]
+        )
         grey = np.interp(hu, GREY_HU, (0, 255)).round().astype(np.uint8)
         projections[name] = Projection(grey, pixel, (left, starts[0]), across, volume.normal)
     return projections

@@ -49,7 +49,7 @@ def write_results(
     """
     tables, content = _module("tables_out"), (lesions, volume, algorithm)
     written, notes = [], []
-    (folder / LAST).unlink(missing_ok=True)  # of another threshold
+    (folder / LAST).unlink(missing_ok=True)  # of another threshold, or of other `identify`
     tables.write_csv(folder / "lesions.csv", *content)
     tables.write_prompts(folder / "prompts.json", *content)
     notes += _module("nifti_out").write_nifti(folder / "lesions.nii.gz", *content) or ()
@@ -73,9 +73,12 @@ def write_results(
     return [LAST, *written, "report.html"], notes
 
 
-def is_finished(folder: Path, volume: CTVolume, algorithm: Algorithm) -> bool:
-    """Whether a folder has the lesions that this algorithm, with its options, finds in this scan.
-    Those of another threshold may be written over.
+def is_finished(
+    folder: Path, volume: CTVolume, algorithm: Algorithm, identify: bool = False
+) -> bool:
+    """Whether a folder has the lesions that this algorithm, with its options, finds in this scan,
+    and says whose scan it is just if `identify`. Those of another threshold, and those that say
+    more or less, may be written over.
 
     Raises DataError where it has others: they are not written over.
     """
@@ -87,7 +90,7 @@ def is_finished(folder: Path, volume: CTVolume, algorithm: Algorithm) -> bool:
     wanted = _flat(json.loads(json.dumps(asdict(algorithm))) | dict(scan=volume.sha256))
     differ = {name for name in {*found, *wanted} if found.get(name) != wanted.get(name)}
     if differ <= THRESHOLD:
-        return not differ
+        return not differ and ("path" in content["scan"]) == identify
     told = "; ".join(f"{n} {found.get(n)}, now {wanted.get(n)}" for n in sorted(differ))
     raise DataError(f"{folder} holds other lesions ({told}). Give another --out, or delete {path}")
 

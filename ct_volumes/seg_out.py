@@ -27,6 +27,7 @@ from ct_volumes.dicom_out import (
     short_text,
     source_headers,
 )
+from ct_volumes.gaps import gaps
 from ct_volumes.lesions import Algorithm, Lesion
 from ct_volumes.volume import CTVolume
 from deeplesion.errors import DataError
@@ -129,7 +130,7 @@ def _pixel_measures(volume: CTVolume) -> highdicom.PixelMeasuresSequence:
         spacing = spacing[::-1]
     intervals = volume.extent_mm
     interval = float(np.median(intervals))
-    even = np.ptp(intervals) <= EVEN_TOLERANCE_MM
+    even = np.ptp(intervals) <= EVEN_TOLERANCE_MM and not gaps(volume.positions_mm).any()
     return highdicom.PixelMeasuresSequence(
         pixel_spacing=spacing,
         slice_thickness=volume.source.slice_thickness_mm or interval,

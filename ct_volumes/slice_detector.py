@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ct_volumes.hounsfield import AIR_HU
 from ct_volumes.lesions import Algorithm, Lesion, SliceDetections
 from ct_volumes.linking import MIN_SLICE_SCORE, link
 from ct_volumes.slice_results import SliceResults
@@ -22,7 +23,6 @@ from deeplesion.errors import UserError
 # Of a lesion's best slice. No operating point is published for whole scans; this is where a
 # detector calls it more likely than not.
 MIN_LESION_SCORE = 0.5
-AIR_HU = -1000
 SAME_ASPECT = 0.01  # pixels whose sides differ by less are square
 
 Look = Callable[[Sequence[int]], list[SliceDetections]]

@@ -6,16 +6,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ct_volumes.gaps import parts
+from ct_volumes.hounsfield import AIR_HU
 from ct_volumes.volume import CTVolume
-from deeplesion.conventions import THICKNESS_MM
 from deeplesion.data.slices import blend, plan_stack
 from deeplesion.errors import DataError
 
 # Intervals of one run of slices differ by no more: headers round, tables move a little unevenly.
 EVEN = 0.02  # of the interval
-# An interval is a gap, slices missing, if it is so many times longer than those on both its sides.
-# Where a scan goes on with thicker slices, one of the two is as long.
-GAP = 1.5
 
 # What is denser than this, on pixels of about 4 mm, is body. Fat lies at -100 HU, and the thin
 # shell of a table, averaged with the air or foam beside it, mostly below.
@@ -56,7 +54,7 @@ def has_body(hu: np.ndarray, spacing_mm: tuple[float, float]) -> bool:
     """
     size = [max(1, round(n * mm / BODY_PIXEL_MM)) for n, mm in zip(hu.shape, spacing_mm)]
     # Metal would make up for the air around it, and so would padding below air the other way.
-    coarse = np.clip(hu, -1000, 200).astype(np.float32)
+    coarse = np.clip(hu, AIR_HU, 200).astype(np.float32)
     if size[0] < hu.shape[0] and size[1] < hu.shape[1]:
         coarse = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_AREA)
     pixel_mm2 = np.prod([n * mm for n, mm in zip(hu.shape, spacing_mm)]) / coarse.size
@@ -66,17 +64,6 @@ def has_body(hu: np.ndarray, spacing_mm: tuple[float, float]) -> bool:
     # Without the background, which is part 0.
     areas = cv2.connectedComponentsWithStats(dense, connectivity=4)[2][1:, cv2.CC_STAT_AREA]
     return bool((areas * pixel_mm2 >= LEAST_BODY_MM2).any())
-
-
-def gaps(positions_mm: np.ndarray) -> np.ndarray:
-    """(S - 1,) bool: between which neighbouring slices others are missing.
-
-    An interval 1.5 times as long as those on both its sides, or longer than any CT slice is thick.
-    """
-    steps = np.diff(positions_mm)
-    before, after = np.append(0.0, steps[:-1]), np.append(steps[1:], 0.0)
-    beside = np.maximum(before, after)
-    return ((steps > GAP * beside) & (beside > 0)) | (steps > THICKNESS_MM[1])
 
 
 def plan_volume_stack(
@@ -94,7 +81,7 @@ def plan_volume_stack(
     linearly in mm (under either `interpolation`: the weights of 'released' have no meaning there);
     one that keeps thick slices takes the neighbours as they are, and its thickness is the mean of
     the intervals on both sides of the key slice, which also decides what is thick. Nothing is
-    taken from beyond a gap (see `gaps`): as at an end of the volume, the slice before it is
+    taken from beyond a gap (`ct_volumes.gaps`): as at an end of the volume, the slice before it is
     repeated.
 
     Args:
@@ -111,9 +98,8 @@ def plan_volume_stack(
     options = (num_slices, policy, target_mm, interpolation)
     if not 0 <= key < len(positions_mm):
         raise DataError(f"there is no slice {key}: slices are 0..{len(positions_mm) - 1}")
-    walls = np.flatnonzero(gaps(positions_mm))  # gap w lies between slices w and w + 1
-    first = int(walls[walls < key][-1]) + 1 if (walls < key).any() else 0
-    last = int(walls[walls >= key][0]) if (walls >= key).any() else len(positions_mm) - 1
+    part = parts(positions_mm)
+    first, last = np.flatnonzero(part == part[key])[[0, -1]].tolist()
     if first == last:
         return plan_stack(key, None, (first, last), *options)
 

@@ -174,7 +174,7 @@ def _scan(volume: CTVolume, identify: bool) -> dict:
         "source_shape": list(source.shape),
         "source_axes": list(source.axes),
         "source_flipped": list(source.flipped),
-        "notes": [note.replace(str(source.path), "the scan") for note in source.notes],
+        "notes": [source.without_paths(note) for note in source.notes],
     }
     if source.format == "nifti":
         scan["affine_ras"] = np.asarray(source.affine, float).tolist()
@@ -199,7 +199,7 @@ def _lesion(number: int, lesion: Lesion, volume: CTVolume) -> dict:
     x, y = np.asarray(lesion.recist).T
     return {
         "number": number,
-        "score": _rounded([lesion.score], 6)[0],
+        "score": float(lesion.score),  # as it is: a threshold may be made of it
         "box": _box(lesion),
         "centroid_mm": _rounded(lesion.centroid_mm, 3),
         "volume_mm3": _rounded([lesion.volume_mm3], 3)[0],
@@ -225,7 +225,7 @@ def _slice(each: LesionSlice, volume: CTVolume) -> dict:
         "slice": int(each.index),
         "box": _rounded(each.bbox, 3),
         "detected": each.score is not None,
-        "score": None if each.score is None else _rounded([each.score], 6)[0],
+        "score": None if each.score is None else float(each.score),
         "mask": encode_mask(mask),
         "source_box": [*found.min(axis=0).tolist(), *found.max(axis=0).tolist()],
         **_instance(volume, each.index),

@@ -4,12 +4,17 @@ own, and the way back to the arrays and files that it came from."""
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from ct_volumes.gaps import gaps
+
+# A gantry tilts by up to 30 degrees; beyond this an image is no longer told from a reformation.
+MOST_OBLIQUE = 35.0  # degrees between an axial slice's normal and the axis of the table
 DIRECTION_TOLERANCE = 1e-3  # of unit vectors at right angles; headers hold six decimals
 
 
@@ -64,6 +69,16 @@ class Source:
     kernel: str = ""
     slice_thickness_mm: float | None = None
     notes: tuple[str, ...] = ()
+
+    def without_paths(self, text: str) -> str:
+        """A text without the paths of the scan and its files, which may hold the patient's name."""
+        names = {str(each.member or each.path): "a file" for each in self.instances}
+        names[str(self.path)] = "the scan"
+        for name in sorted(names, key=len, reverse=True):
+            if name in text:  # and not as a part of another name
+                whole = rf"(?<![-\w./\\]){re.escape(name)}(?![-\w]|\.\w)"
+                text = re.sub(whole, names[name], text)
+        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,16 +160,23 @@ class CTVolume:
         return np.append(steps, steps[-1]) if len(steps) else np.array([np.inf])
 
     @cached_property
-    def extent_mm(self) -> np.ndarray:
-        """(S,) how much of the normal belongs to each slice, by which areas become volumes.
+    def reach_mm(self) -> np.ndarray:
+        """(S, 2) how far what belongs to each slice reaches to the head and to the feet.
 
-        It reaches half the way to either neighbour; beyond the first and the last slice as far as
-        on their other side. A single slice is as thick as its header says, or 1 mm.
+        Half the way to the neighbour; where there is none, beyond the first and the last slice and
+        beside a gap (`ct_volumes.gaps`), as far as on its other side. A slice without neighbours is
+        as thick as its header says, or 1 mm.
         """
-        halves = np.diff(self.positions_mm) / 2
-        if not len(halves):
-            return np.array([self.source.slice_thickness_mm or 1.0])
-        return np.append(halves[0], halves) + np.append(halves, halves[-1])
+        halves = np.where(gaps(self.positions_mm), np.nan, np.diff(self.positions_mm) / 2)
+        reach = np.stack([np.append(np.nan, halves), np.append(halves, np.nan)], axis=1)
+        reach = np.where(np.isnan(reach), reach[:, ::-1], reach)
+        return np.where(np.isnan(reach), (self.source.slice_thickness_mm or 1.0) / 2, reach)
+
+    @cached_property
+    def extent_mm(self) -> np.ndarray:
+        """(S,) how much of the normal belongs to each slice (`reach_mm`), by which areas become
+        volumes."""
+        return self.reach_mm.sum(axis=1)
 
     @cached_property
     def sha256(self) -> str:

@@ -50,6 +50,8 @@ HU_SHIFT = 50
 # A CT pixel and a CT slice measure so much; beyond lie other units (metres, pixels) and mistakes.
 SPACING_MM = (0.05, 10.0)
 THICKNESS_MM = (0.05, 50.0)
+# In pixels: no room is made for a larger image on a damaged header's word.
+LARGEST_SIDE = 8192
 
 # Slices of up to this thickness are thin, in every table.
 THIN_MM = 2.0

@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from ct_volumes.results_folder import names_patient
 from ct_volumes.scan_out import write_dicom_series, write_nifti_scan
+from deeplesion.errors import DataError
 from deeplesion.evaluation.volume_froc import Calibration, write_calibration
 from mmdet_ext.engine.predict import LesionDetector
 
 from .mmdet_ext.small_detector import ROOT, SMALL, body_of, config_of, volume_of, write_checkpoint
+from .run_command import command
 
 FILES = ["lesions.csv", "lesions.json", "lesions.nii.gz", "prompts.json", "report.html"]
 FILES += ["slices.jsonl"]
@@ -281,6 +284,56 @@ def test_dicom_gets_seg_and_sr_and_nobodys_name(detect, tmp_path):
     assert "Mustermann" in (tmp_path / "identified/Mustermann_E_CT/lesions.json").read_text()
 
 
+def test_with_or_without_identify_files_are_written_anew_from_what_was_found(
+    detect, tmp_path, monkeypatch
+):
+    whose = dict(patient_name="Mustermann^Erika", patient_id="4711007")
+    write_dicom_series(volume(0, 3), tmp_path / "scan", **whose)
+    out = tmp_path / "out"
+    assert detect(tmp_path / "scan", "--out", out)[0] is None
+    monkeypatch.setattr(LesionDetector, "_detect_batch", None)  # would fail
+    for options in (["--identify"], []):
+        status, text = detect(tmp_path / "scan", "--out", out, *options)
+        assert status is None and "finished" not in text and names(out) == DICOM_FILES
+        assert ("Mustermann" in (out / "lesions.json").read_text()) == bool(options)
+        assert (str(tmp_path / "scan") in (out / "report.html").read_text()) == bool(options)
+        assert "finished" in detect(tmp_path / "scan", "--out", out, *options)[1]
+
+
+@pytest.mark.parametrize("wrong", ["a note", "refused", "an error of ours"])
+def test_the_console_tells_nobodys_name_either(detect, tmp_path, monkeypatch, wrong):
+    """A scan whose files have no StudyInstanceUID, and one that fails after it was read."""
+    folder = tmp_path / "scans"
+    for number in (1, 2):
+        whose = dict(patient_name="Mustermann^Erika", patient_id=f"4711{number}")
+        write_dicom_series(volume(number, 3), folder / f"{number}_Mustermann", **whose)
+    if wrong == "a note":
+        for file in (folder / "1_Mustermann").iterdir():
+            ds = pydicom.dcmread(file)
+            del ds.StudyInstanceUID
+            ds.save_as(file)
+    else:
+        kind = DataError if wrong == "refused" else RuntimeError
+
+        def broken(path, lesions, volume, *_, **__):
+            raise kind(f"cannot do it: {volume.source.instances[1].path} of {volume.source.path}")
+
+        monkeypatch.setattr("ct_volumes.page.write_page", broken)
+    status, text = detect(folder, "--out", tmp_path / "out")
+    assert "Mustermann" not in text
+    told = "there is no lesions.seg.dcm: a file has no StudyInstanceUID"
+    told = told if wrong == "a note" else "cannot do it: a file of the scan"
+    assert told in text and len(re.findall("^scan_.{8} ", text, re.M)) == 2
+    assert status == (None if wrong == "a note" else 1)
+    assert "Mustermann" in detect(folder, "--out", tmp_path / "identified", "--identify")[1]
+
+
+def test_half_precision_is_refused_before_a_scan_is_read(detect, scans, tmp_path, monkeypatch):
+    status, text = detect(scans, "--out", tmp_path / "out", "--amp")
+    assert status == 1 and text.count("half precision") == 1 and "FAILED" not in text
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "text, named",
     [
@@ -307,6 +360,15 @@ def test_the_list_of_series_needs_no_network(detect, tmp_path, capsys, monkeypat
     assert head.split()[:3] == ["id", "slices", "size"]
     for part in ("5", "128 x 128", "1 mm", "B30f", "abdomen"):
         assert part in row
+
+
+def test_a_scan_that_cannot_be_listed_does_not_stop_the_others(repository, scans):
+    (scans / "b.nii").write_bytes((scans / "b.nii").read_bytes()[:100])
+    text = command(repository, "tools/detect.py", scans, "--list", expect=1)
+    first, second, third = text.strip().split("\n\n")
+    for name, part in (("a", first), ("c", third)):
+        assert part.splitlines()[0] == name and "128 x 128" in part
+    assert second.startswith("b\n") and "b.nii is no NIfTI file" in second
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 python tools/detect.py SCAN --config alignshift_7slice --checkpoint work_dirs/x --out lesions"""
 
 import argparse
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -35,6 +36,18 @@ class Overrides(argparse.Action):
         Overrides(self.option_strings, self.dest, self.nargs)(*arguments)
 
 
+class Scan(NamedTuple):
+    """A scan that was read: the name by which it is told, and when the work on it began."""
+
+    volume: CTVolume
+    name: str
+    began: float
+
+    def told(self, text: str, options: argparse.Namespace) -> str:
+        """A text that may hold paths of its files, as it may be printed."""
+        return text if options.identify else self.volume.source.without_paths(text)
+
+
 class Outcome(NamedTuple):
     """What became of a scan: its folder, and in words what was found or what went wrong."""
 
@@ -48,9 +61,7 @@ def main() -> int | None:
     options = parse()
     scans = find_scans(options.scan)
     if options.list:
-        for name, path in scans:
-            print_series(name if len(scans) > 1 else "", path)
-        return None
+        return list_all(scans)
     if options.series and len(scans) > 1:
         raise UserError(f"--series chooses within one scan, and {options.scan} holds {len(scans)}")
     if options.scan.is_dir() and options.out.resolve().is_relative_to(options.scan.resolve()):
@@ -61,6 +72,7 @@ def main() -> int | None:
     check_numbers(options)
     check_writers()
     detector, source = exported(options) if options.model else trained(options)
+    detector.check_amp(options.amp)
     algorithm = algorithm_of(detector, options)
     say("detector", f"{detector.name}, {source}")
     say("threshold", threshold_of(algorithm))
@@ -72,7 +84,7 @@ def main() -> int | None:
     ):
         for number, (name, path) in enumerate(scans, 1):
             if len(scans) == 1:
-                detect_in(path, name, options.out, detector, algorithm, options)
+                detect_in(read(path, name, options), options.out, detector, algorithm, options)
                 return None
             print(f"\n{number} of {len(scans)}")
             outcomes.append(attempt(path, name, detector, algorithm, options))
@@ -240,42 +252,46 @@ def attempt(
     options: argparse.Namespace,
 ) -> Outcome:
     """One scan of several: whatever is wrong with it, the others follow."""
+    scan = None
     try:
-        return detect_in(path, name, None, detector, algorithm, options)
+        scan = read(path, name, options)
+        return detect_in(scan, options.out / scan.name, detector, algorithm, options)
     except (UserError, OSError, MemoryError) as error:
-        text = sentence(error)
+        trace, text = "", sentence(error)
     except Exception as error:
-        traceback.print_exc()
-        text = f"{type(error).__name__}: {error}. {REPORT}"
+        trace, text = traceback.format_exc(), f"{type(error).__name__}: {error}. {REPORT}"
+    if scan:
+        name, trace, text = scan.name, scan.told(trace, options), scan.told(text, options)
+    print(trace, end="", file=sys.stderr)
     say("failed", f"{name}: {text}")
     return Outcome(name, text, failed=True)
 
 
+def read(path: Path, name: str, options: argparse.Namespace) -> Scan:
+    """Without --identify a name that would tell the patient's is replaced by a number that is the
+    scan's own."""
+    began = time.monotonic()
+    volume = read_volume(path, options.series)
+    if not options.identify and names_patient(name, volume):
+        name = f"scan_{volume.sha256[:8]}"
+    return Scan(volume, name, began)
+
+
 def detect_in(
-    path: Path,
-    name: str,
-    out: Path | None,
+    scan: Scan,
+    out: Path,
     detector: SliceDetector,
     algorithm: Algorithm,
     options: argparse.Namespace,
 ) -> Outcome:
-    """Detects in one scan and writes its files.
-
-    `out`: the folder for it; None is a folder in OUT of the scan's name, or of a number that is the
-    scan's own where its name would tell the patient's.
-    """
-    began = time.monotonic()
-    volume = read_volume(path, options.series)
-    shown = name
-    if not options.identify and names_patient(name, volume):
-        shown = f"scan_{volume.sha256[:8]}"
-    out = out or options.out / shown
-    say("scan", f"{shown}: {size_of(volume)}")
+    """Detects in one scan and writes its files to the folder `out`."""
+    volume, name, began = scan
+    say("scan", f"{name}: {size_of(volume)}")
     for note in volume.source.notes:
-        say("", note)
-    if is_finished(out, volume, algorithm):
+        say("", scan.told(note, options))
+    if is_finished(out, volume, algorithm, options.identify):
         say("finished", f"before, {out}")
-        return Outcome(shown, "finished before")
+        return Outcome(name, "finished before")
     found = detector.detect_slices(
         volume, options.interval, options.batch_size, options.amp, store=out / SLICES,
         least_score=MIN_SLICE_SCORE,
@@ -287,9 +303,9 @@ def detect_in(
     say("looked at", f"{len(found)} slices, {seconds:.0f} s in all")
     say("lesions", table(lesions, min_score))
     for note in notes:
-        say("", note)
+        say("", scan.told(note, options))
     say("files", f"{out}: {', '.join(written)}")
-    return Outcome(shown, f"{len(lesions)} lesions, {seconds:.0f} s")
+    return Outcome(name, f"{len(lesions)} lesions, {seconds:.0f} s")
 
 
 def size_of(volume: CTVolume) -> str:
@@ -321,10 +337,23 @@ def summary(outcomes: list[Outcome]) -> str:
     return "\n".join([*lines, f"{len(outcomes)} scans, {failed} failed"])
 
 
-def print_series(name: str, path: Path) -> None:
-    """A line for each series of a scan, those that are not read by themselves with the reason."""
-    if name:
+def list_all(scans: list[tuple[str, Path]]) -> int | None:
+    """The series of each scan; one whose series cannot be listed does not stop the others."""
+    failed = False
+    for name, path in scans:
+        if len(scans) == 1:
+            return print_series(path)
         print(f"\n{name}")
+        try:
+            print_series(path)
+        except (UserError, OSError, MemoryError) as error:
+            failed = True
+            print(sentence(error))
+    return 1 if failed else None
+
+
+def print_series(path: Path) -> None:
+    """A line for each series of a scan, those that are not read by themselves with the reason."""
     rows = [("id", "slices", "size", "interval", "thickness", "kernel", "description", "")]
     for each in list_series(path):
         slices, height, width = each.size
@@ -351,4 +380,4 @@ def say(what: str, text: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

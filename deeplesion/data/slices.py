@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deeplesion.conventions import HU_OFFSET, HU_SHIFT, HU_WINDOW
+from deeplesion.conventions import HU_OFFSET, HU_SHIFT, HU_WINDOW, LARGEST_SIDE
 from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import write_whole
 
@@ -27,7 +27,6 @@ INTERPOLATIONS = ("exact", "released")
 # Padding outside a round field of view is -3024 at the lowest, metal 30,710 at the highest. Values
 # stored without the offset come out below, as numbers with a sign on both sides.
 LEAST_HU, MOST_HU = -5000, 31_000
-LARGEST_SIDE = 8192  # no room is made for a larger image on a damaged header's word
 
 
 class SliceFolder:

@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     JPEGLSLossless,
     RLELossless,
 )
@@ -194,26 +195,46 @@ def test_values_are_clipped_into_int16(tmp_path):
     assert "clipped" in notes(volume)
 
 
+def read_stored(tmp_path, images, stored, order):
+    """Reads images that hold the (S, H, W) values `stored` in a byte order."""
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    for i, (ds, values) in enumerate(zip(images, stored)):
+        ds.PixelData = values.astype(f"{order}u2").tobytes()
+        little = order == "<"
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        pydicom.dcmwrite(folder / f"{i}.dcm", ds, implicit_vr=False, little_endian=little)
+    return read_volume(folder)
+
+
+@pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("signed", [False, True])
-def test_bits_above_those_stored_are_an_overlay_or_the_sign(tmp_path, signed):
+def test_bits_above_those_stored_are_an_overlay_or_the_sign(tmp_path, signed, order):
     images = series(BitsStored=12, HighBit=11)
     expected = np.clip(HU, -1024, 1000)
-    for ds, hu in zip(images, expected):
-        stored = (hu.astype(np.int32) + (0 if signed else 1024)) & 0xFFF
-        stored[::2] |= 0x1000  # an overlay in bit 12
+    stored = (expected.astype(np.int32) + (0 if signed else 1024)) & 0xFFF
+    stored[:, ::2] |= 0x1000  # an overlay in bit 12
+    for ds in images:
         ds.PixelRepresentation, ds.RescaleIntercept = int(signed), 0 if signed else -1024
-        ds.PixelData = stored.astype(np.uint16).tobytes()
         ds.add_new(0x60000102, "US", 12)
-    assert_same(read(tmp_path, images), expected)
+    assert_same(read_stored(tmp_path, images, stored, order), expected)
 
 
+@pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("extended", [False, True])
-def test_values_with_a_sign_of_fewer_bits(tmp_path, extended):
+def test_values_with_a_sign_of_fewer_bits(tmp_path, extended, order):
     images = series(BitsStored=12, HighBit=11, PixelRepresentation=1, RescaleIntercept=0)
-    for ds, hu in zip(images, HU):
-        stored = hu.astype(np.int32) & (0xFFFF if extended else 0xFFF)
-        ds.PixelData = stored.astype(np.uint16).tobytes()
-    volume = read(tmp_path, images)
+    stored = HU.astype(np.int32) & (0xFFFF if extended else 0xFFF)
+    volume = read_stored(tmp_path, images, stored, order)
+    assert_same(volume)
+    assert volume.source.notes == ()
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_values_without_a_sign_of_fewer_bits(tmp_path, order):
+    volume = read_stored(
+        tmp_path, series(BitsStored=12, HighBit=11), HU.astype(np.int32) + 1024, order
+    )
     assert_same(volume)
     assert volume.source.notes == ()
 

@@ -140,3 +140,39 @@ def test_other_files_are_left_alone(tmp_path):
         check_folder(tmp_path / "thesis.txt")
     remove_others(tmp_path, None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+PARTS = ["features.onnx.new", "boxes.pt2.new.part", "masks.onnx.new.12-0a1b2c3d.part"]
+PARTS += ["manifest.json.part", "features-0123456789ab.onnx", "masks-0123456789ab.pt2"]
+
+
+def test_what_an_interrupted_export_leaves_is_known(tmp_path):
+    for name in PARTS:
+        (tmp_path / name).write_bytes(b"half")
+    check_folder(tmp_path)
+    write(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["features-final.csv", "boxes-2024.json", "masks-0123456789ab.nii.gz", "features.onnx"]
+    + ["masks-of-me.onnx", "manifest.json.bak", "manifest.json5", "xfeatures-0123456789ab.onnx"],
+)
+def test_files_of_like_names_are_other_files(name, tmp_path):
+    write(tmp_path)
+    (tmp_path / name).write_bytes(b"years of work")
+    write(tmp_path)
+    remove_others(tmp_path, None)
+    (tmp_path / MANIFEST).unlink()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(UserError, match="holds other files"):
+        check_folder(tmp_path)
+
+
+def test_a_manifest_of_something_else_is_another_file(tmp_path):
+    (tmp_path / MANIFEST).write_text('{"name": "a web page"}')
+    with pytest.raises(UserError, match="holds other files"):
+        check_folder(tmp_path)
+    (tmp_path / MANIFEST).write_text('{"format": "deeplesi')  # damaged: written over
+    check_folder(tmp_path)

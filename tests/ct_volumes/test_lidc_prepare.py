@@ -21,7 +21,7 @@ from ct_volumes.lidc_crops import crop, cut_nodules, find_series
 from ct_volumes.lidc_nodules import find_nodules, split
 from ct_volumes.lidc_phantom import make_lidc
 from ct_volumes.lidc_prepare import cut_scan, prepare_lidc
-from ct_volumes.lidc_samples import crop_path, read_crop, read_samples
+from ct_volumes.lidc_samples import crop_path, read_crop, read_samples, write_crop
 from ct_volumes.read import read_volume
 from deeplesion.errors import DataError, MissingDataError, UserError
 
@@ -150,6 +150,37 @@ def test_an_interruption_leaves_no_list_and_the_next_call_goes_on(copy, read_onc
     assert before
     prepare_lidc(source, out, workers=1, progress=False)
     assert {name: states(out)[name] for name in before} == before
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_over_changed_crops_there_is_no_list(copy, read_once, monkeypatch, at):
+    source, out = copy
+    written = []
+
+    def interrupted(*arguments):
+        if len(written) == at:
+            assert not (out / "nodules.json").exists()
+            raise KeyboardInterrupt
+        written.append(arguments)
+        write_crop(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ct_volumes.lidc_prepare.write_crop", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_lidc(source, out, of="consensus", workers=1, progress=False)
+    with pytest.raises(MissingDataError):
+        read_samples(out)
+    prepare_lidc(source, out, of="consensus", workers=1, progress=False)
+    assert read_samples(out)[0]["masks"] == "consensus"
+
+
+def test_where_nothing_can_be_cut_there_is_no_list(copy):
+    source, out = copy
+    for file in (source / "dicom").rglob("*.dcm"):
+        file.write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(DataError, match="no nodule can be cut"):
+        prepare_lidc(source, out, workers=1, progress=False)
+    assert not (out / "nodules.json").exists()
 
 
 def test_what_cannot_be_cut_is_left_out_and_named(copy):

@@ -175,9 +175,12 @@ def test_unevenly_spaced_slices_count_for_what_belongs_to_them():
     volume = scan(steps)
     detections = ball_detections(volume, [(28, 24, 11, 9.5, 0.9)], range(15))
     (lesion,) = link(detections, volume)
-    areas = {d.index: d.masks[0].mask.sum() * 0.64 for d in detections if len(d.boxes)}
-    expected = sum(area * volume.extent_mm[i] for i, area in areas.items())
-    assert lesion.volume_mm3 == pytest.approx(expected)
+    areas = [d.masks[0].mask.sum() * 0.64 for d in detections if len(d.boxes)]
+    # Half the way to each neighbour, over gaps as well; the last slice lies beside one, and ends
+    # there as at an end.
+    extents = [1.5 + 0.5, 2.5, 1.5, 1, 2.5, 2.5, 1.5, 2, 1.5, 1, 0.5 + 0.5]
+    assert (lesion.first, lesion.last) == (2, 12)
+    assert lesion.volume_mm3 == pytest.approx(np.dot(areas, extents))
     assert lesion.volume_mm3 == pytest.approx(4 / 3 * np.pi * 9.5**3, rel=0.06)
 
 
@@ -253,6 +256,68 @@ def test_a_ball_over_a_gap_of_the_scan_is_one_lesion():
         assert lesion.volume_mm3 == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.1)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("radius, seen", [(3, range(17, 20)), (8, range(12, 23))])
+def test_a_lesion_ends_beside_a_long_gap(radius, seen, every):
+    """Two parts of 20 slices, 300 mm apart: what is found at the end of the one ends there, and
+    what is found at the beginning of the other is another lesion."""
+    volume = scan([1.0] * 19 + [300.0] + [1.0] * 19)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    disc = Patch.of((x - 28) ** 2 + (y - 24) ** 2 <= radius**2)
+    box = np.array([[28.0, 24, 28, 24]]) + radius * np.array([-1, -1, 1, 1])
+    looked_at = sorted({*range(0, 20, every), 19, *range(20, 40, every)})
+    found = [
+        SliceDetections(i, box, np.array([0.9 - i / 100]), (disc,))
+        if i in seen
+        else SliceDetections(i, np.zeros((0, 4)), np.zeros(0), ())
+        for i in looked_at
+    ]
+    lesions = link(found, volume)
+    parts = [[i for i in seen if i < 20], [i for i in seen if i >= 20]]
+    assert len(lesions) == sum(map(bool, parts))
+    for lesion, part in zip(lesions, parts):
+        true = disc.mask.sum() * 0.64 * len(part)
+        assert lesion.volume_mm3 == pytest.approx(true, abs=disc.mask.sum() * 0.64 * every / 2)
+        assert {lesion.first, lesion.last} & {19, 20}
+        middle = volume.to_world(28, 24, np.array(part)).mean(axis=0)
+        np.testing.assert_allclose(lesion.centroid_mm, middle, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    "steps, bridge_mm, parts",
+    [
+        ([1.0] * 3 + [10.0] + [1.0] * 3, 0.0, 1),
+        ([1.0] * 3 + [11.0] + [1.0] * 3, 5.0, 2),
+        ([1.0] * 3 + [11.0] + [1.0] * 3, 12.0, 1),
+        ([5.0] * 3 + [10.0] + [5.0] * 3, 5.0, 1),  # one slice is missing
+        ([5.0] * 3 + [15.0] + [5.0] * 3, 5.0, 2),
+        ([12.0] * 6, 5.0, 1),  # no gap
+        ([1.0] * 3 + [12.0] * 3, 5.0, 1),
+    ],
+)
+def test_gaps_are_bridged_up_to_10_mm_or_as_far_as_is_asked(steps, bridge_mm, parts):
+    volume = scan(steps)
+    box = np.array([[10.0, 10, 20, 20]])
+    found = [SliceDetections(i, box, np.array([0.5])) for i in range(7)]
+    assert len(link(found, volume, bridge_mm=bridge_mm)) == parts
+
+
+def test_where_few_slices_are_looked_at_nothing_is_repeated_beyond_a_gap():
+    """Half the step to the next slice looked at reaches over the gap; the lesion does not."""
+    volume = scan([1.0] * 20 + [7.0] + [1.0] * 20)
+    box = np.array([[10.0, 10, 20, 20]])
+    nothing = np.zeros((0, 4)), np.zeros(0)
+    found = [
+        SliceDetections(0, *nothing),
+        SliceDetections(20, box, np.array([0.5])),
+        SliceDetections(40, *nothing),
+    ]
+    (lesion,) = link(found, volume)
+    assert (lesion.first, lesion.last) == (10, 20)
+    (lesion,) = link(found[1:], volume)
+    assert (lesion.first, lesion.last) == (20, 20)
+
+
 def test_a_chain_by_hand():
     """A (0.9) goes on with B: the larger IoU, though C has the higher score. C goes on with D,
     which lies in it; E is nobody's. F is B again and suppressed."""
@@ -310,6 +375,16 @@ def plain_iou(a, b):
     return common / (sum(areas) - common), common / min(areas)
 
 
+def over_a_long_gap(positions, one, other):
+    """Whether more than 10 mm lie between two slices of which others are missing."""
+    steps = np.diff(positions).tolist()
+    for at in range(min(one, other), max(one, other)):
+        beside = max(([0] + steps)[at], (steps + [0])[at + 1])
+        if steps[at] > 10 and (steps[at] > 1.5 * beside > 0 or steps[at] > 50):
+            return True
+    return False
+
+
 def plain_chains(detections, positions, nms_iou, iou, overlap, bridge_mm, share):
     """{slice: box} of each lesion, found one by one."""
     left = []  # score, slice, box
@@ -333,7 +408,9 @@ def plain_chains(detections, positions, nms_iou, iou, overlap, bridge_mm, share)
                 ahead = looked_at[place + 1 :] if way > 0 else looked_at[:place][::-1]
                 best = None
                 for number, other in enumerate(ahead):
-                    if number and abs(positions[other] - positions[index]) > bridge_mm + 1e-3:
+                    over = over_a_long_gap(positions, index, other)
+                    far = abs(positions[other] - positions[index]) > bridge_mm + 1e-3
+                    if far and (number or over):
                         break
                     linked = []
                     for candidate in left:
@@ -361,7 +438,7 @@ def plain_chains(detections, positions, nms_iou, iou, overlap, bridge_mm, share)
 def random_scan(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(1, 9))
-    volume = scan(rng.choice([0.5, 1, 2, 6], count - 1))
+    volume = scan(rng.choice([0.5, 1, 2, 6, 40], count - 1))
     looked_at = np.flatnonzero(rng.uniform(size=count) < 0.8)
     number = draw(st.integers(0, 8))
     scores = rng.permutation(number * len(looked_at)).reshape(len(looked_at), number) / 100 + 0.05

@@ -80,6 +80,52 @@ def test_what_is_finished_is_kept_and_what_has_changed_is_done_again(copy):
     assert json.loads((out / "annotations/train.json").read_text())["annotations"] == []
 
 
+def test_a_slice_that_is_gone_is_written_again(copy):
+    out = copy / "out"
+    prepare_lits(copy, out, workers=1, progress=False)
+    slices = {p: p.read_bytes() for p in (out / "Images_png").rglob("*.png")}
+    gone = sorted(slices)[3]
+    gone.unlink()
+    prepare_lits(copy, out, workers=1, progress=False)
+    assert {p: p.read_bytes() for p in (out / "Images_png").rglob("*.png")} == slices
+    shutil.rmtree(gone.parent)
+    prepare_lits(copy, out, workers=1, progress=False)
+    assert {p: p.read_bytes() for p in (out / "Images_png").rglob("*.png")} == slices
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", "7"])
+def test_a_record_that_is_none_counts_as_not_there(copy, record):
+    out = copy / "out"
+    prepare_lits(copy, out, workers=1, progress=False)
+    path = out / "cases/lits_028.json"
+    before = path.read_bytes()
+    path.write_text(record)
+    assert prepare_lits(copy, out, workers=1, progress=False).exit_code == 0
+    assert path.read_bytes() == before
+
+
+def test_over_changed_slices_there_is_no_list(copy, monkeypatch):
+    out = copy / "out"
+    prepare_lits(copy, out, workers=1, progress=False)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ct_volumes.lits_prepare.write_slice", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_lits(copy, out, workers=1, step_mm=3.0, progress=False)
+    assert not any((out / "annotations").iterdir())
+    prepare_lits(copy, out, workers=1, step_mm=3.0, progress=False)
+    assert read_samples(out / "annotations/train.json")["info"]["step_mm"] == 3.0
+
+    for path in copy.glob("volume-2*.nii"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="no case can be read"):
+        prepare_lits(copy, out, workers=1, progress=False)
+    assert not any((out / "annotations").iterdir())
+
+
 def test_a_case_that_cannot_be_read_is_left_out_and_named(copy):
     path = copy / "segmentation-29.nii"
     path.write_bytes(path.read_bytes()[:-10])

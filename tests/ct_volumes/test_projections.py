@@ -35,3 +35,17 @@ def test_markers_lie_on_what_is_bright_in_the_projections(place):
         assert page._picture(view, volume)["levels"][k] == pytest.approx(
             mark["centre"][1], abs=0.02
         )
+
+
+def test_gaps_of_the_scan_are_black():
+    """Two bright parts of 12 mm, 23 mm between them."""
+    volume = scan(np.full((24, 120, 150), 3000, np.int16), 0.0, [1.0] * 11 + [24.0] + [1.0] * 12)
+    for view in project(volume).values():
+        middle = view.grey[:, view.grey.shape[1] // 2]
+        bright = [(middle[a:b] == 255).mean() for a, b in (rows(view, 0, 12), rows(view, 35, 47))]
+        assert min(bright) > 0.9
+        assert (middle[slice(*rows(view, 13, 34))] == 0).all()
+
+
+def rows(view, first_mm, last_mm):
+    return round(first_mm / view.pixel_mm), round(last_mm / view.pixel_mm)

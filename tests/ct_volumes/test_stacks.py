@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ct_volumes.stacks import gaps, has_body, key_slices, plan_volume_stack
+from ct_volumes.gaps import gaps
+from ct_volumes.stacks import has_body, key_slices, plan_volume_stack
 from ct_volumes.volume import CTVolume, Source
 from deeplesion.data.slices import INTERPOLATIONS, POLICIES, plan_stack
 from deeplesion.errors import DataError
@@ -106,13 +107,6 @@ def test_nothing_is_taken_from_beyond_a_gap(interval, policy, missing):
         part = (0, 7) if key <= 7 else (8, 13)
         expected = plan_stack(key, interval, part, 7, policy)
         assert plan_volume_stack(positions, key, 7, policy) == expected
-
-
-def test_gaps_are_intervals_longer_than_those_on_both_sides():
-    assert not gaps(positions_of([1, 1, 5, 5, 5])).any()
-    assert not gaps(positions_of([3])).any() and not gaps(positions_of([])).any()
-    assert gaps(positions_of([1, 2, 1, 1, 4])).tolist() == [False, True, False, False, True]
-    assert gaps(positions_of([80])).tolist() == [True]  # no CT slice is so thick
 
 
 def test_a_slice_without_neighbours_is_repeated():

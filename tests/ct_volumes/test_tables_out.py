@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from pycocotools import mask as coco_mask
 
-from ct_volumes.lesions import Algorithm, Lesion, LesionSlice, Patch
+from ct_volumes.lesions import Algorithm, Lesion, LesionSlice, Patch, SliceDetections
+from ct_volumes.linking import link
 from ct_volumes.tables_out import CSV_COLUMNS, read_json, write_csv, write_json, write_prompts
 from ct_volumes.volume import CTVolume, Instance, Source
 from deeplesion.errors import DataError, MissingDataError, WriteError
@@ -58,6 +59,16 @@ def written(tmp_path, scan, found, **options):
     path = tmp_path / "lesions.json"
     write_json(path, found, scan, ALGORITHM, **options)
     return read_json(path)
+
+
+def test_a_written_score_is_a_threshold_that_its_lesion_reaches(tmp_path):
+    scan, box = volume(), np.array([[3.0, 3, 12, 12]])
+    for score in np.random.default_rng(0).uniform(0.1, 1, 20).astype(np.float32):
+        detections = [SliceDetections(2, box, np.array([score]))]
+        (each,) = written(tmp_path, scan, link(detections, scan))["lesions"]
+        assert each["score"] == each["slices"][0]["score"] == score
+        assert len(link(detections, scan, lesion_score=each["score"])) == 1
+        assert not link(detections, scan, lesion_score=np.nextafter(each["score"], 2))
 
 
 def test_json_holds_the_lesions(tmp_path):

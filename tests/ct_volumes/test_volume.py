@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ct_volumes.lesions import Patch
-from ct_volumes.volume import CTVolume, Source
+from ct_volumes.volume import CTVolume, Instance, Source
 
 SIGNS = [(i, j, k) for i in (False, True) for j in (False, True) for k in (False, True)]
 
@@ -28,7 +28,18 @@ def test_positions_run_from_head_to_feet_and_intervals_reach_to_the_next_slice()
 
 
 def test_extents_tile_the_scan():
-    np.testing.assert_allclose(volume().extent_mm, [1, 1.5, 3.5, 5])
+    scan = volume((5, 5, 6), steps=(1.0, 2.0, 5.0, 5.0))
+    np.testing.assert_allclose(scan.extent_mm, [1, 1.5, 3.5, 5, 5])
+    ends = scan.positions_mm[:, None] + scan.reach_mm * [-1, 1]
+    np.testing.assert_allclose(ends[1:, 0], ends[:-1, 1])
+
+
+def test_beside_a_gap_slices_end_as_at_an_end_of_the_scan():
+    """Each part is as a volume of its own."""
+    scan = volume((7, 5, 6), steps=(1.0, 2.0, 300.0, 1.5, 1.5, 80.0), slice_thickness_mm=3.0)
+    np.testing.assert_allclose(scan.extent_mm, [1, 1.5, 2, 1.5, 1.5, 1.5, 3])
+    np.testing.assert_allclose(scan.reach_mm[2], [1, 1])
+    assert volume((2, 5, 6), steps=(300.0,)).extent_mm.tolist() == [1, 1]
 
 
 def test_a_single_slice_has_no_neighbours_and_its_own_thickness():
@@ -84,6 +95,27 @@ def test_a_volume_keeps_its_own_geometry():
     )
     origins[:] = 0
     assert scan.origins_mm.any()
+
+
+@pytest.mark.parametrize(
+    "path, files, text, expected",
+    [
+        ("/d/DOE", ("/d/DOE/1", "/d/DOE/2"), "/d/DOE/1 has no UID", "a file has no UID"),
+        ("/d/DOE", ("/d/DOE/1",), "cannot read /d/DOE/12: gone", "cannot read the scan/12: gone"),
+        ("/d/DOE.zip", ("DOE/1",), "DOE/1 in /d/DOE.zip is bad.", "a file in the scan is bad."),
+        ("ct", ("ct/1",), "ct.b, out/ct/x, ct-2, act; ct.", "ct.b, out/ct/x, ct-2, act; the scan."),
+        ("7", ("7/1",), "7 is read; 7.5 mm, 17 slices", "the scan is read; 7.5 mm, 17 slices"),
+        (".", ("1", "2"), "1 has no UID. Uneven.", "a file has no UID. Uneven."),
+    ],
+)  # fmt: skip
+def test_paths_of_a_scan_are_taken_out_of_a_text(path, files, text, expected):
+    zipped = path.endswith(".zip")
+    instances = tuple(
+        Instance(Path(path), "1.2", member=file) if zipped else Instance(Path(file), "1.2")
+        for file in files
+    )
+    source = Source(Path(path), "dicom", (len(files), 5, 6), instances=instances)
+    assert source.without_paths(text) == expected
 
 
 def test_a_patch_is_the_mask_where_it_is_not_empty():
