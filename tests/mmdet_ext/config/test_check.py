@@ -162,8 +162,8 @@ def test_near_misses_are_refused_in_other_detectors(model, message):
 def test_a_base_may_be_computed(tmp_path):
     """Failed before."""
     file = tmp_path / "mine.py"
-    file.write_text(f"_base_ = {str(ROOT)!r} + '/configs/a3d_3slice.py'\nnum_workers = 3\n")
-    with pytest.raises(ConfigError, match="num_workers is read while the base config is loaded"):
+    file.write_text(f"_base_ = {str(ROOT)!r} + '/configs/a3d_3slice.py'\ndata_root = 'x'\n")
+    with pytest.raises(ConfigError, match="data_root is read while the base config is loaded"):
         check_option_names(Config.fromfile(file))
     file.write_text(f"_base_ = ['/'.join([{str(ROOT)!r}, 'configs/a3d_3slice.py'])]\n")
     check_option_names(Config.fromfile(file))
