@@ -7,7 +7,8 @@ if [ $# -lt 3 ]; then
 usage: scripts/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
   e.g. scripts/dist_test.sh configs/alignshift_7slice.py work_dirs/alignshift_7slice 4
 
-CONFIG is a file, or the name of an experiment. CHECKPOINT is a file, or the folder of a run for its best one. The result is that of one process.
+CONFIG is a file, or the name of an experiment.
+CHECKPOINT is a file, or the folder of a run for its best one. The result is that of one process.
 Variables: as for scripts/dist_train.sh.
 USAGE
     exit 2

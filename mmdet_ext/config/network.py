@@ -175,7 +175,7 @@ def of_parts(difference: Difference, parts: Collection[str]) -> bool:
     return first == "model" and rest[0] in {*parts, "data_preprocessor"}
 
 
-def takes_num_slices(model: Mapping, parts: Collection[str]) -> bool:
+def need_num_slices(model: Mapping, parts: Collection[str]) -> bool:
     """Whether weights of these parts of a detector, of `network_of`, are for its number of slices:
     a neck that squeezes them, an operator that mixes them all, the channels of 2.5D."""
     return any(

@@ -126,8 +126,8 @@ def build_runner(
     Args:
         accept_differences: see `TrainedAsHook`.
         load_from: the checkpoint of this start; None: what the config says.
-        resume: whether this start goes on with a run, as in mmengine. Neither is of the experiment:
-            the config that the run saves, and that can be run again, has them as they were.
+        resume: whether this start goes on with a run, as in mmengine. Neither is of the experiment,
+            and the config that the run saves, which can be run again, does not have them.
     """
     join_processes(config)
     config.resume = False

@@ -14,7 +14,7 @@ from mmdet_ext.config.network import (
     network_of,
     of_parts,
     of_training,
-    takes_num_slices,
+    need_num_slices,
 )
 
 ANOTHER_NETWORK = (
@@ -110,6 +110,6 @@ def _that_weights_need(
     typed = {k for k, v in model.items() if isinstance(v, dict) and "type" in v}
     if typed - parts <= {"data_preprocessor"}:
         parts |= {"type", "num_slices"}
-    elif takes_num_slices(model, parts):
+    elif need_num_slices(model, parts):
         parts |= {"num_slices"}
     return [d for d in found if of_parts(d, parts) and not d.path.endswith(".num_classes")]
