@@ -11,10 +11,10 @@ from mmdet_ext.config.network import (
     TRAINED_AS,
     Difference,
     differences,
+    need_num_slices,
     network_of,
     of_parts,
     of_training,
-    need_num_slices,
 )
 
 ANOTHER_NETWORK = (
