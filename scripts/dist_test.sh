@@ -7,6 +7,7 @@ if [ $# -lt 3 ]; then
 usage: scripts/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
   e.g. scripts/dist_test.sh configs/alignshift_7slice.py work_dirs/alignshift_7slice 4
 
+CONFIG is a file, or the name of an experiment.
 CHECKPOINT is a file, or the folder of a run for its best one. The result is that of one process.
 Variables: as for scripts/dist_train.sh.
 USAGE
@@ -16,6 +17,5 @@ config=$1
 checkpoint=$2
 gpus=$3
 shift 3
-[ -f "$config" ] || { echo "no config file $config" >&2; exit 2; }
 [ -e "$checkpoint" ] || { echo "no checkpoint $checkpoint" >&2; exit 2; }
 exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" "$gpus" test.py "$config" "$checkpoint" "$@"

@@ -7,6 +7,7 @@ if [ $# -lt 2 ]; then
 usage: scripts/dist_train.sh CONFIG GPUS [options of tools/train.py]
   e.g. scripts/dist_train.sh configs/alignshift_7slice.py 4 --amp
 
+CONFIG is a file, or the name of an experiment.
 The total batch stays that of the config: each process takes its share.
 Variables: PYTHON, the interpreter (.venv's if there is one, else python); OMP_NUM_THREADS (1).
 Several machines: start it on each with NNODES, NODE_RANK (0 ... NNODES - 1), MASTER_ADDR (of node
@@ -17,5 +18,4 @@ fi
 config=$1
 gpus=$2
 shift 2
-[ -f "$config" ] || { echo "no config file $config" >&2; exit 2; }
 exec "$(dirname "${BASH_SOURCE[0]}")/launch.sh" "$gpus" train.py "$config" "$@"

@@ -7,6 +7,7 @@ if [ $# -lt 3 ]; then
 usage: scripts/slurm_train.sh PARTITION JOB CONFIG [options of tools/train.py]
   e.g. GPUS=4 scripts/slurm_train.sh gpu alignshift configs/alignshift_7slice.py --amp
 
+CONFIG is a file, or the name of an experiment.
 The total batch stays that of the config: each process takes its share.
 Variables: GPUS in all (8); GPUS_PER_NODE (GPUS, at most 8); CPUS_PER_TASK (5: one for training,
 four for num_workers=4); SRUN_ARGS, more options of srun ("--time=2-0 --mem=64G"); MASTER_PORT (by
@@ -19,7 +20,6 @@ partition=$1
 job=$2
 config=$3
 shift 3
-[ -f "$config" ] || { echo "no config file $config" >&2; exit 2; }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 gpus=${GPUS:-8}

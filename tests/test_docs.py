@@ -130,6 +130,12 @@ def test_files_that_are_named_exist(page):
     assert missing <= {"configs/neighbour_mean_3slice.py"}
 
 
+def test_papers_to_cite_are_in_machine_readable_form_too():
+    cited = [" ".join(t.split()) for t in re.findall(r"\*([^*]+?)\.\*", README.split("## Cite")[1])]
+    file = (ROOT / "CITATION.cff").read_text()
+    assert len(cited) == 6 and re.findall(r'^    title: "(.*)"$', file, re.M) == cited
+
+
 def test_every_page_is_linked_from_the_readme():
     linked = set(re.findall(r"\]\((docs/[\w/]+\.md)", README))
     assert linked == {page.relative_to(ROOT).as_posix() for page in PAGES[1:]}

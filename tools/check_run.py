@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from deeplesion.command_line import command
-from deeplesion.errors import MissingDataError
+from deeplesion.errors import MissingDataError, UserError
 from deeplesion.files import write_whole
 from mmdet_ext.engine.run_check import (
     Reference,
@@ -37,15 +37,18 @@ def main() -> int:
     parser.add_argument(
         "--reference",
         metavar="NAME",
-        help="compare with these sound runs: deeplesion or demo (default: what the config says)",
+        help="compare with these sound runs: deeplesion, demo or another file of"
+        " mmdet_ext/engine/references without its .json (default: what the config says)",
     )
     parser.add_argument(
         "--record",
         metavar="JSON",
-        help="compare nothing, and write the ranges of these runs, which are sound, to a file",
+        help="compare nothing, and write the ranges of these runs, which are sound, to a new file",
     )
     args = parser.parse_args()
     if args.record:
+        if Path(args.record).exists():
+            raise UserError(f"--record {args.record} is there already: name another, or remove it")
         plans = [read_plan(folder)[0] for folder in args.work_dirs]
         logs = [read_log(f, p.updates_per_epoch) for f, p in zip(args.work_dirs, plans)]
         source = f"{len(logs)} runs, recorded by tools/check_run.py --record"

@@ -27,12 +27,12 @@ def main() -> None:
     options = parser.parse_args()
     for path in options.configs:
         config = load_config(path, options.cfg_options)
-        slices, size = input_shape(config)
-        size = options.size or size
+        slices, *size = input_shape(config)
+        height, width = size = [options.size] * 2 if options.size else size
         with refused_by_parts():
             parts = detector_complexity(config, size)
         fusion = config.model.backbone.get("fusion", {}).get("type")
-        print(f"{path}: {fusion or config.model.type}, {slices} x {size} x {size}")
+        print(f"{path}: {fusion or config.model.type}, {slices} x {height} x {width}")
         print(format_complexity(parts))
         if fusion == "P3DConv":
             print(P3D_NOTE)

@@ -40,12 +40,12 @@ from mmdet_ext.engine.study import (
     visible_gpus,
 )
 from mmdet_ext.engine.study_plan import (
+    besides_operators,
     check_methods,
     check_tests,
     code_hash,
     methods_of,
     modules_of,
-    other_stacks,
     parsed,
     with_fingerprints,
 )
@@ -194,7 +194,7 @@ def make_plan(options: argparse.Namespace) -> dict:
         configs.append(config)
     check_methods(found)
     check_tests(found, configs)
-    if note := other_stacks(found, configs):
+    for note in besides_operators(found, configs):
         print(note)
     methods = []
     for method, config in zip(tqdm(found, desc="counting", leave=False, disable=None), configs):

@@ -16,7 +16,13 @@ from deeplesion.report.tables import format_table, key_slices_note
 from mmdet_ext.config.experiment import dicts, type_name
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.distributed import add_launcher, launched
-from mmdet_ext.engine.run import NODULE_METRICS, chosen_on_test, load_config, test
+from mmdet_ext.engine.run import (
+    NODULE_METRICS,
+    chosen_on_test,
+    find_checkpoint,
+    load_config,
+    test,
+)
 from mmdet_ext.evaluation.dice_metric import dice_table
 from mmdet_ext.models.tta import VIEWS
 
@@ -54,11 +60,12 @@ def main() -> None:
     config = load_config(options.config, options.cfg_options, options.work_dir, options.checkpoint)
     config.launcher = options.launcher
     views = list(VIEWS) if options.tta == [] else sorted(options.tta or (), key=list(VIEWS).index)
-    result_file = test(config, options.checkpoint, options.out, options.accept_differences, views)
+    weights = find_checkpoint(options.checkpoint)
+    result_file = test(config, weights, options.out, options.accept_differences, views)
     if not is_main_process():
         return
     kinds = {type_name(metric) for _, metric in dicts(config.test_evaluator, "")}
-    if chosen_on_test(config, config.load_from):
+    if chosen_on_test(config, weights):
         print(CHOSEN_ON_TEST)
     if result_file is None:
         print(f"{' and '.join(sorted(kinds))}: the scores are those above, no file is written")

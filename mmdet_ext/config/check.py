@@ -96,10 +96,6 @@ UNTYPED = {
         "dwconv_decay_mult", "flat_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate",
     },
     "stack": _names(plan_stack) - {"key_slice", "thickness_mm", "slice_range"},
-    "resize": {  # RandomAffineResize's
-        "size", "prob", "shift", "scale", "rotation", "flip_prob", "box_from", "interpolation",
-        "augment",
-    },
     "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
     "env_cfg.mp_cfg": {"mp_start_method", "opencv_num_threads"},
     "env_cfg.dist_cfg": _names(init_process_group),
@@ -384,11 +380,9 @@ def _check_file(path: Path) -> list[set[str]]:
                 if isinstance(target, ast.Name):
                     assigned[target.id] = statement.value
     bases: list[set[str]] = []
-    if "_base_" in assigned:
-        names = ast.literal_eval(assigned["_base_"])
-        for name in [names] if isinstance(names, str) else names:
-            if "::" not in name:  # a config of another package
-                bases += _check_file(path.parent / name)
+    for name in Config._get_base_files(str(path)):  # which may be computed
+        if "::" not in name:  # a config of another package
+            bases += _check_file(path.parent / name)
     read = {
         node.id
         for node in ast.walk(tree)

@@ -172,4 +172,14 @@ def of_parts(difference: Difference, parts: Collection[str]) -> bool:
     """Whether it concerns what weights of these parts of a detector ('backbone', 'neck', ...) are
     fed with or do."""
     first, *rest = difference.path.split(".")
-    return first == "model" and rest[0] in {*parts, "data_preprocessor", "num_slices"}
+    return first == "model" and rest[0] in {*parts, "data_preprocessor"}
+
+
+def need_num_slices(model: Mapping, parts: Collection[str]) -> bool:
+    """Whether weights of these parts of a detector, of `network_of`, are for its number of slices:
+    a neck that squeezes them, an operator that mixes them all, the channels of 2.5D."""
+    return any(
+        "num_slices" in options or options.get("slices_as_channels")
+        for part in parts
+        for _, options in dicts(model.get(part), part)
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,19 @@ WITHOUT_EFFECT = {
 
 
 class Overrides(DictAction):
-    """argparse's action for `--cfg-options k=v ...`: mmengine's, which says what it cannot read."""
+    """argparse's action for `--cfg-options k=v ...`: mmengine's, which says what it cannot read,
+    and keeps the spaces of a text."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        text = val.strip("'\"")
+        bare = text.strip()
+        if "," in bare or (bare[:1], bare[-1:]) in (("(", ")"), ("[", "]")):
+            if re.search(r"[^\s,()[\]]\s+[^\s,()[\]]", bare):
+                raise ValueError("a part of a list cannot hold spaces")  # mmengine takes them out
+            return DictAction._parse_iterable(bare)
+        value = DictAction._parse_int_float_bool(bare)
+        return text if isinstance(value, str) else value
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for value in values:
@@ -79,8 +92,8 @@ def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> None:
 
     Raises ConfigError for a path that is neither there nor an argument of the class there, with the
     nearest that is; for a variable of the config file, which has been read by now; for an index
-    beyond its list; for a word in place of a number; for what a command sets itself; for one HU
-    window where several are set.
+    beyond its list; for what is no number, or not True or False, in place of one; for what a
+    command sets itself; for one HU window where several are set.
     """
     before = config.to_dict()
     merged = dict(overrides)
@@ -165,9 +178,20 @@ def _check_override(config: dict, path: str, value: Any, overrides: Mapping[str,
             _check_new(config, holder, here, part, parts[i + 1 :])
             return
         node = node[part]
-    kind = "True or False" if isinstance(node, bool) else "a number"
-    if isinstance(node, (bool, int, float)) and isinstance(value, str):
+    if not _takes(node, value):
+        kind = "True or False" if isinstance(node, bool) else "a number"
         raise ConfigError(f"expected {kind}, such as the config's {node}, got {value!r}")
+
+
+def _takes(node: Any, value: Any) -> bool:
+    """Whether a value is of the kind of the number, or of the True or False, that it replaces. Of
+    a number also None, and one for each axis, are."""
+    if isinstance(node, bool):
+        return isinstance(value, bool)
+    if not isinstance(node, (int, float)) or value is None:
+        return True
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
 def _dotted(parts: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from ct_volumes.optional import module, need
-from deeplesion.errors import DataError
+from deeplesion.errors import DataError, UserError
 from mmdet_ext.datasets.sampler import SampleKey, index_and_key, run_pipeline
 from mmdet_ext.datasets.volume_transforms import KEYS, MonaiTransform
 
@@ -186,7 +186,7 @@ class RandomFlipsAndTurns(MonaiTransform):
 
     def transform(self, results: dict) -> dict:
         if results["volume"].shape[2] != results["volume"].shape[3]:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} turns slices of equal height and width alone, got "
                 f"{tuple(results['volume'].shape[2:])}"
             )

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -154,9 +155,21 @@ def slurm_variables(slurm: Mapping[str, str]) -> dict[str, str]:
         "RANK": slurm["SLURM_PROCID"],
         "LOCAL_RANK": slurm["SLURM_LOCALID"],
         "WORLD_SIZE": slurm["SLURM_NTASKS"],
+        "LOCAL_WORLD_SIZE": tasks_of_node(slurm),
         "MASTER_ADDR": address,
         "MASTER_PORT": slurm.get("MASTER_PORT") or str(15000 + int(slurm["SLURM_JOB_ID"]) % 10000),
     }
+
+
+def tasks_of_node(slurm: Mapping[str, str]) -> str:
+    """How many processes srun started on this node: the number of the node in a list such as
+    '8(x2),4', which is 8, 8 and 4; of a job without that list what was asked for, or 1."""
+    counts: list[str] = []
+    for part in filter(None, slurm.get("SLURM_TASKS_PER_NODE", "").split(",")):
+        count, _, nodes = part.rstrip(")").partition("(x")
+        counts += [count] * int(nodes or 1)
+    node = int(slurm.get("SLURM_NODEID", 0))
+    return counts[node] if node < len(counts) else slurm.get("SLURM_NTASKS_PER_NODE", "1")
 
 
 def images_per_process(config: Config) -> int:
@@ -166,10 +179,12 @@ def images_per_process(config: Config) -> int:
     `optim_wrapper.accumulative_counts` iterations of all processes.
 
     Raises:
-        ConfigError: it does not divide; with the numbers that would.
+        ConfigError: it does not divide, with the numbers that would; a number that is no whole one
+            from 1 on.
     """
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
-    total, accumulated = config.train_dataloader.batch_size, accumulative_counts(config)
+    total = _whole("train_dataloader.batch_size", config.train_dataloader.get("batch_size"))
+    accumulated = _whole("optim_wrapper.accumulative_counts", accumulative_counts(config))
     parts = processes * accumulated
     if total % parts == 0:
         return total // parts
@@ -191,6 +206,12 @@ def accumulative_counts(config: Config) -> int:
     return config.optim_wrapper.get("accumulative_counts", 1)
 
 
+def _whole(option: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{option} must be a whole number from 1 on, got {value!r}")
+    return value
+
+
 def _listed(numbers: list[int]) -> str:
     return " or ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))
 
@@ -207,7 +228,7 @@ def settle_learning_rate(config: Config, scale: bool = False) -> str:
 
     Raises:
         ConfigError: the total batch is another one and nothing says that this is meant, or the
-            processes cannot share it.
+            processes cannot share it; an option that is no number, or not from 1 on.
     """
     images, total = images_per_process(config), config.train_dataloader.batch_size
     accumulated = accumulative_counts(config)
@@ -216,9 +237,11 @@ def settle_learning_rate(config: Config, scale: bool = False) -> str:
     )
     batch += f" x {accumulated} accumulated" if accumulated > 1 else ""
 
-    rule = config.get("auto_scale_lr", {})
-    base, optimizer = rule.get("base_batch_size", total), config.optim_wrapper.optimizer
-    meant, scaled = optimizer.lr, optimizer.lr * total / base
+    rule, optimizer = config.get("auto_scale_lr") or {}, config.optim_wrapper.optimizer
+    base = _whole("auto_scale_lr.base_batch_size", rule.get("base_batch_size", total))
+    if not isinstance(meant := optimizer.get("lr"), (int, float)):
+        raise ConfigError(f"optim_wrapper.optimizer.lr must be a number, got {meant!r}")
+    scaled = meant * total / base
     if total == base:
         return f"{batch}, learning rate {meant:g}"
     if not (scale or rule.get("enable")):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -143,6 +143,8 @@ def check_disk(runner: Runner) -> str | None:
     if not hooks:
         return None
     weights = sum(value.nbytes for value in runner.model.state_dict().values())
+    if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        weights *= 2  # every checkpoint holds the average and the weights of the last update
     whole = weights + sum(p.nbytes for p in runner.model.parameters()) * moments(runner)
     best = weights if hooks[0].save_best else 0
     folder = Path(runner.work_dir)

@@ -115,13 +115,24 @@ def settle_workers(config: Config) -> None:
             loader.pop("prefetch_factor", None)
 
 
-def build_runner(config: Config, accept_differences: bool = False) -> ResumableRunner:
+def build_runner(
+    config: Config,
+    accept_differences: bool = False,
+    load_from: str | None = None,
+    resume: bool | str = False,
+) -> ResumableRunner:
     """The runner, of several processes also on a machine without a GPU; records the run.
 
-    `accept_differences`: see `TrainedAsHook`.
+    Args:
+        accept_differences: see `TrainedAsHook`.
+        load_from: the checkpoint of this start; None: what the config says.
+        resume: whether this start goes on with a run, as in mmengine. Neither is of the experiment,
+            and the config that the run saves, which can be run again, does not have them.
     """
     join_processes(config)
+    config.resume = False
     runner = ResumableRunner.from_cfg(config)
+    runner._load_from, runner._resume = load_from or runner._load_from, resume
     runner.register_hook(TrainedAsHook(accept_differences))
     runner.register_hook(IgnoredRegionsHook())
     runner.register_hook(ResourcesHook())
@@ -158,16 +169,14 @@ def train(
             raise ConfigError("--amp is for a GPU, and torch sees none here: leave it out")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     with framework_errors(config), told_to_resume(config):
-        if resume:
-            config.resume = resume if resume == "auto" else True
-            if resume != "auto":
-                config.load_from = existing_file(resume)
+        resume = resume or config.get("resume", False)
+        from_file = existing_file(resume) if resume not in ("auto", True, False) else None
         join_processes(config)
         with writer(config, Path(config.work_dir) / "train.lock", "--work-dir") as taken_over:
-            if is_main_process() and not config.get("resume"):
+            if is_main_process() and not resume:
                 refuse_to_replace(Path(config.work_dir))
             batch = settle_learning_rate(config, auto_scale_lr)
-            runner = build_runner(config, accept_differences)
+            runner = build_runner(config, accept_differences, from_file, bool(from_file) or resume)
             runner.logger.info(batch)
             if taken_over:
                 runner.logger.warning(TAKEN_OVER.format(folder=config.work_dir, holder=taken_over))
@@ -206,25 +215,26 @@ def test(
         if not metrics or any(type_name(metric) != "FROCMetric" for metric in metrics):
             raise ConfigError("--tta marks its result in the file of a FROCMetric: there is none")
         name = name_of_views(name, views)
-        for metric in metrics:
-            metric["views"] = list(views)
     result_file = result_file or str(Path(config.work_dir) / name)
     with framework_errors(config):
-        config.load_from = find_checkpoint(checkpoint)
+        weights = find_checkpoint(checkpoint)
+        for metric in metrics:
+            if type_name(metric) == "FROCMetric":
+                metric["views"] = list(views)  # a config that a test saved has those of that test
         for metric in metrics[:1]:
             metric["result_file"] = result_file
             if type_name(metric) == "FROCMetric":
                 metric["model"] = dict(
                     config=config_name(config.filename or "config"),
-                    checkpoint=Path(config.load_from).name,
-                    checkpoint_sha256=file_sha256(config.load_from),
+                    checkpoint=Path(weights).name,
+                    checkpoint_sha256=file_sha256(weights),
                 )
             if type_name(metric) in NODULE_METRICS:
-                metric["epoch_chosen_on_test"] = chosen_on_test(config, config.load_from)
+                metric["epoch_chosen_on_test"] = chosen_on_test(config, weights)
         join_processes(config)
         # Its other files have names of their own: it may run beside a training.
         with writer(config, Path(f"{result_file}.lock"), "--out"):
-            runner = build_runner(config, accept_differences)
+            runner = build_runner(config, accept_differences, weights)
             if views:
                 runner.register_hook(PrepareTTAHook(dict(type="ViewsTTA", views=list(views))))
             runner.test()

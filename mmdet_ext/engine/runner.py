@@ -46,6 +46,12 @@ NO_AVERAGE = (
     "hook that would go on with it: add the one that it was trained with (--cfg-options "
     "default_hooks.averaged_weights.type=AveragedWeightsHook, or its custom_hooks)"
 )
+NOT_AS_BEFORE = (
+    "{path} is of a training with another optimizer or other schedules, whose state this one "
+    "cannot go on with: {other}. Resume with those of that training (its config lies beside its "
+    "log); to start anew from its weights, in a --work-dir of their own: --cfg-options "
+    "load_from={path}"
+)
 
 
 class ResumableRunner(Runner):
@@ -65,7 +71,9 @@ class ResumableRunner(Runner):
     def build_param_scheduler(self, scheduler: Any) -> Any:
         """Schedules that count iterations count updates of the weights: see UpdateSchedulerHook."""
         accumulated = accumulative_counts(self.cfg)
-        if isinstance(scheduler, list) and accumulated > 1:
+        if isinstance(scheduler, dict) and "type" in scheduler:
+            scheduler = [scheduler]
+        if isinstance(scheduler, (list, tuple)) and accumulated > 1:
             scheduler = [dict(part) for part in scheduler]
             for part in scheduler:
                 if part.get("convert_to_iter_based"):
@@ -193,7 +201,8 @@ class ResumableRunner(Runner):
     def resume(self, filename: str, **_) -> None:
         """Restores all of a run. mmengine's own would run the config text in a checkpoint.
 
-        Raises CheckpointError if the file holds weights alone.
+        Raises CheckpointError if the file holds weights alone, or is of a training with another
+        optimizer or other schedules.
         """
         checkpoint = self.load_checkpoint(filename, strict=True)
         parts = ("training", "message_hub", "optimizer", "param_schedulers", "gradients")
@@ -203,6 +212,12 @@ class ResumableRunner(Runner):
         averages = any(isinstance(hook, EMAHook) for hook in self.hooks)
         if "ema_state_dict" in checkpoint and not averages:
             raise CheckpointError(NO_AVERAGE.format(path=filename))
+        schedulers = self.param_schedulers or []
+        if other := [
+            *other_groups(checkpoint["optimizer"], self.optim_wrapper.state_dict()),
+            *other_schedules(checkpoint["param_schedulers"], schedulers),
+        ]:
+            raise CheckpointError(NOT_AS_BEFORE.format(path=filename, other="; ".join(other)))
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {
             name: HistoryBuffer(
@@ -212,7 +227,6 @@ class ResumableRunner(Runner):
         }
         self.message_hub.load_state_dict(hub)
         self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-        schedulers = self.param_schedulers or []
         for scheduler, state in zip(schedulers, checkpoint["param_schedulers"], strict=True):
             scheduler.load_state_dict(state)
         model = self.model.module if is_model_wrapper(self.model) else self.model
@@ -227,6 +241,36 @@ class ResumableRunner(Runner):
         )
         if self.epoch >= self.max_epochs:
             self.logger.warning(f"all of train_cfg.max_epochs={self.max_epochs} epochs are done")
+
+
+def other_groups(saved: dict, own: dict) -> list[str]:
+    """In what the parameter groups of an optimizer's state are others than those of its own."""
+    saved, own = (state.get("param_groups", []) for state in (saved, own))
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved, own)]
+    if sizes[0] != sizes[1]:
+        had, has = (f"{len(each)} parameter group(s) of {sum(each)} in all" for each in sizes)
+        return [f"it has {had}, the config's optimizer {has}"]
+    return _other_names("the optimizer", {*saved[0]}, {*own[0]}) if own else []
+
+
+def other_schedules(saved: list[dict], own: list) -> list[str]:
+    """In what the states of schedules are of others than a run's own."""
+    if len(saved) != len(own):
+        return [f"it has {len(saved)} schedules (param_scheduler), the config {len(own)}"]
+    found = []
+    for number, (state, scheduler) in enumerate(zip(saved, own)):
+        names = {k for k, v in scheduler.state_dict().items() if not callable(v)}
+        found += _other_names(f"param_scheduler.{number}", {*state}, names)
+    return found
+
+
+def _other_names(what: str, saved: set[str], own: set[str]) -> list[str]:
+    """Options of another class: some that it lacks, and some that it has instead. More of them, or
+    fewer, may be those of another version."""
+    if saved <= own or own <= saved:
+        return []
+    had, has = (", ".join(sorted(names)) for names in (saved - own, own - saved))
+    return [f"{what} had {had}, and has {has} instead"]
 
 
 def load_from_file(filename: str, map_location=None) -> dict:

@@ -91,25 +91,42 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
         raise UserError(str(error)) from None
 
 
-def other_stacks(methods: Sequence[Method], configs: Sequence[Config]) -> str | None:
-    """A line that says which methods are given which slices, if these differ in policy or target
-    and not every operator is there with all of them: the difference of two methods is then not that
-    of their operators alone."""
-    stacks = [config.get("stack") or {} for config in configs]
-    options = [o for o in ("policy", "target_mm") if len({stack.get(o) for stack in stacks}) > 1]
-    names: dict[str, list[str]] = {}
-    operators: dict[str, set] = {}
-    for method, config, stack in zip(methods, configs, stacks, strict=True):
-        given = ", ".join(f"stack.{option}={stack.get(option)}" for option in options)
-        names.setdefault(given, []).append(repr(method.name))
-        backbone = (config.get("model") or {}).get("backbone") or {}
-        fusion = backbone.get("fusion") or {}
-        operators.setdefault(given, set()).add(fusion.get("type"))
-    first, *others = operators.values()
-    if all(each == first for each in others):
-        return None
-    groups = "; ".join(f"{given} in {', '.join(those)}" for given, those in names.items())
-    return f"note: the methods differ in their slices too, not in the operator alone: {groups}"
+def besides_operators(methods: Sequence[Method], configs: Sequence[Config]) -> list[str]:
+    """Lines that say which methods have which slices (policy, target) and which schedule, if these
+    differ and not every operator is there with all of them: the difference of two methods is then
+    not that of their operators alone."""
+    lines = []
+    for what, options_of in (("slices", _slices), ("schedule", _schedule)):
+        options = [options_of(config) for config in configs]
+        every = dict.fromkeys(name for each in options for name in each)
+        differ = [name for name in every if len({str(each.get(name)) for each in options}) > 1]
+        names: dict[str, list[str]] = {}
+        operators: dict[str, set] = {}
+        for method, config, own in zip(methods, configs, options, strict=True):
+            given = ", ".join(f"{name}={own.get(name)}" for name in differ)
+            names.setdefault(given, []).append(repr(method.name))
+            backbone = (config.get("model") or {}).get("backbone") or {}
+            fusion = backbone.get("fusion") or {}
+            operators.setdefault(given, set()).add(fusion.get("type"))
+        first, *others = operators.values()
+        if any(each != first for each in others):
+            groups = "; ".join(f"{given} in {', '.join(those)}" for given, those in names.items())
+            lines.append(
+                f"note: the methods differ in their {what} too, not in the operator alone: {groups}"
+            )
+    return lines
+
+
+def _slices(config: Config) -> dict[str, Any]:
+    stack = config.get("stack") or {}
+    return {f"stack.{option}": stack.get(option) for option in ("policy", "target_mm")}
+
+
+def _schedule(config: Config) -> dict[str, Any]:
+    found = {"train_cfg.max_epochs": (config.get("train_cfg") or {}).get("max_epochs")}
+    for path, part in dicts(config.get("param_scheduler"), "param_scheduler"):
+        found |= {f"{path}.{option}": value for option, value in part.items()}
+    return found
 
 
 def with_fingerprints(method: Method, config: Config, code: str) -> Method:

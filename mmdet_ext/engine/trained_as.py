@@ -11,6 +11,7 @@ from mmdet_ext.config.network import (
     TRAINED_AS,
     Difference,
     differences,
+    need_num_slices,
     network_of,
     of_parts,
     of_training,
@@ -32,8 +33,9 @@ class TrainedAsHook(Hook):
 
     Testing and resuming need the network that the weights were trained as, with its window, stack
     of slices and size of images. Weights that a new training starts from (`load_from`) need it as
-    far as they go: of a backbone alone only that is compared, and the number of classes and how the
-    data is brought to the network are free, since training follows.
+    far as they go: of a backbone alone only that is compared (with the number of slices, if it is
+    for one), and the number of classes and how the data is brought to the network are free, since
+    training follows.
 
     Args:
         accept_differences: warn of them instead of raising CheckpointError.
@@ -107,5 +109,7 @@ def _that_weights_need(
     model = trained["model"]
     typed = {k for k, v in model.items() if isinstance(v, dict) and "type" in v}
     if typed - parts <= {"data_preprocessor"}:
-        parts |= {"type"}
+        parts |= {"type", "num_slices"}
+    elif need_num_slices(model, parts):
+        parts |= {"num_slices"}
     return [d for d in found if of_parts(d, parts) and not d.path.endswith(".num_classes")]

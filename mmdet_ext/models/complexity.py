@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -163,33 +163,41 @@ def count(part: nn.Module, *inputs) -> tuple[Complexity, object]:
     return result, outputs
 
 
-def input_shape(config: Config) -> tuple[int, int]:
-    """Number of slices (of a 2D detector: the 3 channels of an image) and image size (px) that an
-    experiment's test pipeline makes; of the size, what becomes of a square image.
+def input_shape(config: Config) -> tuple[int, int, int]:
+    """Number of slices (of a 2D detector: the 3 channels of an image), height and width (px) that
+    an experiment's test pipeline makes; of Resize's scale, what becomes of a square image.
 
     Raises UserError if the pipeline resizes by neither RandomAffineResize nor Resize.
     """
     dataset = config.test_dataloader.dataset
     steps = {step["type"]: step for step in dataset.get("pipeline", [])}
     if "RandomAffineResize" in steps:
-        size = steps["RandomAffineResize"]["size"]
+        size = pair(steps["RandomAffineResize"]["size"])
     elif "scale" in steps.get("Resize", {}):
-        size = min(steps["Resize"]["scale"])
+        size = pair(min(pair(steps["Resize"]["scale"])))
     else:
         raise UserError(
             f"{config.filename}: no RandomAffineResize, and no Resize with a scale, in "
             "test_dataloader.dataset.pipeline to tell the image size"
         )
-    return dataset.get("stack", {}).get("num_slices", 3), size
+    return dataset.get("stack", {}).get("num_slices", 3), *size
 
 
-def detector_complexity(config: Config, size: int | None = None) -> dict[str, Complexity]:
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size that may be one number for both."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def detector_complexity(
+    config: Config, size: int | tuple[int, int] | None = None
+) -> dict[str, Complexity]:
     """Complexity of a detector, of this repository or another single-stage or two-stage one of
     MMDetection, on one image at test time.
 
     Args:
         config: of an experiment.
-        size: height and width in px, a multiple of 32; default: what the config resizes to.
+        size: (height, width) in px, multiples of 32, or one number for both; default: what the
+            config resizes to.
 
     Returns:
         Those parts that the detector has, by mmdet's names: `backbone`, `neck` (of all the images
@@ -201,13 +209,14 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
         decoding of boxes are not counted.
 
     Raises:
-        UserError: size is not a positive multiple of 32; a detector with other parts, or with one
-            that does not run on its own or without data.
+        UserError: a size that is no positive multiple of 32; a detector with other parts, or with
+            one that does not run on its own or without data.
     """
-    slices, config_size = input_shape(config)
-    size = size or config_size
-    if size < 32 or size % 32:
-        raise UserError(f"size must be a positive multiple of 32 px, got {size}")
+    slices, *own = input_shape(config)
+    size = pair(size or own)
+    for side in size:
+        if side < 32 or side % 32:
+            raise UserError(f"size must be a positive multiple of 32 px, got {side}")
     options = copy.deepcopy(config.model)
     options.backbone.init_cfg = None
     # As in training: at inference norms go into the kernels, but the papers count them.
@@ -217,9 +226,9 @@ def detector_complexity(config: Config, size: int | None = None) -> dict[str, Co
             raise UserError(f"{options.type} is neither a single-stage nor a two-stage detector")
         if isinstance(model.data_preprocessor, CTDataPreprocessor):
             windows = len(model.data_preprocessor.windows)
-            inputs = (torch.empty(1, windows, slices, size, size), torch.empty(1))
+            inputs = (torch.empty(1, windows, slices, *size), torch.empty(1))
         else:
-            inputs = (torch.empty(1, 3, size, size),)
+            inputs = (torch.empty(1, 3, *size),)
         grouped = isinstance(model, SliceGroups)
         if grouped:
             inputs = (model.regroup(inputs[0]),)
@@ -273,7 +282,9 @@ def _count_option(option: str, part: nn.Module, *inputs) -> tuple[Complexity, ob
 
 
 @torch.no_grad()
-def _transformer_part(model: DINO, features: tuple[Tensor, ...], size: int) -> Complexity:
+def _transformer_part(
+    model: DINO, features: tuple[Tensor, ...], size: tuple[int, int]
+) -> Complexity:
     """Of all that follows the neck, which the model loses by it. It looks up the sizes of the maps,
     so it runs on data, zeros."""
     model.backbone = model.neck = nn.Identity()
@@ -281,8 +292,7 @@ def _transformer_part(model: DINO, features: tuple[Tensor, ...], size: int) -> C
     model.to_empty(device="cpu").eval()
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.zero_()
-    shape = (size, size)
-    sample = DetDataSample(metainfo=dict(batch_input_shape=shape, img_shape=shape))
+    sample = DetDataSample(metainfo=dict(batch_input_shape=size, img_shape=size))
     with torch.device("cpu"):
         maps = tuple(torch.zeros(level.shape) for level in features)
         return _count_option("encoder", model, maps, [sample])[0]

@@ -17,6 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdet_ext.checkpoint import CheckpointError
 from mmdet_ext.models.inference import (
     conv_norm_relu,
     empty_map,
@@ -25,7 +26,7 @@ from mmdet_ext.models.inference import (
     in_strips,
     norm_relu,
 )
-from mmdet_ext.models.pretrained import fetch_weights, first_of
+from mmdet_ext.models.pretrained import check_init, fetch_weights, first_of
 from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
 
 STEMS = ("middle", "sum", "tile")
@@ -149,7 +150,8 @@ class TruncatedDenseNet3D(BaseModule):
 
     Raises:
         ValueError: options out of range; in `forward`, a volume of another shape, thickness NaN
-            or <= 0; weights whose keys or shapes do not fit.
+            or <= 0.
+        CheckpointError: weights whose keys or shapes do not fit.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class TruncatedDenseNet3D(BaseModule):
         windows: int = 1,
     ) -> None:
         super().__init__(init_cfg)
+        check_init(type(self).__name__, init_cfg)
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
         if windows < 1:
@@ -231,11 +234,6 @@ class TruncatedDenseNet3D(BaseModule):
     def init_weights(self) -> None:
         if self.init_cfg is None or self.is_init:
             return
-        if self.init_cfg.get("type") != "Pretrained":
-            raise ValueError(
-                "TruncatedDenseNet3D takes init_cfg=dict(type='Pretrained', checkpoint=URL or "
-                f"file) or None, got {self.init_cfg!r}"
-            )
         source = self.init_cfg["checkpoint"]
         report = self.load_imagenet(fetch_weights(source))
         print_log(f"{type(self).__name__}: {source}: {report}", logger="current")
@@ -245,8 +243,8 @@ class TruncatedDenseNet3D(BaseModule):
         """Loads torchvision's DenseNet-121 ImageNet weights, in either spelling of their keys
         (`norm.1` of the published file, `norm1`).
 
-        Returns a line saying what was and what was not loaded. Raises ValueError for missing keys,
-        unexpected keys beyond the cut-off part, and shapes that do not fit.
+        Returns a line saying what was and what was not loaded. Raises CheckpointError for missing
+        keys, unexpected keys beyond the cut-off part, and shapes that do not fit.
         """
         own = self.state_dict()
         loaded, cut, unexpected = {}, [], []
@@ -276,7 +274,7 @@ class TruncatedDenseNet3D(BaseModule):
             if value.shape != shape:
                 problems.append(f"{key} has shape {tuple(value.shape)}, expected {tuple(shape)}")
         if problems:
-            raise ValueError(
+            raise CheckpointError(
                 f"these are not DenseNet-121 weights for this network "
                 f"({first_of(problems)}). Pretrained weights need growth=32, "
                 "block_config=(6, 12, 24); init_cfg=None trains without them."

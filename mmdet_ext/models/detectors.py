@@ -52,7 +52,7 @@ class KeySliceDetector:
         if backbone.get("slices_as_channels"):
             set_once("backbone.in_channels", backbone, "in_channels", num_slices)
             depth = 1
-        if takes_num_slices(fusion := dict(backbone["fusion"])):
+        if takes_num_slices(fusion := dict(backbone.get("fusion") or {})):
             set_once("backbone.fusion.num_slices", fusion, "num_slices", num_slices)
             backbone["fusion"] = fusion
         set_once("neck.num_slices", neck, "num_slices", depth)
@@ -131,7 +131,8 @@ class KeySliceMaskRCNN(KeySliceDetector, MaskRCNN):
 
 def takes_num_slices(fusion: dict) -> bool:
     """Whether an operator's constructor has `num_slices`, as A3D's."""
-    operator = OPERATORS.get(fusion["type"])  # one that is not there is refused when it is built
+    # One that is not there is refused when it is built.
+    operator = OPERATORS.get(fusion.get("type"))
     classes = operator.__mro__ if operator else ()
     return any(
         "num_slices" in inspect.signature(c.__init__).parameters for c in classes if c is not object

@@ -12,6 +12,7 @@ from mmdet.models.necks import ChannelMapper
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from deeplesion.errors import UserError
 from mmdet_ext.models.detectors import KeySliceDetector
 from mmdet_ext.models.neck import FINEST_STRIDE, KeySliceNeck
 from mmdet_ext.models.shared_slices import shares_slices
@@ -89,8 +90,8 @@ class KeySliceDINO(KeySliceDetector, DINO):
         backbone, neck, num_slices: of `KeySliceDetector`.
         encoder, decoder, bbox_head, dn_cfg, others: of mmdet's `DINO`.
 
-    Raises ValueError as `KeySliceDetector` does, and for images with fewer places on all levels
-    than there are queries.
+    Raises ValueError as `KeySliceDetector` does, and UserError for images with fewer places on all
+    levels than there are queries.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class KeySliceDINO(KeySliceDetector, DINO):
     def pre_decoder(self, memory: Tensor, *args, **kwargs) -> tuple[dict, dict]:
         """mmdet's, which takes the `num_queries` best of (B, places, C)."""
         if memory.shape[1] < self.num_queries:
-            raise ValueError(
+            raise UserError(
                 f"num_queries={self.num_queries}, but the maps of an image have {memory.shape[1]} "
                 "places together: larger images (resize.size) or fewer queries"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from deeplesion.errors import MissingDataError
+from deeplesion.errors import MissingDataError, UserError
 from mmdet_ext.checkpoint import (
     CheckpointError,
     UnreachableError,
@@ -18,6 +18,18 @@ from mmdet_ext.checkpoint import (
 )
 
 WITHOUT = "To train without pretrained weights: --cfg-options model.backbone.init_cfg=None"
+
+
+def check_init(kind: str, init_cfg: Mapping | None) -> None:
+    """Raises ValueError if a backbone's `init_cfg` is not what `fetch_weights` needs."""
+    if init_cfg is None:
+        return
+    options = dict(init_cfg) if isinstance(init_cfg, Mapping) else {}
+    if options.get("type") != "Pretrained" or not options.get("checkpoint"):
+        raise ValueError(
+            f"{kind} takes init_cfg=dict(type='Pretrained', checkpoint=URL or file) or None, got "
+            f"{init_cfg!r}"
+        )
 
 
 def fetch_weights(source: str, published: str = "densenet121-a639ec97.pth") -> dict[str, Tensor]:
@@ -100,6 +112,7 @@ def copy_parts(model: nn.Module, path: str | Path, parts: Sequence[str]) -> str:
 
     Raises:
         MissingDataError: there is no such file. CheckpointError: it is none, or a part differs.
+        UserError: the model has no such part.
     """
     checkpoint = load_checkpoint_file(path)
     weights = checkpoint.get("state_dict", checkpoint)
@@ -108,7 +121,9 @@ def copy_parts(model: nn.Module, path: str | Path, parts: Sequence[str]) -> str:
     problems = []
     for part in parts:
         if not here[part]:
-            raise ValueError(f"the detector has no part {part!r}; it has {_names(own)}")
+            raise UserError(
+                f"model.pretrained.parts: the detector has no part {part!r}; it has {_names(own)}"
+            )
         if not there[part]:
             problems.append(f"it has no {part}, but {_names(weights)}")
             continue

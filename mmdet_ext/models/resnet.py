@@ -9,7 +9,8 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmdet_ext.models.pretrained import fetch_weights, first_of
+from mmdet_ext.checkpoint import CheckpointError
+from mmdet_ext.models.pretrained import check_init, fetch_weights, first_of
 
 PUBLISHED = {
     18: "resnet18-f37072fd.pth",
@@ -36,15 +37,12 @@ class TorchvisionResNet(ResNet):
         others: of mmdet's `ResNet`.
 
     Raises:
-        ValueError: another `init_cfg`; weights whose keys or shapes do not fit.
+        ValueError: another `init_cfg`.
+        CheckpointError: weights whose keys or shapes do not fit.
     """
 
     def __init__(self, depth: int, init_cfg: dict | None = None, **others) -> None:
-        if init_cfg is not None and dict(init_cfg).get("type") != "Pretrained":
-            raise ValueError(
-                "TorchvisionResNet takes init_cfg=dict(type='Pretrained', checkpoint=URL or "
-                f"file) or None, got {init_cfg!r}"
-            )
+        check_init(type(self).__name__, init_cfg)
         super().__init__(depth, init_cfg=init_cfg, **others)
         self._deformable = tuple(m for m in self.modules() if isinstance(m, DeformConv2d))
 
@@ -77,8 +75,8 @@ class TorchvisionResNet(ResNet):
     def load_imagenet(self, weights: dict[str, Tensor]) -> str:
         """Loads torchvision's ImageNet weights; its classifier `fc` is left out.
 
-        Returns a line saying what was and what was not loaded. Raises ValueError for missing and
-        unexpected keys, and shapes that do not fit.
+        Returns a line saying what was and what was not loaded. Raises CheckpointError for missing
+        and unexpected keys, and shapes that do not fit.
         """
         own = self.state_dict()
         cut = [key for key in weights if key.startswith("fc.")]
@@ -93,7 +91,7 @@ class TorchvisionResNet(ResNet):
             if value.shape != own[key].shape
         ]
         if problems:
-            raise ValueError(
+            raise CheckpointError(
                 f"these are not ResNet-{self.depth} weights for this network "
                 f"({first_of(problems)}). Wanted is torchvision's {PUBLISHED[self.depth]}; "
                 "init_cfg=None trains without."

@@ -67,6 +67,8 @@ class SliceGroups:
         pretrained = dict(pretrained or {})
         if unknown := pretrained.keys() - {"checkpoint", "parts"}:
             raise ValueError(f"pretrained has no option {unknown.pop()!r}: checkpoint, parts")
+        if pretrained.get("checkpoint") and not pretrained.get("parts"):
+            raise ValueError("pretrained.checkpoint needs pretrained.parts: ['backbone', ...]")
         if pretrained.get("checkpoint") and "backbone" in pretrained["parts"]:
             backbone = {**backbone, "init_cfg": None}  # not fetched only to be overwritten
         where = attention_location if attention else None

@@ -132,8 +132,9 @@ class SoftACSConv(MeanACSConv):
         out = sum_v softmax(view_weight)[:, v] * conv3d(x, W in view v) + bias
 
     Attributes:
-        view_weight: (out_channels, 3), axial, coronal, sagittal; 0 as initialised, which is
-            Mean-ACS. None for 1 x 1 kernels, whose three views are one.
+        view_weight: (out_channels, 3), axial, coronal, sagittal; from U(0, 1) at first, as in the
+            paper's code, so that a view has a share of 0.16 to 0.58. Equal ones are Mean-ACS. None
+            for 1 x 1 kernels, whose three views are one.
 
     Raises:
         ValueError: a kernel that is not square.
@@ -142,7 +143,7 @@ class SoftACSConv(MeanACSConv):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.view_weight = (
-            None if self.kernel_size == (1, 1) else nn.Parameter(torch.zeros(self.out_channels, 3))
+            None if self.kernel_size == (1, 1) else nn.Parameter(torch.rand(self.out_channels, 3))
         )
 
     def shares(self) -> Tensor:

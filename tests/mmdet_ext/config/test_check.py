@@ -159,6 +159,16 @@ def test_near_misses_are_refused_in_other_detectors(model, message):
         check_option_names(Config(dict(model=model)))
 
 
+def test_a_base_may_be_computed(tmp_path):
+    """Failed before."""
+    file = tmp_path / "mine.py"
+    file.write_text(f"_base_ = {str(ROOT)!r} + '/configs/a3d_3slice.py'\ndata_root = 'x'\n")
+    with pytest.raises(ConfigError, match="data_root is read while the base config is loaded"):
+        check_option_names(Config.fromfile(file))
+    file.write_text(f"_base_ = ['/'.join([{str(ROOT)!r}, 'configs/a3d_3slice.py'])]\n")
+    check_option_names(Config.fromfile(file))
+
+
 @pytest.mark.parametrize("lr, error", [("lr", None), ("lrr", "did you mean .*optimizer.lr")])
 def test_lazy_configs(tmp_path, lr, error):
     """MMEngine's newer format: classes in place of their names."""
@@ -219,6 +229,7 @@ def override(path, *options):
         ["model.test_cfg.rcnn.nms.type=soft_nms", "model.test_cfg.rcnn.nms.class_agnostic=True"],
         ["train_dataloader.batch_size=2", "train_dataloader.pin_memory=True"],
         ["resize.size=256", "stack.target_mm=1.0"],
+        ["resize.size=[256,128]", "randomness.seed=None"],
         ["train_dataloader.dataset.indices=10"],
         ["optim_wrapper.accumulative_counts=4", "optim_wrapper.clip_grad.type=value"],
         ["optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0.1"],
@@ -284,6 +295,10 @@ def test_valid_options_are_set(options):
         # Values
         ("train_dataloader.batch_size=two", "expected a number, such as the config's 8, got 'two'"),
         ("model.backbone.with_cp=yes", "expected True or False"),
+        ("model.backbone.with_cp=1", "expected True or False"),
+        ("model.backbone.with_cp=None", "expected True or False"),
+        ("train_dataloader.num_workers=True", "expected a number, .* got True"),
+        ("resize.size=[512,wide]", r"expected a number, .* got \[512, 'wide'\]"),
         ("stack.num_slices.x=3", "is 7, which has no options"),
         ("model.backbone.block_config.1=3", r"by default \(6, 12, 24\): give all of it"),
         # Variables of the config file have been read by now.

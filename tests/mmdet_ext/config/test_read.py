@@ -77,7 +77,7 @@ def test_a_module_that_is_there_and_lacks_something_is_not_called_missing(tmp_pa
     assert not isinstance(error.value, ConfigError)
 
 
-@pytest.mark.parametrize("value", ["model", "=3", "", "a=(1,2", "a=[1,(2]"])
+@pytest.mark.parametrize("value", ["model", "=3", "", "a=(1,2", "a=[1,(2]", "a=[my file,b]"])
 def test_an_override_that_cannot_be_read_is_named(value, capsys):
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="+", action=Overrides)
@@ -94,3 +94,23 @@ def test_overrides_add_up():
     parser.add_argument("--cfg-options", nargs="+", action=Overrides)
     line = ["--cfg-options", "a=1", "b=(1,2)", "--cfg-options", "c=x=y"]
     assert parser.parse_args(line).cfg_options == {"a": 1, "b": (1, 2), "c": "x=y"}
+
+
+@pytest.mark.parametrize(
+    "typed, value",
+    [
+        ("/data/my run/epoch_3.pth", "/data/my run/epoch_3.pth"),
+        ("'my run'", "my run"),
+        (" 3", 3),
+        ("None ", None),
+        ("[1, 2]", [1, 2]),
+        ("1, (2, a)", [1, (2, "a")]),
+    ],
+)
+def test_a_value_keeps_its_spaces(typed, value):
+    """Failed before: /data/myrun/epoch_3.pth was looked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=Overrides)
+    assert parser.parse_args(["--cfg-options", f"load_from={typed}"]).cfg_options == {
+        "load_from": value
+    }

@@ -13,7 +13,7 @@ pytest.importorskip("nibabel", reason="needs nibabel, the extra [ct]")
 from mmdet.registry import DATASETS, TRANSFORMS
 
 from ct_volumes.lits import find_cases, read_case, split
-from deeplesion.errors import DataError, MissingDataError
+from deeplesion.errors import DataError, MissingDataError, UserError
 from mmdet_ext.datasets.lits_volumes import LiTSVolumes, RandomFlipsAndTurns, RandomScaledCrop
 from mmdet_ext.datasets.sampler import SampleKey
 from mmdet_ext.random_states import random_states, seeded
@@ -186,7 +186,7 @@ def test_slices_are_turned_and_all_axes_flipped_labels_with_them():
         assert torch.equal(moved["volume"].to(torch.uint8), moved["labels"])
         seen.add(moved["volume"].numpy().astype(np.int16)[0].tobytes())
     assert seen == allowed.keys()
-    with pytest.raises(ValueError, match="equal height and width"):
+    with pytest.raises(UserError, match="equal height and width"):
         RandomFlipsAndTurns().transform(volume())
 
 

@@ -66,13 +66,11 @@ def script(repository, name, *arguments, **variables):
     [
         ("dist_train.sh", [], "usage: scripts/dist_train.sh CONFIG GPUS"),
         ("dist_train.sh", [DEMO], "usage: scripts/dist_train.sh CONFIG GPUS"),
-        ("dist_train.sh", ["none.py", 2], "no config file none.py"),
         ("dist_train.sh", [DEMO, "two"], "GPUS must be a whole number of at least 1, got 'two'"),
         ("dist_train.sh", [DEMO, 0], "GPUS must be a whole number of at least 1, got '0'"),
         ("dist_test.sh", [DEMO, 2], "usage: scripts/dist_test.sh CONFIG CHECKPOINT GPUS"),
         ("dist_test.sh", [DEMO, "none.pth", 2], "no checkpoint none.pth"),
         ("slurm_train.sh", ["gpu", DEMO], "usage: scripts/slurm_train.sh PARTITION JOB CONFIG"),
-        ("slurm_train.sh", ["gpu", "job", "none.py"], "no config file none.py"),
     ],
 )
 def test_scripts_say_what_they_take(repository, monkeypatch, name, arguments, said):
@@ -101,6 +99,19 @@ def test_dist_train_hands_options_over_and_takes_a_free_port(repository, recorde
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--nproc-per-node", "4"]
     command = [f"{repository}/tools/train.py", f"{config}", *options, "--launcher", "pytorch"]
     assert run.stdout.splitlines() == launch + command
+
+
+def test_an_experiment_may_be_named_as_to_the_commands(repository, recorder):
+    python, name, found = str(recorder / "python"), "demo/alignshift_3slice", recorder / "run"
+    found.mkdir()
+    path = f"{recorder}:{os.environ['PATH']}"
+    for call in (
+        ["dist_train.sh", name, 2],
+        ["dist_test.sh", name, found, 2],
+        ["slurm_train.sh", "gpu", "job", name],
+    ):
+        run = script(repository, *call, PYTHON=python, PATH=path)
+        assert run.returncode == 0 and name in run.stdout.splitlines(), run.stderr
 
 
 def test_dist_train_on_several_nodes(repository, recorder):
@@ -134,10 +145,30 @@ def test_slurm_train_asks_for_a_process_a_gpu(repository, recorder):
 def test_slurm_names_process_node_and_port():
     given = dict(SLURM_PROCID="5", SLURM_LOCALID="1", SLURM_NTASKS="8", SLURM_JOB_ID="123456")
     expected = dict(RANK="5", LOCAL_RANK="1", WORLD_SIZE="8", MASTER_ADDR="n0")
+    expected["LOCAL_WORLD_SIZE"] = "1"  # as far as is known
     variables = slurm_variables({**given, "MASTER_ADDR": "n0"})
     assert variables == {**expected, "MASTER_PORT": "18456"}
     variables = slurm_variables({**given, "MASTER_ADDR": "n0", "MASTER_PORT": "77"})
     assert variables == {**expected, "MASTER_PORT": "77"}
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (dict(SLURM_TASKS_PER_NODE="4", SLURM_NTASKS_PER_NODE="8"), ["4"]),
+        (dict(SLURM_TASKS_PER_NODE="8(x2),4"), ["8", "8", "4"]),
+        (dict(SLURM_TASKS_PER_NODE="1,2(x2)"), ["1", "2", "2"]),
+        (dict(SLURM_NTASKS_PER_NODE="8"), ["8", "8"]),
+        ({}, ["1"]),
+    ],
+)
+def test_slurm_tells_how_many_processes_share_a_node(given, expected):
+    """They share its memory, which is looked at before the first iteration."""
+    job = dict(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NTASKS="9", SLURM_JOB_ID="1")
+    job = {**job, **given, "MASTER_ADDR": "n0"}
+    for node, processes in enumerate(expected):
+        variables = slurm_variables({**job, "SLURM_NODEID": str(node)})
+        assert variables["LOCAL_WORLD_SIZE"] == processes
 
 
 def test_slurm_asks_for_the_first_node(tmp_path, monkeypatch):
@@ -276,6 +307,29 @@ def test_another_total_batch_is_refused_unless_it_is_said():
     config.auto_scale_lr.base_batch_size = 4
     assert "total batch 4 = 1 process(es) x 4 image(s)" in settle_learning_rate(config)
     assert config.optim_wrapper.optimizer.lr == 0.02
+
+
+@pytest.mark.parametrize("wrong", [0, -4, 2.5, True, None, "8"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "train_dataloader.batch_size",
+        "optim_wrapper.accumulative_counts",
+        "auto_scale_lr.base_batch_size",
+    ],
+)
+def test_numbers_that_are_none_of_images_are_refused_by_name(option, wrong):
+    config = recipe()
+    config.merge_from_dict({option: wrong})
+    with pytest.raises(ConfigError, match=rf"^{option} must be a whole number from 1 on, got"):
+        settle_learning_rate(config)
+
+
+def test_a_learning_rate_is_needed():
+    config = recipe()
+    config.optim_wrapper.optimizer.lr = None
+    with pytest.raises(ConfigError, match=r"^optim_wrapper\.optimizer\.lr must be a number"):
+        settle_learning_rate(config)
 
 
 # A step of two processes

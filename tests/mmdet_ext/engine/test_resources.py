@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmdet_ext.engine import resources
+from mmdet_ext.engine.averaging import AveragedWeightsHook
 from mmdet_ext.engine.hooks import ResumableCheckpointHook
 from mmdet_ext.engine.resources import TooLittle, check_disk, check_loader, tensors_in
 
@@ -109,6 +110,8 @@ def test_disk_for_checkpoints(monkeypatch, tmp_path):
     assert check_disk(runner) is None
     runner.optim_wrapper = torch.optim.Adam(model.parameters())
     assert "that are kept need 44.0 MB" in check_disk(runner)
+    runner.hooks.append(AveragedWeightsHook())  # 3 x (2 x 4 + 8) MB, and two best ones of 8 MB
+    assert "that are kept need 64.0 MB" in check_disk(runner)
     runner.hooks = []
     assert check_disk(runner) is None
 

@@ -7,17 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mmdet_ext.checkpoint import load_checkpoint_file, save_checkpoint_file
-from mmdet_ext.engine.runner import ResumableRunner
+from deeplesion.errors import UserError
+from deeplesion.evaluation.results import read_results
+from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
+from mmdet_ext.engine.run import load_config, train
+from mmdet_ext.engine.run import test as run_test
+from mmdet_ext.engine.runner import ResumableRunner, other_groups
 
-from ..small_training import BY_ITERATION, ITERATIONS, configuration, log, run
+from ..small_training import BY_ITERATION, ITERATIONS, configuration, log, names, run
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,77 @@ def test_what_is_resumed_begins_with_the_weights_of_the_config(there, tmp_path, 
     )
     runner.load_or_resume()
     assert loaded == [(True, str(tmp_path / "epoch_1.pth")) if there else (False, "weights.pth")]
+
+
+def test_the_config_that_a_resumed_run_saves_is_the_experiments(
+    straight, repository, phantom, tmp_path, capsys
+):
+    """Failed before: its tests took the last epoch, and a new training by it went on with the
+    run."""
+    work_dir = interrupted(straight, tmp_path / "run", "epoch_2.pth")
+    run(repository, phantom, work_dir, str(work_dir / "epoch_2.pth"))
+    saved = max(work_dir.glob("*/alignshift_3slice.py"), key=lambda f: f.stat().st_mtime_ns)
+    config = load_config(str(saved))
+    assert config.resume is False and config.load_from is None
+    with pytest.raises(UserError, match="holds a training already"):
+        train(config)
+    # Whatever a config says: one of an earlier version, say, of a test with other views.
+    config.update(resume="auto", experiment_name=next(names))
+    config.test_evaluator.views = ["depth"]
+    best = work_dir / "best_FROC_average_epoch_2.pth"
+    capsys.readouterr()
+    result = run_test(config, str(best))
+    assert f"\ncheckpoint  {best}\n" in capsys.readouterr().out
+    assert read_results(Path(result)).views == ()
+
+
+SGD = {
+    "optim_wrapper.optimizer._delete_": True,
+    "optim_wrapper.optimizer.type": "SGD",
+    "optim_wrapper.optimizer.lr": 0.01,
+}
+COSINE = dict(type="CosineAnnealingLR", by_epoch=True, T_max=3)
+STEPS = dict(type="MultiStepLR", by_epoch=True, milestones=[2])
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (SGD, "the optimizer had amsgrad, betas, .* and has dampening, .*momentum"),
+        ({"optim_wrapper.paramwise_cfg": None}, r"the config's optimizer 1 parameter group\(s\)"),
+        ({"param_scheduler": [COSINE]}, "it has 2 schedules .*, the config 1"),
+        ({"param_scheduler": [STEPS, COSINE]}, "param_scheduler.0 had .* and has .*milestones"),
+    ],
+)
+def test_another_optimizer_or_schedule_is_named(
+    straight, repository, phantom, tmp_path, options, said
+):
+    checkpoint = straight / "epoch_2.pth"
+    with pytest.raises(CheckpointError, match=said) as refused:
+        run(repository, phantom, tmp_path, str(checkpoint), **options)
+    assert f"--cfg-options load_from={checkpoint}" in str(refused.value)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_more_or_fewer_options_may_be_of_another_version_of_torch():
+    group = dict(params=[0, 1], lr=0.1, betas=(0.9, 0.99))
+    newer = dict(param_groups=[{**group, "decoupled_weight_decay": True}])
+    older = dict(param_groups=[group])
+    assert other_groups(newer, older) == other_groups(older, newer) == []
+
+
+@pytest.mark.parametrize("given", [lambda s: s, lambda s: [s], lambda s: (s,)])
+def test_a_schedule_counts_updates_alone_and_in_a_list(given, monkeypatch):
+    """Ten iterations an epoch, of which four make an update. Failed before for one alone."""
+    runner = object.__new__(ResumableRunner)
+    runner.cfg = Config(dict(optim_wrapper=dict(accumulative_counts=4)))
+    monkeypatch.setattr(ResumableRunner, "max_iters", 30)
+    monkeypatch.setattr(ResumableRunner, "train_dataloader", range(10))
+    monkeypatch.setattr(Runner, "build_param_scheduler", lambda self, schedules: schedules)
+    linear = dict(type="LinearLR", by_epoch=False)
+    assert runner.build_param_scheduler(given(linear)) == [{**linear, "end": 8}]
+    cosine = dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True)
+    assert runner.build_param_scheduler(given(cosine)) == [{**cosine, "epoch_length": 2}]
 
 
 def test_another_seed_gives_another_run(straight, repository, phantom, tmp_path):

@@ -18,7 +18,7 @@ from mmengine.config import Config
 
 from deeplesion.errors import UserError
 from deeplesion.evaluation.results import read_results
-from mmdet_ext.checkpoint import LAST_CHECKPOINT
+from mmdet_ext.checkpoint import LAST_CHECKPOINT, CheckpointError
 from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.engine.run import load_config, name_of_views, told_to_resume, train
 from mmdet_ext.engine.run import test as run_test
@@ -111,11 +111,22 @@ def test_each_set_of_views_has_a_result_of_its_own():
         ({"train_dataloader.num_workers": -1}, "num_workers option should be non-negative"),
         ({"model.backbone.stem": "first"}, "^TruncatedDenseNet3D: stem must be one of"),
         ({"optim_wrapper.optimizer.lr": -1.0}, "^AdamW: Invalid learning rate: -1.0"),
+        ({"model.backbone.init_cfg.type": "Kaiming"}, "^TruncatedDenseNet3D: .* takes init_cfg="),
+        ({"model.backbone.init_cfg.type": "Pretrained"}, "^TruncatedDenseNet3D: .* takes init_cfg"),
     ],
 )
 def test_what_a_part_refuses_is_the_configs_fault(override, message, repository, phantom, tmp_path):
     config = configuration(repository, phantom, tmp_path, custom_hooks=[], **override)
     with pytest.raises(ConfigError, match=message):
+        train(config)
+
+
+def test_weights_of_another_network_are_no_error_of_the_program(repository, phantom, tmp_path):
+    torch.save({"features.conv0.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
+    init = "model.backbone.init_cfg"
+    given = {f"{init}.type": "Pretrained", f"{init}.checkpoint": str(tmp_path / "other.pth")}
+    config = configuration(repository, phantom, tmp_path / "work", **given)
+    with pytest.raises(CheckpointError, match="these are not DenseNet-121 weights"):
         train(config)
 
 

@@ -179,5 +179,12 @@ def test_the_command_says_what_is_out_of_range_and_why(work_dir, repository, tmp
     assert run.returncode == 1, run.stdout + run.stderr
     assert "loss_cls 9" not in run.stdout and "usual causes" in run.stdout
     assert (work_dir / "check_run.png").is_file()
+    ranges = tmp_path / "ranges.json"
+    assert command(work_dir, "--record", ranges).returncode == 0
+    assert "points" in json.loads(ranges.read_text())
+    ranges.write_text("mine")
+    run = command(work_dir, "--record", ranges)
+    assert run.returncode == 2 and "ranges.json is there already: name another" in run.stderr
+    assert ranges.read_text() == "mine"
     run = command(tmp_path / "none")
     assert run.returncode == 2 and "holds no run_*.json" in run.stderr

@@ -15,11 +15,11 @@ from mmdet_ext.config.overrides import apply_overrides
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.study_plan import (
     _without_words,
+    besides_operators,
     check_methods,
     code_hash,
     methods_of,
     modules_of,
-    other_stacks,
     parsed,
     with_fingerprints,
 )
@@ -255,6 +255,7 @@ def test_the_code_of_a_run_holds_its_operator_and_no_reports_phantoms_or_studies
 
 
 KEPT, AT_2 = "stack.policy=keep_thick", "stack.policy=normalize"
+OTHERS = "param_scheduler.1.milestones=9,16"  # as the documents give it
 NONE, ALIGN = "demo/nofusion_3slice", "demo/alignshift_3slice"
 
 
@@ -281,6 +282,17 @@ NONE, ALIGN = "demo/nofusion_3slice", "demo/alignshift_3slice"
             None,
         ),
         ([("shapes", "acs_volumes/shapes_acs"), ("3D", "acs_volumes/shapes_i3d")], None),
+        (  # the schedule differs with the operator
+            [("none", "nofusion_3slice"), ("acs", "acs_3slice"), ("a3d", "a3d_3slice")],
+            "param_scheduler.1.milestones=[9, 16] in 'none', 'a3d'; "
+            "param_scheduler.1.milestones=[10, 13] in 'acs'",
+        ),
+        (
+            [("none", NONE), ("align", ALIGN, AT_2, "train_cfg.max_epochs=5")],
+            "train_cfg.max_epochs=10 in 'none'; train_cfg.max_epochs=5 in 'align'",
+        ),
+        ([("none", "nofusion_3slice"), ("acs", "acs_3slice", OTHERS)], None),
+        ([("acs", "acs_3slice"), ("acs, later", "acs_3slice", OTHERS)], None),
     ],
 )
 def test_methods_that_are_given_other_slices_are_named(variants, said):
@@ -288,6 +300,7 @@ def test_methods_that_are_given_other_slices_are_named(variants, said):
     for _, config, *options in variants:
         configs.append(read_experiment(find_config(config)))
         apply_overrides(configs[-1], parsed(options))
-    note = other_stacks(methods_of([], variants, []), configs)
-    assert note == (said and f"note: the methods differ in their slices too, not in the operator "
-                    f"alone: {said}")  # fmt: skip
+    notes = besides_operators(methods_of([], variants, []), configs)
+    what = "schedule" if said and "stack" not in said else "slices"
+    assert notes == [f"note: the methods differ in their {what} too, not in the operator alone: "
+                     f"{said}"] * (said is not None)  # fmt: skip

@@ -1,6 +1,7 @@
 """Weights run as the network they were trained as: test, --resume and load_from under configs that
 compute something else, and under those that do not."""
 
+import functools
 import itertools
 import json
 import re
@@ -12,7 +13,7 @@ from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file
 from mmdet_ext.config.network import TRAINED_AS, differences, network_of, of_training
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.run import test as run_test
-from mmdet_ext.engine.trained_as import TrainedAsHook
+from mmdet_ext.engine.trained_as import TrainedAsHook, check_network
 
 from ..small_training import configuration, log, run
 
@@ -166,6 +167,41 @@ def test_weights_to_start_from_are_compared_as_far_as_they_go(trained, load):
         assert re.search(OTHERS[name][1], warning)
     assert len(load(whole, **start, **{"model.rpn_head.num_classes": 2})) == 1
     assert len(load(part, **start, **OTHERS["anchors"][0])) == 1
+
+
+@pytest.mark.parametrize(
+    "experiment, parts, refused",
+    [
+        ("alignshift", ["backbone"], False),
+        ("alignshift", ["backbone", "neck"], True),
+        ("a3d", ["backbone"], True),  # its matrices are D x D
+        ("25d", ["backbone"], True),  # its slices are channels
+        ("volumetric_attention/faster_rcnn_r50", ["backbone", "neck"], False),
+        (
+            "volumetric_attention/faster_rcnn_r50",
+            ["backbone", "neck", "rpn_head", "roi_head"],
+            True,
+        ),
+    ],
+)
+def test_weights_that_do_not_know_the_number_of_slices_start_with_another(
+    repository, experiment, parts, refused
+):
+    """As the table of docs/training.md has it: a whole detector, or parts of one."""
+    name = experiment if "/" in experiment else f"{experiment}_3slice"
+    trained, config = (
+        load_config(str(repository / f"configs/{name}.py"), {"stack.num_slices": n}) for n in (3, 9)
+    )
+    checkpoint = dict(
+        meta={TRAINED_AS: [network_of(trained)]},
+        state_dict={f"{part}.weight": None for part in parts},
+    )
+    start = functools.partial(check_network, "a.pth", checkpoint, config, False, testing=False)
+    if refused:
+        with pytest.raises(CheckpointError, match="num_slices: trained with 3, the config says 9"):
+            start(start=True)
+    else:
+        assert any("num_slices: trained with 3" in warning for warning in start(start=True))
 
 
 def test_a_checkpoint_without_the_record_is_warned_of(trained, load):

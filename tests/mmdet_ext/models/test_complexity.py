@@ -204,7 +204,7 @@ def fpn_by_hand(cells, channels=(256, 512, 1024, 2048)):
 
 def test_a_2d_two_stage_detector_without_masks():
     config = Config.fromfile(MMDETECTION / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")
-    assert input_shape(config) == (3, 800)
+    assert input_shape(config) == (3, 800, 800)
     parts = detector_complexity(config, 224)
     assert list(parts) == ["backbone", "neck", "rpn_head", "bbox_head"]
     assert parts["backbone"].multiply_adds == RESNET50_MACS
@@ -328,7 +328,18 @@ def test_the_command_prints_a_2d_detector(command, capsys):
 
 def test_the_number_of_slices_is_read_from_the_stack():
     dataset = dict(pipeline=[dict(type="RandomAffineResize", size=64)], stack=dict(num_slices=5))
-    assert input_shape(Config(dict(test_dataloader=dict(dataset=dataset)))) == (5, 64)
+    assert input_shape(Config(dict(test_dataloader=dict(dataset=dataset)))) == (5, 64, 64)
+
+
+def test_images_that_are_not_square(repository, command, capsys):
+    """All that depends on the size does so by its pixels. Failed before."""
+    path = str(repository / "configs/nofusion_3slice.py")
+    wide = detector_complexity(load_config(path, {"resize.size": [32, 96]}))
+    square = detector_complexity(load_config(path, {"resize.size": 32}))
+    for part in ("backbone", "neck", "rpn_head"):
+        assert wide[part].multiply_adds == 3 * square[part].multiply_adds
+    command(path, "--cfg-options", "resize.size=[32,96]")
+    assert "SliceConv, 3 x 32 x 96\n" in capsys.readouterr().out
 
 
 def meta(*shape):

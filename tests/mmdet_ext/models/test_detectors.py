@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 
 from deeplesion.data.slices import window_hu
-from mmdet_ext.config.check import ConfigError
+from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
@@ -287,6 +287,15 @@ def test_a_part_with_another_number_of_slices_is_refused():
         value = dict(num_slices=7) if override.endswith("stack") else 7
         with pytest.raises(ConfigError, match=r"is 7, but .* set (stack|resize)\."):
             load_config(path, {override: value})
+
+
+def test_a_backbone_that_lacks_its_operator_is_refused_by_itself():
+    """Failed before: a KeyError of the detector."""
+    config = load_config(str(ROOT / "configs/a3d_3slice.py"), {"model.backbone.init_cfg": None})
+    del config.model.backbone["fusion"]
+    init_default_scope("mmdet")
+    with pytest.raises(ConfigError, match=r"^TruncatedDenseNet3D: .*'fusion'"), refused_by_parts():
+        MODELS.build(config.model)
 
 
 def test_roi_align_of_the_detector_changes_no_result_and_no_config():

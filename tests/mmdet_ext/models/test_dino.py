@@ -12,6 +12,7 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
+from deeplesion.errors import UserError
 from mmdet_ext.checkpoint import load_checkpoint_file
 from mmdet_ext.config.check import ConfigError
 from mmdet_ext.engine.predict import LesionDetector
@@ -252,7 +253,7 @@ def test_a_volume_slice_by_slice(config, tmp_path):
 
 def test_fewer_places_than_queries_are_named():
     model = built(small_config(**{"model.num_queries": 200})).eval()
-    with pytest.raises(ValueError, match=r"num_queries=200, .* have 189 places .*resize.size"):
+    with pytest.raises(UserError, match=r"num_queries=200, .* have 189 places .*resize.size"):
         model(**batch_of(model, (0,), ((96, 96),), False), mode="predict")
 
 

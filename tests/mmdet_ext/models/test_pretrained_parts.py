@@ -5,8 +5,9 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope, init_default_scope
 
-from deeplesion.errors import MissingDataError
+from deeplesion.errors import MissingDataError, UserError
 from mmdet_ext.checkpoint import CheckpointError, save_checkpoint_file
+from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.models.pretrained import copy_parts
 
@@ -77,7 +78,7 @@ def test_what_does_not_fit_is_refused_by_name(repository, of_deeplesion, tmp_pat
     path, weights = of_deeplesion
     model = detector(repository, "demo/lits")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="the detector has no part 'attention'; it has backbone"):
+    with pytest.raises(UserError, match="parts: the detector has no part 'attention'; it has back"):
         copy_parts(model, path, [*PARTS, "attention"])
     with pytest.raises(MissingDataError, match=r"none\.pth"):
         copy_parts(model, tmp_path / "none.pth", PARTS)
@@ -96,6 +97,12 @@ def test_what_does_not_fit_is_refused_by_name(repository, of_deeplesion, tmp_pat
         assert torch.equal(value, before[key]), "what is refused changes nothing"
     with pytest.raises(ValueError, match="pretrained has no option 'path'"):
         detector(repository, "demo/lits", build=False, **{"model.pretrained.path": "x"})
+
+
+def test_a_checkpoint_needs_the_parts_to_take_from_it(repository):
+    options = {"model.pretrained.checkpoint": "x.pth"}
+    with pytest.raises(ConfigError, match=r"needs pretrained\.parts"), refused_by_parts():
+        detector(repository, "demo/volumetric_attention", build=False, **options)
 
 
 def test_with_a_checkpoint_imagenet_is_not_fetched(repository):

@@ -115,11 +115,11 @@ def test_the_line_in_the_log_says_what_was_loaded(twin):
 
 def test_weights_that_do_not_fit_are_refused(twin):
     weights = twin.state_dict()
-    with pytest.raises(ValueError, match=r"not ResNet-101 weights.*missing layer3.6.conv1.weight"):
+    with pytest.raises(CheckpointError, match=r"not ResNet-101.*missing layer3.6.conv1.weight"):
         network(101).load_imagenet(weights)
-    with pytest.raises(ValueError, match=r"conv1.weight has shape \(8, 3, 7, 7\), expected \(8, 1"):
+    with pytest.raises(CheckpointError, match=r"shape \(8, 3, 7, 7\), expected \(8, 1"):
         network(50, in_channels=1).load_imagenet(weights)
-    with pytest.raises(ValueError, match=r"unexpected head.weight\).*resnet50-0676ba61.pth"):
+    with pytest.raises(CheckpointError, match=r"unexpected head.weight\).*resnet50-0676ba61.pth"):
         network(50).load_imagenet({**weights, "head.weight": torch.zeros(1)})
 
 

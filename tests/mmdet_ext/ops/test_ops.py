@@ -517,7 +517,9 @@ def test_fusion_as_initialised():
     assert P3DConv(4, 6, 5).depth_weight.shape == (6, 6, 5, 1, 1)
     assert P3DConv(4, 6, 5, groups=2).depth_weight.shape == (6, 3, 5, 1, 1)
     assert I3DConv(4, 6, 1).weight.shape == (6, 4, 1, 1, 1)
-    assert not SoftACSConv(4, 6, 3).view_weight.any()
+    weight = SoftACSConv(4, 999, 3).view_weight
+    assert 0 <= weight.min() < 0.01 and 0.99 < weight.max() < 1, "U(0, 1)"
+    assert abs(weight.mean() - 0.5) < 0.02
 
 
 # --- Refusals ---
