@@ -213,9 +213,29 @@ def test_a_part_of_the_operators_study_that_there_is_not(script):
     assert script("operators.sh", "5", expect=2) == []
 
 
+@pytest.fixture
+def compared(repository, monkeypatch, capsys):
+    """What comparisons.py prints of a folder, in this process and with few resamples."""
+    few_resamples(monkeypatch)
+
+    def run(out: Path) -> str:
+        monkeypatch.setattr("sys.argv", ["comparisons.py", str(out)])
+        capsys.readouterr()
+        runpy.run_path(str(repository / "docs/study/comparisons.py"))
+        return capsys.readouterr().out
+
+    return run
+
+
+def few_resamples(monkeypatch) -> None:
+    for function in (study, contrasts):
+        _, *others = function.__defaults__
+        monkeypatch.setattr(function, "__defaults__", (100, *others))
+
+
 @pytest.mark.parametrize("slices, of_normalize", [("7", 10), ("3", 9)])
 def test_the_operators_study_compares_within_the_families_it_states(
-    slices, of_normalize, tmp_path, repository
+    slices, of_normalize, tmp_path, compared
 ):
     """Three operators of ten: p-values are corrected for those that are still to come."""
     out = tmp_path / slices
@@ -226,7 +246,7 @@ def test_the_operators_study_compares_within_the_families_it_states(
         chances["single slice"] = 0.3
     methods = {name: written(out, name, chance, (0, 1)) for name, chance in chances.items()}
     (out / "study.json").write_text(json.dumps(dict(methods=methods)))
-    printed = command(repository, "docs/study/comparisons.py", out)
+    printed = compared(out)
     results = results_of(out, methods)
     last = [*other, "single slice"][: len(chances) - 3]
     families = [
@@ -255,7 +275,7 @@ def test_the_operators_study_compares_within_the_families_it_states(
     assert f"for the {of_normalize} of this family" in printed
 
 
-def test_the_operators_study_averages_over_operators_and_policies(tmp_path, repository):
+def test_the_operators_study_averages_over_operators_and_policies(tmp_path, compared):
     """Held against plain averages; none of them is printed before all that it averages is known."""
     out, chance = tmp_path / "3", iter(np.linspace(0.1, 0.9, 20))
     methods = {
@@ -279,7 +299,7 @@ def test_the_operators_study_averages_over_operators_and_policies(tmp_path, repo
 
     def printed() -> list[tuple[str, str]]:
         (out / "study.json").write_text(json.dumps(dict(methods=methods)))
-        text = command(repository, "docs/study/comparisons.py", out).replace("\\", "")
+        text = compared(out).replace("\\", "")
         start = text.find("average over operators")
         return re.findall(r"\| (.+) \| all \| .+ \| (\S+) \[", text[start:] if start > 0 else "")
 
@@ -294,7 +314,7 @@ def test_the_operators_study_averages_over_operators_and_policies(tmp_path, repo
     assert printed() == []
 
 
-def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, repository):
+def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, compared):
     chances = {
         "7": {"none, normalize": 0.5, "A3D, normalize": 0.6, "A3D, keep_thick": 0.1},
         "3": {"none, normalize": 0.4},
@@ -316,20 +336,20 @@ def test_reach_and_slices_are_compared_with_runs_of_the_other_parts(tmp_path, re
     ):  # fmt: skip
         averages = [[r.average for r in map(lambda x: x.curve, runs)] for runs in (one, other)]
         expected.append(100 * (sum(averages[0]) - sum(averages[1])) / 2)
-    printed = command(repository, "docs/study/comparisons.py", tmp_path / "reach")
+    printed = compared(tmp_path / "reach")
     rows = re.findall(r"\| none, (?:. slices|±. mm) \| all \| .* \| (\S+) \[", printed)
     assert [float(row) for row in rows] == pytest.approx(expected, abs=0.006)
     assert printed.count("p corrected for the 4 of this family (Holm), of which 2 are known") == 2
 
 
-def test_what_leads_is_corrected_for_all_that_lead(tmp_path, repository):
+def test_what_leads_is_corrected_for_all_that_lead(tmp_path, compared):
     """One of the three operators that start from trained weights is known."""
     out = tmp_path / "pretrained"
     methods = {
         name: written(out, name, chance, (0, 1)) for name, chance in (("none", 0.3), ("A3D", 0.5))
     }
     (out / "study.json").write_text(json.dumps(dict(methods=methods)))
-    printed = command(repository, "docs/study/comparisons.py", out)
+    printed = compared(out)
     assert "p corrected for the 3 of this family (Holm), of which 1 are known" in printed
     results = results_of(out, methods)
     row = contrasts(results, {"A3D": {"A3D": 1, "none": -1}}, planned=3)["A3D"]["all"]["average"]
@@ -384,9 +404,7 @@ def test_after_training(repository, tmp_path, monkeypatch, capsys):
         training.mkdir()
         ended = dict(epochs=10, best=f"best_FROC_average_epoch_{(10, 5)[run['seed']]}.pth")
         (training / "run_1.json").write_text(json.dumps(dict(ended=ended)))
-    for function in (study, contrasts):
-        _, *others = function.__defaults__
-        monkeypatch.setattr(function, "__defaults__", (100, *others))  # resamples
+    few_resamples(monkeypatch)
     monkeypatch.setattr("sys.argv", ["after_training.py", str(out)])
     tested = []
     monkeypatch.setitem(MODELS.module_dict, "ViewsTTA", ViewsTTA)  # undone, what the script sets
