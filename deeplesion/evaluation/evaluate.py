@@ -32,8 +32,8 @@ POINTS = tuple(f"{fps:g}" for fps in TABLE_FPS)
 # At what scores false positives are counted where there are no lesions, hence no operating points.
 FALSE_POSITIVE_SCORES = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
 AVERAGED = [TABLE_FPS.index(fps) for fps in AVERAGE_FPS]
-# The tables that are made of results, with the columns that say what a row is of; and what a file of
-# all tables says of each number. No breakdown may be called so: two columns would have one name.
+# The tables that are made of results, with the columns that say what a row is of; and what a file
+# of all tables says of each number. No breakdown may be called so: two columns would have one name.
 TABLES = {
     "slices": ("model", "slices", "images", "lesions"),
     "AP50": ("model",),
@@ -71,8 +71,8 @@ def evaluate(result: Result, by: Sequence[str] = (), resamples: int = 1000, seed
         raise UserError(f"a table of {taken[0]!r} is always made: give the column another name")
     if taken := [column for column in by if column in TAKEN]:
         raise UserError(
-            f"a table by {taken[0]!r} cannot be made, since the tables use that name themselves: give"
-            " the column another name"
+            f"a table by {taken[0]!r} cannot be made, since the tables use that name themselves:"
+            " give the column another name"
         )
     breakdowns.update({column: by_column(result, column) for column in by})
     rule = dict(iou_threshold=result.iou_threshold, pixel_offset=result.pixel_offset)

@@ -160,7 +160,8 @@ def froc_table_of(
             note = (notes or {}).get(model, "") if i == 0 else ""
             rows.append(Row((*([model] if named else []), *counts), tuple(numbers), note=note))
     if rows and not lesions:
-        return Table(name, f"{name}: {NO_LESIONS}", labels, tuple(dict.fromkeys(scores)), rows)
+        measures = tuple(f"score {score}" for score in dict.fromkeys(scores))
+        return Table(f"{name}, false positives", f"{name}: {NO_LESIONS}", labels, measures, rows)
     intervals = any("interval" in row for _, groups in results for row in groups)
     title += INTERVALS + units if intervals else ""
     return Table(name, title, labels, (*POINTS, AVERAGE, "diff."), rows)

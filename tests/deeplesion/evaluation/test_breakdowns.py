@@ -158,7 +158,11 @@ def test_a_column_cannot_take_the_place_of_a_table_that_is_always_made(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", "model images lesions slices axis note value low high p measure table source".split()
+    "name",
+    [
+        *("model", "slices", "images", "lesions", "axis"),
+        *("table", "measure", "value", "low", "high", "p", "source", "note"),
+    ],
 )
 def test_a_column_cannot_have_a_name_that_the_tables_use(tmp_path, name):
     csv = table(tmp_path, f"lesion_idx,{name}\n7,a\n8,b\n20,b\n")
