@@ -440,7 +440,10 @@ def test_without_lesions_false_positives_are_what_there_is():
 def test_the_report_of_healthy_patients(tmp_path):
     results = [healthy(synthetic_run())]
     evaluations = [evaluate(results[0], resamples=100)]
+    for name in ("froc.png", "groups.svg", "mine.png"):  # of an earlier evaluation, and the user's
+        (tmp_path / name).touch()
     assert write_figures(results, tmp_path, 100) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
     page = write_report(results, evaluations, tmp_path).read_text()
     assert "There are no lesions in these images" in page and "nan" not in page.lower()
 
