@@ -107,6 +107,10 @@ def test_what_was_tested_is_told(written, results, evaluations, tmp_path):
     assert text.count("SHA-256") == 1
 
 
+def test_no_button_is_disabled_since_it_would_lose_the_focus(written):
+    assert not re.search(r"\bdisabled\b", written[0].replace("aria-disabled", ""))
+
+
 def test_names_cannot_become_markup(written, results):
     text, _ = written
     page = Page(text)
