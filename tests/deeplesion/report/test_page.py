@@ -10,8 +10,9 @@ import pytest
 from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.evaluate import compare
 from deeplesion.report.gallery import collect
-from deeplesion.report.page import fill, to_html, write_report
+from deeplesion.report.page import to_html, write_report
 from deeplesion.report.tables import Number, Row, Table, all_tables, published_tables
+from deeplesion.report.template import fill
 
 VOID = {"meta", "link", "input", "img", "br"}
 
