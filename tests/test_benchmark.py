@@ -25,7 +25,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.measure import Case, environment, format_results, measure, peak_memory
-from tools import benchmark
+from tools import benchmark, mask_ceiling
 
 
 def test_baseline_and_ours_agree_on_ties_several_lesions_and_nothing_found():
@@ -251,6 +251,22 @@ def test_gpu_recipe_does_not_end_with_who_started_it(monkeypatch):
         assert torch.distributed.get_backend() == "gloo"
         started = set(threading.enumerate()) - threads
     assert not [thread for thread in started if "parent" in thread.name]
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["alignshift_3slice"], "alignshift_3slice is not of a detector on LiTS"),
+        (["acs_volumes/lits_acs"], "acs_volumes/lits_acs is not of a detector on LiTS"),
+        (["demo/lits", "--sizes", "28", "-1"], "--sizes must be at least 1, got -1"),
+    ],
+)
+def test_mask_ceiling_refuses_what_it_cannot_draw(monkeypatch, arguments, text):
+    monkeypatch.setattr(mask_ceiling, "ceilings", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(sys, "argv", ["mask_ceiling", *arguments])
+    with pytest.raises(SystemExit) as end:
+        mask_ceiling.main()
+    assert end.value.code.startswith(f"mask_ceiling: {text}")
 
 
 @pytest.mark.slow
