@@ -1,6 +1,7 @@
 # The commands of a newcomer. `make help` lists them with the variables they take.
+# ENV is not taken from the shell, where others mean a start-up file or a module by it.
 PYTHON ?= python3
-ENV ?= .venv
+ENV = .venv
 TORCH ?=
 TORCH_INDEX ?=
 DEMO ?= work_dirs/demo

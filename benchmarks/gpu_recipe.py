@@ -26,8 +26,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 
 from deeplesion.data.prepare import prepare
+from deeplesion.errors import MissingDataError, UserError
 from deeplesion.phantom.make import make_phantom
-from mmdet_ext.engine.distributed import join_processes
 from mmdet_ext.engine.run import load_config
 from mmdet_ext.engine.runner import ResumableRunner
 
@@ -69,9 +69,15 @@ def results(
         its losses from the CPU's, relative; `images_per_second` and `waiting`, the part of the time
         that it waits for data (medians without the first iterations); `peak_bytes` on a GPU. A run
         that failed has `error` instead of what it did not come to.
+
+    Raises UserError, before any work, for arguments that cannot be.
     """
     if not 1 <= reference <= iterations:
-        raise ValueError(f"reference must be 1 to iterations ({iterations}), got {reference}")
+        raise UserError(f"--reference must be 1 to --iterations ({iterations}), got {reference}")
+    if batch < 1:
+        raise UserError(f"--batch must be at least 1, got {batch}")
+    if weights and not Path(weights).is_file():
+        raise MissingDataError(f"--weights {weights}: no such file")
     with tempfile.TemporaryDirectory() as folder:
         if root is None:
             root = Path(folder) / "DeepLesion"
@@ -211,7 +217,7 @@ def process_group_of_one(config: Config) -> Iterator[None]:
         mock.patch.dict(os.environ, variables),
         mock.patch.object(nn.SyncBatchNorm, "forward", synchronised),
     ):
-        join_processes(config)
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         try:
             yield
         finally:

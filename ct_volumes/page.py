@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from ct_volumes.lesions import Algorithm, Lesion, LesionSlice
 from ct_volumes.projections import Projection, project
 from ct_volumes.volume import CTVolume
 from deeplesion.files import write_whole
+from deeplesion.report.template import fill, script_json
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SCRIPT = TEMPLATE.with_suffix(".js")
@@ -71,10 +71,10 @@ def write_page(
             for number, (lesion, crop) in enumerate(zip(lesions, crops, strict=True))
         ],
     )
-    page = _fill(
+    page = fill(
         TEMPLATE.read_text(encoding="utf-8"),
         title=escape(f"{_count(len(lesions))}: {algorithm.name}"),
-        data=_json(data),
+        data=script_json(data),
         script=SCRIPT.read_text(encoding="utf-8"),
         views="\n".join(
             f'<script type="application/octet-stream" id="{name}">{text}</script>'
@@ -248,14 +248,3 @@ def _rounded(values: Sequence[float] | np.ndarray) -> list:
 
 def _count(lesions: int) -> str:
     return "No lesions" if not lesions else f"{lesions} lesion{'s' * (lesions > 1)}"
-
-
-def _fill(template: str, **parts: str) -> str:
-    """The template with each {{name}} replaced; what is put in is not looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
-
-
-def _json(content: object) -> str:
-    """JSON that may stand in a <script>: no tag begins in it."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return text.replace("<", "\\u003c")

@@ -17,6 +17,18 @@ REPORT = (
     " and all of the text above."
 )
 INTERRUPTED = 130  # as shells say it: 128 + SIGINT
+OURS = ("benchmarks", "ct_volumes", "deeplesion", "mmdet_ext", "tools")
+# Which extra of pyproject.toml installs what is imported under these names.
+EXTRAS = {
+    "data": ("cv2", "matplotlib", "pandas", "pycocotools", "skimage", "tqdm"),
+    "fast": ("blosc2", "kornia_rs"),
+    "ct": ("gdcm", "highdicom", "nibabel", "pydicom"),
+    "detector": ("mmcv", "mmdet", "mmengine", "tensorboard"),
+    "onnx": ("onnxruntime",),
+    "export": ("onnx", "onnxscript"),
+    "slurm": ("submitit",),
+    "volumes": ("ftfy", "mmseg", "monai", "regex"),
+}
 
 
 def config_help(what: str = "config", example: str = "alignshift_7slice") -> str:
@@ -27,9 +39,10 @@ def config_help(what: str = "config", example: str = "alignshift_7slice") -> str
 def command(failure: int = 1) -> Callable[[Callable], Callable]:
     """Decorates the main function of a command. The class of an exception decides.
 
-    A `UserError`, a refusal of the system (`OSError`) and a lack of memory end the command with a
-    sentence on stderr that begins with the command's name, and the exit status `failure`; Ctrl-C
-    ends it with 130. Anything else is an error of ours: its traceback is shown, and `REPORT`.
+    A `UserError`, a library that is not installed, a refusal of the system (`OSError`) and a lack
+    of memory end the command with a sentence on stderr that begins with the command's name, and the
+    exit status `failure`; Ctrl-C ends it with 130. Anything else is an error of ours: its traceback
+    is shown, and `REPORT`.
     """
 
     def decorate(main: Callable[[], int | None]) -> Callable[[], int | None]:
@@ -50,8 +63,10 @@ def command(failure: int = 1) -> Callable[[Callable], Callable]:
             except (UserError, OSError, MemoryError) as error:
                 status, text = failure, sentence(error)
             except Exception as error:
-                error.add_note(REPORT)
-                raise
+                if not _lacks_library(error):
+                    error.add_note(REPORT)
+                    raise
+                status, text = failure, sentence(error)
             text = f"{Path(sys.argv[0]).stem}: {text}"
             if status == 1:
                 sys.exit(text)  # of several processes the launcher is told the text as well
@@ -78,12 +93,25 @@ def sentence(error: Exception) -> str:
     """What is said of an error that the user can mend."""
     if isinstance(error, UserError):
         return message_of(error)
+    if isinstance(error, ModuleNotFoundError):
+        top = error.name.partition(".")[0]
+        extra = next((extra for extra, names in EXTRAS.items() if top in names), None)
+        way = f": pip install 'deeplesion-mmdet[{extra}]'" if extra else ""
+        return f"{error.name} is not installed{way}"
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")
     if isinstance(error, WriteError) or error.filename is None or error.strerror is None:
         return message_of(error)
     names = " and ".join(str(n) for n in (error.filename, error.filename2) if n is not None)
     return f"{names}: {error.strerror}"
+
+
+def _lacks_library(error: Exception) -> bool:
+    return (
+        isinstance(error, ModuleNotFoundError)
+        and error.name is not None
+        and error.name.partition(".")[0] not in OURS
+    )
 
 
 def _output_is_read() -> bool:

@@ -57,6 +57,8 @@ def stop(text: str) -> None:
 def create_environment(env: Path) -> Path:
     """Path of the environment's Python; makes a venv at `env` if nothing is there."""
     python = env / "bin" / "python"
+    if env.exists() and not env.is_dir():
+        stop(f"{env} is a file. Point ENV (--env) at an environment or a new folder.")
     if not python.exists():
         if env.exists() and any(env.iterdir()):
             stop(
@@ -67,9 +69,13 @@ def create_environment(env: Path) -> Path:
                 f"this is Python {sys.version.split()[0]}; make setup PYTHON=python3.11 (or newer)"
             )
         say(f"creating a virtual environment in {env}")
-        made = subprocess.run([sys.executable, "-m", "venv", str(env)])
+        made = None
+        try:
+            made = subprocess.run([sys.executable, "-m", "venv", str(env)])
+        finally:  # nor is half of one left by Ctrl-C
+            if made is None or made.returncode:
+                shutil.rmtree(env, ignore_errors=True)
         if made.returncode:
-            shutil.rmtree(env, ignore_errors=True)
             stop(
                 "`python -m venv` failed. On Debian install the package python3-venv, "
                 "or pass an environment of your own: make setup ENV=/path/to/env"
@@ -81,7 +87,16 @@ def create_environment(env: Path) -> Path:
         stop(
             f"{python} is Python {version}; 3.11 or newer is needed (PYTHON=python3.11 make setup)"
         )
+    if not has_pip(python):
+        say(f"{env} has no pip; installing it")
+        subprocess.run([python, "-m", "ensurepip"], stdout=subprocess.DEVNULL)
+        if not has_pip(python):
+            stop(f"{env} has no pip, and ensurepip cannot install it: install it, or delete {env}")
     return python
+
+
+def has_pip(python: Path) -> bool:
+    return subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
 def read_requirements() -> dict[str, str]:

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from benchmarks import (
     backbone,
@@ -23,6 +25,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.measure import Case, environment, format_results, measure, peak_memory
+from tools import benchmark, mask_ceiling
 
 
 def test_baseline_and_ours_agree_on_ties_several_lesions_and_nothing_found():
@@ -212,6 +215,58 @@ def test_command_prints_and_writes(repository, tmp_path):
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["benchmark"] == "froc" and content["results"][0]["ratio"] > 0
     assert "commit" in content["environment"]
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--reference", "9", "--iterations", "8"], "--reference must be 1 to --iterations (8)"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--size", "64"], "size is 64: give a whole number"),
+        (["--weights", "nowhere.pth"], "--weights nowhere.pth: no such file"),
+    ],
+)
+def test_gpu_recipe_refuses_arguments_before_the_work(monkeypatch, arguments, text):
+    monkeypatch.setattr(gpu_recipe, "prepare", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "gpu-recipe", *arguments])
+    with pytest.raises(SystemExit) as end:
+        benchmark.main()
+    assert end.value.code.startswith(f"benchmark: {text}")
+
+
+def test_an_error_within_gpu_recipe_is_none_of_the_user(monkeypatch):
+    def fails(**_):
+        raise ValueError("oh")
+
+    monkeypatch.setattr(gpu_recipe, "results", fails)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "gpu-recipe"])
+    with pytest.raises(ValueError, match="oh"):
+        benchmark.main()
+
+
+def test_gpu_recipe_does_not_end_with_who_started_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = set(threading.enumerate())
+    with gpu_recipe.process_group_of_one(Config()):
+        assert torch.distributed.get_backend() == "gloo"
+        started = set(threading.enumerate()) - threads
+    assert not [thread for thread in started if "parent" in thread.name]
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["alignshift_3slice"], "alignshift_3slice is not of a detector on LiTS"),
+        (["acs_volumes/lits_acs"], "acs_volumes/lits_acs is not of a detector on LiTS"),
+        (["demo/lits", "--sizes", "28", "-1"], "--sizes must be at least 1, got -1"),
+    ],
+)
+def test_mask_ceiling_refuses_what_it_cannot_draw(monkeypatch, arguments, text):
+    monkeypatch.setattr(mask_ceiling, "ceilings", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr(sys, "argv", ["mask_ceiling", *arguments])
+    with pytest.raises(SystemExit) as end:
+        mask_ceiling.main()
+    assert end.value.code.startswith(f"mask_ceiling: {text}")
 
 
 @pytest.mark.slow

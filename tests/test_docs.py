@@ -237,3 +237,17 @@ def test_extras_that_are_named_exist():
         assert {extra for each in installed for extra in each.split(",")} <= extras, page.name
     in_readme = re.findall(r"^\| `\[(\w+)\]` \|", README, re.M)
     assert set(in_readme) == extras
+
+
+def test_versions_to_install_are_those_that_the_tests_run_on():
+    pinned = set((ROOT / "requirements.txt").read_text().splitlines())
+    named = {
+        word
+        for page in PAGES
+        for line in page.read_text().splitlines()
+        if line.strip().startswith("pip install")
+        for word in shlex.split(line)
+        if "==" in word
+    }
+    assert "opencv-python-headless" in {name.partition("==")[0] for name in named}
+    assert named <= pinned

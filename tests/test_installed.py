@@ -12,6 +12,8 @@ import venv
 import zipfile
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -105,14 +107,32 @@ def test_the_wheel_holds_every_config_and_a_file_for_every_command(wheel, reposi
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 
-def test_a_package_that_is_not_installed_is_named_with_the_way_to_it(commands, tmp_path):
+@pytest.mark.parametrize("name", ["train", "detect"])  # at its start, in the midst of its work
+def test_a_package_that_is_not_installed_is_named_with_the_way_to_it(commands, tmp_path, name):
+    arguments = {"train": ["a3d_3slice"], "detect": detection(tmp_path)}[name]
     (tmp_path / "mmengine.py").write_text("raise ModuleNotFoundError(name='mmengine')\n")
     error = run(
-        commands / "deeplesion-train", "a3d_3slice", folder=tmp_path, expect=1,
+        commands / f"deeplesion-{name}", *arguments, folder=tmp_path, expect=1,
         PYTHONPATH=str(tmp_path),
     )  # fmt: skip
-    assert error.startswith("deeplesion-train: mmengine is not installed; pip install")
-    assert error.count("\n") == 1
+    way = "pip install 'deeplesion-mmdet[detector]'"
+    assert error == f"deeplesion-{name}: mmengine is not installed: {way}\n"
+
+
+def test_an_error_of_ours_asks_once_for_a_report(commands, tmp_path):
+    (tmp_path / "mmengine.py").write_text("raise RuntimeError('broken')\n")
+    error = run(
+        commands / "deeplesion-detect", *detection(tmp_path), folder=tmp_path, expect=1,
+        PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert error.count("please report it") == 1
+
+
+def detection(folder):
+    """The arguments of a detection in a scan of nothing."""
+    image = nibabel.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4))
+    nibabel.save(image, folder / "scan.nii")
+    return ["scan.nii", "--config", "x", "--checkpoint", "x", "--out", "out"]
 
 
 def test_an_editable_installation_finds_the_commands_too(repository, tmp_path):

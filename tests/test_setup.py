@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,41 @@ def test_folder_that_is_no_environment_is_refused(repository, tmp_path):
     command = [sys.executable, "scripts/setup_env.py", "--env", str(tmp_path)]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert run.returncode != 0 and "has no bin/python" in run.stderr
+
+
+def test_a_file_is_refused_as_an_environment(repository, tmp_path):
+    (tmp_path / "startup").touch()
+    command = [sys.executable, "scripts/setup_env.py", "--env", str(tmp_path / "startup")]
+    run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.startswith("[setup] error: ")
+    assert "startup is a file" in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_the_environment_is_not_taken_from_the_shell(repository):
+    def told(*arguments):
+        run = subprocess.run(
+            ["make", "help", *arguments], cwd=repository, env={**os.environ, "ENV": "/etc/profile"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return next(line.split()[0] for line in run.stdout.splitlines() if "ENV=" in line[:4])
+
+    assert told() == "ENV=.venv"
+    assert told("ENV=mine") == "ENV=mine"
+
+
+def test_an_interruption_leaves_no_half_of_an_environment(setup_env, tmp_path, monkeypatch):
+    def interrupted(command):
+        (Path(command[-1]) / "bin").mkdir(parents=True)
+        (Path(command[-1]) / "bin/python").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_env.subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        setup_env.create_environment(tmp_path / "env")
+    assert not (tmp_path / "env").exists()
+
+
+def test_an_environment_without_pip_gets_it(setup_env, tmp_path):
+    venv.create(tmp_path / "env", with_pip=False)
+    python = setup_env.create_environment(tmp_path / "env")
+    assert subprocess.run([python, "-m", "pip", "--version"]).returncode == 0

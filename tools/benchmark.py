@@ -73,10 +73,7 @@ def main() -> None:
         from benchmarks import gpu_recipe
 
         recipe = {k: v for k, v in vars(options).items() if k not in ("benchmark", "out")}
-        try:
-            results = gpu_recipe.results(**recipe)
-        except ValueError as error:
-            parser.error(str(error))
+        results = gpu_recipe.results(**recipe)
         print(gpu_recipe.format_results(results))
     else:
         if options.rounds < 1:

@@ -28,7 +28,7 @@ def main() -> None:
     for path in options.configs:
         config = load_config(path, options.cfg_options)
         slices, *size = input_shape(config)
-        height, width = size = [options.size] * 2 if options.size else size
+        height, width = size = size if options.size is None else [options.size] * 2
         with refused_by_parts():
             parts = detector_complexity(config, size)
         fusion = config.model.backbone.get("fusion", {}).get("type")

@@ -3,9 +3,9 @@
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from deeplesion.command_line import command
-from deeplesion.errors import UserError
 
 COMMANDS = {
     "deeplesion-train": "train",
@@ -27,17 +27,12 @@ COMMANDS = {
 }
 
 
-@command()
 def main() -> int | None:
     """Runs the command by whose name it was called."""
-    name = COMMANDS[Path(sys.argv[0]).stem]
-    try:
-        module = importlib.import_module(f"mmdet_ext.tools.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("deeplesion", "mmdet_ext"):
-            raise
-        raise UserError(
-            f"{error.name} is not installed; pip install 'deeplesion-mmdet[detector]' installs all"
-            " that the commands need, '[data]' what those without a network need"
-        ) from None
-    return module.main()
+    return load().main()
+
+
+@command()
+def load() -> ModuleType:
+    """The module of the command; it imports libraries that may be missing."""
+    return importlib.import_module(f"mmdet_ext.tools.{COMMANDS[Path(sys.argv[0]).stem]}")

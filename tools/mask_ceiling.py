@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.mask_ceiling import ceilings
 from deeplesion.command_line import command, config_help
+from deeplesion.errors import UserError
+from mmdet_ext.config.experiment import type_name
 from mmdet_ext.config.overrides import add_config_options
 from mmdet_ext.engine.run import load_config
 
@@ -33,8 +35,16 @@ def main() -> None:
     )
     add_config_options(parser, checkpoint=False)
     options = parser.parse_args()
+    if min(options.sizes) < 1:
+        raise UserError(f"--sizes must be at least 1, got {min(options.sizes)}")
     config = load_config(options.config, options.cfg_options)
-    config.test_evaluator.lesion_scores = [0.5]
+    evaluator = config.get("test_evaluator")
+    if not isinstance(evaluator, dict) or type_name(evaluator) != "DiceMetric":
+        raise UserError(
+            f"{options.config} is not of a detector on LiTS: its test_evaluator must be a"
+            " DiceMetric"
+        )
+    evaluator.lesion_scores = [0.5]
     found = ceilings(config, [0, *options.sizes])
     names = ("liver_dice_per_case", "lesion_dice_per_case", "dice_small", "dice_medium",
              "dice_large")  # fmt: skip

@@ -140,8 +140,8 @@ def prepare(
     With more than one worker processes are spawned: call it from under `if __name__ == "__main__"`.
     Raises FileNotFoundError if there is no table or not one of its series, ValueError if the table
     is bad or all its lesions are noisy, DataError if a series lies in several places or another
-    process is preparing into `out`, WriteError if that cannot be written to, RuntimeError if a
-    process was killed.
+    process is preparing into `out`, WriteError if that cannot be written to, UserError if a process
+    was killed.
     """
     root, out = Path(root), Path(root if out is None else out)
     workers = available_cores() if workers is None else workers

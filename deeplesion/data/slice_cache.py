@@ -157,8 +157,8 @@ def fill_cache(
 
     With more than one worker (default: all cores) processes are spawned: call it from under
     `if __name__ == "__main__"`. Raises DataError without blosc2 or a train.json of `prepare`,
-    OSError if the disk has not the room, ValueError on an even `num_slices`, RuntimeError if a
-    process was killed.
+    OSError if the disk has not the room, ValueError on an even `num_slices`, UserError if a process
+    was killed.
     """
     root = Path(root)
     workers = available_cores() if workers is None else workers

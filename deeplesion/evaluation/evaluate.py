@@ -32,6 +32,16 @@ POINTS = tuple(f"{fps:g}" for fps in TABLE_FPS)
 # At what scores false positives are counted where there are no lesions, hence no operating points.
 FALSE_POSITIVE_SCORES = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
 AVERAGED = [TABLE_FPS.index(fps) for fps in AVERAGE_FPS]
+# The tables that are made of results, with the columns that say what a row is of; and what a file
+# of all tables says of each number. No breakdown may be called so: two columns would have one name.
+TABLES = {
+    "slices": ("model", "slices", "images", "lesions"),
+    "AP50": ("model",),
+    "diameters": ("model", "axis", "lesions"),
+    "published": ("model", "slices seen", "slices"),
+}
+NUMBER_COLUMNS = ("table", "measure", "value", "low", "high", "p", "source", "note")
+TAKEN = {*TABLES, *NUMBER_COLUMNS, *(label for labels in TABLES.values() for label in labels)}
 
 
 def evaluate(result: Result, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0) -> dict:
@@ -50,7 +60,7 @@ def evaluate(result: Result, by: Sequence[str] = (), resamples: int = 1000, seed
 
     Raises:
         ValueError: too few resamples, a column that is not there (the nearest name is given), or
-            one called as a table that is always made.
+            one called as a table that is always made, or as a column of the tables.
     """
     check_resamples(resamples)
     breakdowns, by_lesion = {}, []
@@ -59,6 +69,11 @@ def evaluate(result: Result, by: Sequence[str] = (), resamples: int = 1000, seed
         by_lesion = [*breakdowns, *(column for column in by if is_lesion_column(result, column))]
     if taken := [column for column in by if column in breakdowns]:
         raise UserError(f"a table of {taken[0]!r} is always made: give the column another name")
+    if taken := [column for column in by if column in TAKEN]:
+        raise UserError(
+            f"a table by {taken[0]!r} cannot be made, since the tables use that name themselves:"
+            " give the column another name"
+        )
     breakdowns.update({column: by_column(result, column) for column in by})
     rule = dict(iou_threshold=result.iou_threshold, pixel_offset=result.pixel_offset)
     return dict(

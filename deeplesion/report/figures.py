@@ -4,6 +4,7 @@ and by lesion size."""
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RANGES = {"thin": "≤ 2 mm", "thick": "> 2 mm"}
 CURVE_FPS = np.geomspace(0.25, 32, 141)
+FIGURES = ("froc", "groups")
 # What would make the same figure other bytes tomorrow, or with another matplotlib, is left out.
 FORMATS = {
     "png": (FigureCanvasAgg, {"Software": None}),
@@ -56,6 +58,8 @@ def write_figures(
 ) -> list[Path]:
     """Write `froc` and `groups` as PNG (300 dpi) and SVG; the same results give the same bytes.
 
+    Figures of these names that are there from earlier results are removed.
+
     `froc`: sensitivity against false positives per image with its 95 % band, the operating points
     of the tables marked, the average at 0.5, 1, 2 and 4 in the legend. `groups`: that average by
     slice thickness and by long diameter, with 95 % intervals and numbers of lesions.
@@ -69,6 +73,8 @@ def write_figures(
         the paths: froc.png, froc.svg, groups.png, groups.svg.
     """
     paths = []
+    for name, kind in itertools.product(FIGURES, FORMATS):
+        Path(out_dir, f"{name}.{kind}").unlink(missing_ok=True)
     for name, content in render_figures(results, ("png", "svg"), resamples, seed).items():
         paths.append(Path(out_dir) / name)
         write_whole(paths[-1], content)
@@ -85,10 +91,11 @@ def render_figures(
     results = [result for result in results if result.curve.num_lesions]
     if not results:
         return {}
+    froc, groups = FIGURES
     return rendered(
         {
-            "froc": lambda: froc_figure(results, resamples, seed),
-            "groups": lambda: groups_figure(results, resamples, seed),
+            froc: lambda: froc_figure(results, resamples, seed),
+            groups: lambda: groups_figure(results, resamples, seed),
         },
         kinds,
     )

@@ -5,8 +5,6 @@ out."""
 from __future__ import annotations
 
 import base64
-import json
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -24,6 +22,7 @@ from deeplesion.report.tables import (
     partial_data,
     published_tables,
 )
+from deeplesion.report.template import fill, script_json
 
 __all__ = ["write_figures", "write_report"]
 
@@ -88,7 +87,7 @@ def write_report(
         ),
         further="".join(map(to_html, further)),
         gallery_note=_gallery_note(names, gallery, examples, folder),
-        data=_json(dict(models=names, kinds=KINDS, gallery=gallery)),
+        data=script_json(dict(models=names, kinds=KINDS, gallery=gallery)),
     )
     path = Path(out_dir) / "report.html"
     write_whole(path, page)
@@ -99,11 +98,6 @@ def page_of(template: str, **parts: str) -> str:
     """A template of this folder, filled with its parts and, as {{style}}, what all pages share."""
     text, style = (FOLDER.joinpath(name).read_text("utf-8") for name in (template, "page.css"))
     return fill(text, style=style, **parts)
-
-
-def fill(template: str, **parts: str) -> str:
-    """The template with each {{name}} replaced; what is put in is not looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def to_html(table: Table, kind: str = "") -> str:
@@ -161,12 +155,6 @@ def _published() -> str:
     summary = f"Published numbers, not measured here: {count} rows of the papers"
     content = "".join(to_html(table, "published") for table in tables)
     return f"<details><summary>{summary}</summary>{content}</details>"
-
-
-def _json(content: object) -> str:
-    """JSON that may stand in a <script>: no tag begins in it."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return text.replace("<", "\\u003c")
 
 
 def _colours() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -31,6 +32,8 @@ CAPTIONS = {
     "differences": "Differences from the reference: mean and 95 % interval of the method; a dot is"
     " a seed's difference from the mean of the reference.",
 }
+# The files of figures, of which each further test set has its own.
+FIGURE = re.compile(rf"({'|'.join(CAPTIONS)})(-\d+)?\.(svg|png)")
 READING = (
     "An interval is of the method: it holds for other patients and for other training seeds. The"
     " evaluation of single runs, which the list of runs links where it is kept, has intervals of"
@@ -55,6 +58,8 @@ def write_study(
     notes: Sequence[str] = (),
 ) -> str:
     """Writes study.json, .txt, .csv, .md, .tex, .html and the figures; returns what to print.
+
+    Figures that an earlier call left and this one does not draw are removed.
 
     Args:
         out: folder of the study.
@@ -110,6 +115,9 @@ def write_study(
         for name, figure in render_study(each.results, each.statistics, ("svg", "png")).items():
             files[name.replace(".", f"{mark}.")] = figure
     files["study.html"] = _page(out, found, methods, notes, files)
+    for path in out.iterdir():
+        if FIGURE.fullmatch(path.name) and path.name not in files:
+            path.unlink()  # of an earlier call
     for name, data in files.items():
         write_whole(out / name, data)
     lines = [*(to_text(each.tables[0]) for each in found), NOTE, *notes]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from deeplesion.evaluation.evaluate import POINTS
+from deeplesion.evaluation.evaluate import NUMBER_COLUMNS, POINTS, TABLES
 from deeplesion.evaluation.results import Result
 from deeplesion.files import write_whole
 from deeplesion.report.published import PUBLISHED
@@ -142,7 +142,8 @@ def froc_table_of(
         notes: model -> what is said beside its first row.
     """
     named = any(model for model, _ in results)
-    labels = (*(["model"] if named else []), name, "images", "lesions")
+    model, _, *counted = TABLES["slices"]
+    labels = (*([model] if named else []), name, *counted)
     lesions = any(row["lesions"] for _, groups in results for row in groups)
     scores = [s for _, groups in results for row in groups for s in row.get("false_positives", ())]
     rows = []
@@ -159,7 +160,8 @@ def froc_table_of(
             note = (notes or {}).get(model, "") if i == 0 else ""
             rows.append(Row((*([model] if named else []), *counts), tuple(numbers), note=note))
     if rows and not lesions:
-        return Table(name, f"{name}: {NO_LESIONS}", labels, tuple(dict.fromkeys(scores)), rows)
+        measures = tuple(f"score {score}" for score in dict.fromkeys(scores))
+        return Table(f"{name}, false positives", f"{name}: {NO_LESIONS}", labels, measures, rows)
     intervals = any("interval" in row for _, groups in results for row in groups)
     title += INTERVALS + units if intervals else ""
     return Table(name, title, labels, (*POINTS, AVERAGE, "diff."), rows)
@@ -196,7 +198,7 @@ def ap50_table(evaluations: Sequence[dict]) -> Table:
         for e in evaluations
     ]
     title = "AP50 (%), COCO's definition by pycocotools"
-    return Table("AP50", title, ("model",), ("boxes", "masks"), rows)
+    return Table("AP50", title, TABLES["AP50"], ("boxes", "masks"), rows)
 
 
 def diameter_table(evaluations: Sequence[dict]) -> Table:
@@ -216,7 +218,7 @@ def diameter_table(evaluations: Sequence[dict]) -> Table:
         "diameters",
         "Diameters of the masks of hit lesions, predicted minus annotated (mm), with the limits of "
         f"agreement{INTERVALS}{evaluations[0]['settings']['resampled']}",
-        ("model", "axis", "lesions"),
+        TABLES["diameters"],
         ("mean", "median", "mean absolute", "lower limit", "upper limit"),
         rows,
     )
@@ -230,7 +232,7 @@ def published_tables() -> list[Table]:
             f"published, {' and '.join(thickness)} slices",
             "PUBLISHED, as printed in the papers, not evaluated here: sensitivity (%) at false "
             f"positives per image, {' and '.join(thickness)} slices",
-            ("model", "slices seen", "slices"),
+            TABLES["published"],
             (*POINTS, AVERAGE, last),
         )
         for row in PUBLISHED:
@@ -331,8 +333,8 @@ def to_csv(tables: Sequence[Table]) -> str:
     labels = list(dict.fromkeys(label for table in tables for label in table.labels))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    columns = ["measure", "value", "low", "high", "p", "source", "note"]
-    writer.writerow(["table", *labels, *columns])
+    table_column, *columns = NUMBER_COLUMNS
+    writer.writerow([table_column, *labels, *columns])
     for table in tables:
         for row in table.rows:
             own = dict(zip(table.labels, row.labels))

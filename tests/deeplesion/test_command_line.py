@@ -1,12 +1,14 @@
 """The border of the commands: whose error it is shows in how a command ends."""
 
 import errno
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
-from deeplesion.command_line import REPORT, command, told_to_repeat
+from deeplesion.command_line import EXTRAS, REPORT, command, told_to_repeat
 from deeplesion.errors import DataError, MissingDataError, UserError, WriteError
 from mmdet_ext.checkpoint import CheckpointError
 from mmdet_ext.config.check import ConfigError
@@ -54,7 +56,45 @@ def test_what_the_user_can_mend_is_a_sentence_with_the_commands_name(error, text
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), KeyError("x"), RuntimeError("x"), AssertionError(), TypeError("x")]
+    "module, text",
+    [
+        ("mmcv.ops", "mmcv.ops is not installed: pip install 'deeplesion-mmdet[detector]'"),
+        ("einops", "einops is not installed"),  # of an operator of the user's
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_with_its_extra(module, text):
+    assert ending(ModuleNotFoundError(name=module)).code == f"train: {text}"
+
+
+def test_every_library_is_of_the_extra_that_installs_it(repository):
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    asked = {name: {re.split(r"[\[><=]", line)[0] for line in extras[name]} for name in extras}
+    brought = {name: {pip_name(module) for module in EXTRAS[name]} for name in EXTRAS}
+    assert brought == {name: lines - {"deeplesion-mmdet"} for name, lines in asked.items()}
+
+
+def pip_name(module):
+    """What pip calls the library that is imported as `module`."""
+    other = {
+        "cv2": "opencv-python-headless", "skimage": "scikit-image", "kornia_rs": "kornia-rs",
+        "gdcm": "python-gdcm", "mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection",
+        "mmengine": "onedl-mmengine", "mmseg": "onedl-mmsegmentation",
+    }  # fmt: skip
+    return other.get(module, module)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x"),
+        ModuleNotFoundError(name="deeplesion.x"),
+        KeyError("x"),
+        RuntimeError("x"),
+        AssertionError(),
+        TypeError("x"),
+    ],
 )
 def test_an_error_of_ours_passes_and_asks_for_a_report(error):
     assert ending(error) is error

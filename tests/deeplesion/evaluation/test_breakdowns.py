@@ -157,6 +157,20 @@ def test_a_column_cannot_take_the_place_of_a_table_that_is_always_made(tmp_path)
         evaluate(result, ["lesion type"], resamples=100)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model", "slices", "images", "lesions", "axis"),
+        *("table", "measure", "value", "low", "high", "p", "source", "note"),
+    ],
+)
+def test_a_column_cannot_have_a_name_that_the_tables_use(tmp_path, name):
+    csv = table(tmp_path, f"lesion_idx,{name}\n7,a\n8,b\n20,b\n")
+    records = two_images() if name == "lesions" else add_columns(two_images(), csv, [name])
+    with pytest.raises(ValueError, match=f"'{name}' cannot be made"):
+        evaluate(Result("", records), [name], resamples=100)
+
+
 def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"file_name\n\xff\xfe\n")
     with pytest.raises(ValueError, match=r"x\.csv is not a comma-separated text file"):

@@ -1,5 +1,7 @@
 """What is computed from a result file, and result files."""
 
+import csv
+import io
 import json
 import math
 from dataclasses import replace
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from deeplesion.evaluation.breakdowns import by_column, by_diameter, by_thickness, by_type
 from deeplesion.evaluation.evaluate import (
     AVERAGED,
+    POINTS,
     band,
     compare,
     evaluate,
@@ -424,15 +427,23 @@ def test_without_lesions_false_positives_are_what_there_is():
         assert count == pytest.approx((scores >= float(score)).sum() / len(result.records))
     assert rows["all"]["average"] is None and rows["all"]["lesions"] == 0
     assert evaluation["ap50"] == {"bbox": None, "segm": None}
-    text = "\n".join(map(to_text, all_tables([evaluation], [compare(result, result)])))
-    assert "no lesions, hence no sensitivity" in text and "0.05    0.1" in text
+    tables = all_tables([evaluation], [compare(result, result)])
+    text = "\n".join(map(to_text, tables))
+    assert "no lesions, hence no sensitivity" in text and "score 0.05 score 0.1" in text
+    # In the CSV nothing reads as a sensitivity.
+    numbers = list(csv.DictReader(io.StringIO(to_csv(tables))))
+    assert {row["table"] for row in numbers} == {"slices, false positives", "ward, false positives"}
+    assert not {row["measure"] for row in numbers} & set(POINTS)
     assert "no lesions" in format_table(froc_table(result.records))
 
 
 def test_the_report_of_healthy_patients(tmp_path):
     results = [healthy(synthetic_run())]
     evaluations = [evaluate(results[0], resamples=100)]
+    for name in ("froc.png", "groups.svg", "mine.png"):  # of an earlier evaluation, and the user's
+        (tmp_path / name).touch()
     assert write_figures(results, tmp_path, 100) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
     page = write_report(results, evaluations, tmp_path).read_text()
     assert "There are no lesions in these images" in page and "nan" not in page.lower()
 

@@ -10,8 +10,9 @@ import pytest
 from deeplesion.data.slices import SliceFolder
 from deeplesion.evaluation.evaluate import compare
 from deeplesion.report.gallery import collect
-from deeplesion.report.page import fill, to_html, write_report
+from deeplesion.report.page import to_html, write_report
 from deeplesion.report.tables import Number, Row, Table, all_tables, published_tables
+from deeplesion.report.template import fill
 
 VOID = {"meta", "link", "input", "img", "br"}
 
@@ -105,6 +106,10 @@ def test_what_was_tested_is_told(written, results, evaluations, tmp_path):
     text = write_report(told, evaluations, tmp_path).read_text()
     assert "weights &lt;b&gt;8.pth (SHA-256 0123456789ab), config demo/a3d.</p>" in text
     assert text.count("SHA-256") == 1
+
+
+def test_no_button_is_disabled_since_it_would_lose_the_focus(written):
+    assert not re.search(r"\bdisabled\b", written[0].replace("aria-disabled", ""))
 
 
 def test_names_cannot_become_markup(written, results):

@@ -130,17 +130,27 @@ def test_filters_together_nothing_left_and_reset(opened, page):
 def test_pages_turn(opened, page):
     shown = expected(page[1], "false positive")
     assert len(shown) > 24
-    assert opened.run("return document.getElementById('previous').disabled")
+    assert opened.run("return document.getElementById('previous').ariaDisabled === 'true'")
     opened.press("#next")
     assert len(cards(opened)) == min(len(shown) - 24, 24)
     assert shown[24]["name"] in cards(opened)[0]
     for _ in range((len(shown) - 1) // 24 - 1):
-        assert not opened.run("return document.getElementById('next').disabled")
+        assert not opened.run("return document.getElementById('next').ariaDisabled === 'true'")
         opened.press("#next")
-    assert opened.run("return document.getElementById('next').disabled")
+    assert opened.run("return document.getElementById('next').ariaDisabled === 'true'")
     assert shown[-1]["name"] in cards(opened)[-1]
+    opened.press("#next")  # does nothing, and the keyboard stays where it was
+    assert shown[-1]["name"] in cards(opened)[-1]
+    assert opened.run("return document.activeElement.id") == "next"
     opened.press("#previous")
     assert opened.count(".card") == 24
+
+
+@pytest.mark.parametrize("spacing, bars", [("null", 0), ("0.5", 1)])
+def test_the_bar_of_10_mm_is_drawn_where_the_spacing_is_known(opened, spacing, bars):
+    finding = f"{{view: [0, 0, 96], spacing_mm: {spacing}, others: [], truth: []}}"
+    drawn = opened.run(f"return view({finding}, 0, '').querySelectorAll('.scale').length")
+    assert drawn == bars
 
 
 def test_a_finding_opens_with_its_neighbours_and_keys_lead_on(opened, page):

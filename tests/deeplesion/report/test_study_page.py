@@ -285,6 +285,10 @@ def test_methods_of_other_images_have_tables_of_their_own(tmp_path, monkeypatch)
     assert (first["reference"], list(first["methods"])) == ("a", ["a"])
     assert (second["reference"], list(second["differences"])) == ("b", ["c"])
     assert {file.name for file in tmp_path.glob("*.png")} == {"froc.png", "froc-2.png"}
+    for name in ("thickness.png", "my-froc.png"):
+        (tmp_path / name).touch()
+    write_study(tmp_path, {"a": methods["a"]}, "a", 100)
+    assert {file.name for file in tmp_path.glob("*.png")} == {"froc.png", "my-froc.png"}
 
 
 def test_a_reference_of_another_name_is_refused(made, tmp_path):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from deeplesion.evaluation.evaluate import compare, froc_table
+from deeplesion.evaluation.evaluate import TAKEN, compare, evaluate, froc_table
 from deeplesion.report.page import to_html
 from deeplesion.report.tables import (
     Number,
@@ -160,6 +160,16 @@ def test_csv_holds_every_number_unrounded(tables, evaluations):
     assert float(thin["value"]) == expected["sensitivity"]["2"]
     assert [float(thin["low"]), float(thin["high"])] == expected["interval"]["2"]
     assert rows[-1]["model"] == rows[-1]["note"] == NASTY and rows[-1]["p"] == "0.04"
+
+
+def test_no_breakdown_may_be_called_as_a_column_or_table_of_the_rest(results):
+    evaluations = [evaluate(results[0], resamples=100)]
+    made = all_tables(evaluations, [compare(*results, resamples=100)], published=True)
+    always = evaluations[0]["breakdowns"]
+    header = next(csv.reader(io.StringIO(to_csv(made))))
+    assert len(set(header)) == len(header)
+    assert set(header) - set(always) <= TAKEN
+    assert {"slices", "AP50", "diameters"} <= {table.name for table in made} & TAKEN
 
 
 def test_files_are_written(tables, tmp_path):

@@ -23,6 +23,7 @@ from mmdet_ext.models.complexity import (
     input_shape,
 )
 from mmdet_ext.ops import OPERATORS, SliceConv, build_conv3d
+from tools import complexity as complexity_command
 
 # A3D (MICCAI 2021), Table 1, "GFLOPs (3)" and "GFLOPs (7)".
 TABLE_1 = {
@@ -85,6 +86,13 @@ def test_the_command_prints_what_the_operators_page_shows(operators_page, reposi
     assert run.stdout.startswith(shown[1])
     assert run.stdout.count("one more BatchNorm and ReLU") == 1, "P3D's figure is explained"
     assert run.stdout.index("one more") > run.stdout.index("p3d_3slice")
+
+
+def test_a_size_of_nothing_is_refused(repository, monkeypatch):
+    config = str(repository / "configs/nofusion_3slice.py")
+    monkeypatch.setattr(sys, "argv", ["complexity", config, "--size", "0"])
+    with pytest.raises(SystemExit, match="complexity: size must be a positive multiple of 32 px"):
+        complexity_command.main()
 
 
 def densenet_by_hand(slices, size, growth=32, blocks=(6, 12, 24)):
