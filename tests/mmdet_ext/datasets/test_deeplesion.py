@@ -62,6 +62,28 @@ def test_every_lesion_of_the_file_arrives_half_a_pixel_further(phantom):
         assert sample.thickness_mm >= 2.0
 
 
+def test_training_boxes_are_the_extent_of_the_recist_ends_and_five_pixels(phantom):
+    """As DeepLesion defines a box: without augmentation it is the box of the file."""
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    (size,) = {(image["height"], image["width"]) for image in content["images"]}
+    resize = dict(type="RandomAffineResize", size=size, augment=False)
+    data = dataset(phantom, pipeline=[*PIPELINE[:2], resize, PIPELINE[3]])
+    transposed_differ = 0
+    for i, image in enumerate(content["images"]):
+        expected = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        got = data[i]["data_samples"].gt_instances.bboxes.tensor.numpy()
+        assert len(got) == len(expected)
+        for box, annotation in zip(got, expected):
+            x, y, width, height = annotation["bbox"]
+            of_file = np.array([x, y, x + width, y + height]) + 0.5
+            np.testing.assert_allclose(box, of_file.clip(0, size[0]), atol=0.01)
+            ends = np.reshape(annotation["recist"], (4, 2))
+            extent = np.concatenate([ends.min(0) - 5, ends.max(0) + 5]) + 0.5
+            np.testing.assert_allclose(box, extent.clip(0, size[0]), atol=1e-3)
+            transposed_differ += abs(box[[1, 0, 3, 2]] - box).max() > 10
+    assert transposed_differ > 3, "x and y could be swapped unseen"
+
+
 def test_masks_lie_inside_their_boxes(phantom):
     data = dataset(phantom)
     for i in range(len(data)):
