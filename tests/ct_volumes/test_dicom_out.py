@@ -169,6 +169,7 @@ def test_both_files_name_the_algorithm_and_that_it_is_research(case):
         assert "not a medical device" in each.SeriesDescription
         assert each.PatientName == "Müller^Jürgen" and each.PatientID == "PAT-4711"
     assert report.VerificationFlag == "UNVERIFIED"
+    assert report.PreliminaryFlag == "PRELIMINARY"
 
 
 @few
