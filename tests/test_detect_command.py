@@ -90,14 +90,17 @@ def test_a_scan_leaves_its_files_and_is_not_done_twice(detect, scan, tmp_path, m
 
 
 def test_another_threshold_is_no_other_detection(detect, scan, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise RuntimeError("interrupted while the page is written")
+
     out, again = tmp_path / "out", tmp_path / "again"
     for folder, score in ((out, "0.4"), (again, "0.6")):
         detect(scan, "--out", folder, "--min-score", score)
     with monkeypatch.context() as patch:
         patch.setattr(LesionDetector, "_detect_batch", None)  # would fail
         # Interrupted, the files are neither of the one threshold nor of the other.
-        patch.setattr("ct_volumes.page.write_page", None)
-        with pytest.raises(TypeError):
+        patch.setattr("ct_volumes.page.write_page", interrupt)
+        with pytest.raises(RuntimeError, match="interrupted while the page is written"):
             detect(scan, "--out", again, "--min-score", "0.4")
         assert "lesions.json" not in names(again)
     monkeypatch.setattr(LesionDetector, "_detect_batch", None)

@@ -156,15 +156,20 @@ def test_two_processes_give_the_results_of_one(trained, repository, phantom, tmp
         np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4)
 
 
+def train_by_two_processes(repository, phantom, work_dir):
+    return subprocess.run(
+        [repository / "scripts/dist_train.sh", repository / DEMO, "2", "--work-dir", work_dir,
+         *QUICK],
+        env={**os.environ, "DEEPLESION_ROOT": str(phantom), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
 def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, tmp_path):
     """The batch of the config is that of both together: as many updates, at the same rates."""
-    call = dict(
-        args=[repository / "scripts/dist_train.sh", repository / DEMO, "2", "--work-dir", tmp_path,
-              *QUICK],
-        env={**os.environ, "DEEPLESION_ROOT": str(phantom), "PYTHON": sys.executable},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    run = subprocess.run(**call)
+    run = train_by_two_processes(repository, phantom, tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = (torch.load(d / "epoch_2.pth", weights_only=True) for d in (trained[0], tmp_path))
     images = len(json.loads((phantom / "annotations/train.json").read_text())["images"])
@@ -176,11 +181,16 @@ def test_two_processes_train_by_the_recipe_of_one(trained, repository, phantom, 
     assert one["training"]["total_batch"] == two["training"]["total_batch"] == 8
     (record,) = tmp_path.glob("run_*.json")
     assert json.loads(record.read_text())["config"]["train_dataloader"]["batch_size"] == 8
-    # Without --resume one process refuses to do it again, and both end.
-    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
-    run = subprocess.run(**call)
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_replace_a_training(trained, repository, phantom):
+    """One of them refuses; both end, and neither leaves anything behind."""
+    work_dir, _ = trained
+    before = {f: f.stat().st_mtime_ns for f in work_dir.rglob("*")}
+    run = train_by_two_processes(repository, phantom, work_dir)
     assert run.returncode != 0 and "holds a training already (epoch_2.pth)" in run.stderr
-    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")} == before
+    assert {f: f.stat().st_mtime_ns for f in work_dir.rglob("*")} == before
 
 
 @pytest.mark.slow

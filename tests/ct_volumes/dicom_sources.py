@@ -153,7 +153,7 @@ def check(path):
     """dciodvfy finds no error."""
     run = subprocess.run([BIN / "dciodvfy", path], capture_output=True, text=True)
     errors = [line for line in (run.stdout + run.stderr).splitlines() if line.startswith("Error")]
-    assert not errors and "IOD" not in "".join(errors), "\n".join(errors)
+    assert not errors, "\n".join(errors)
     assert (run.stdout + run.stderr).strip(), "dciodvfy said nothing, not even the IOD"
 
 

@@ -2,6 +2,7 @@
 and pydicom, highdicom and dcmqi read the same millimetres."""
 
 import subprocess
+from dataclasses import replace
 
 import highdicom
 import numpy as np
@@ -64,6 +65,17 @@ def test_seg_holds_every_voxel_where_it_is(case):
         assert places[number] == lesion_places(volume, lesion)
     assert seg.SegmentsOverlap == "YES"
     assert seg.NumberOfFrames == sum(len(lesion.slices) for lesion in found)
+    (measures,) = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert measures.SliceThickness == 3.0  # of the source, whose slices lie 2.5 mm apart
+
+
+def test_slices_of_unknown_thickness_are_as_thick_as_they_lie_apart(tmp_path):
+    volume = source_volume(tmp_path / "scan")
+    volume = replace(volume, source=replace(volume.source, slice_thickness_mm=None))
+    assert write_seg(tmp_path / "seg.dcm", lesions(volume), volume, ALGORITHM)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    (measures,) = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert measures.SliceThickness == measures.SpacingBetweenSlices == 2.5
 
 
 @few
@@ -169,6 +181,7 @@ def test_both_files_name_the_algorithm_and_that_it_is_research(case):
         assert "not a medical device" in each.SeriesDescription
         assert each.PatientName == "Müller^Jürgen" and each.PatientID == "PAT-4711"
     assert report.VerificationFlag == "UNVERIFIED"
+    assert report.PreliminaryFlag == "PRELIMINARY"
 
 
 @few

@@ -354,6 +354,19 @@ def test_faint_detections_beyond_a_lesion_do_not_lengthen_it():
     assert (lesion.first, lesion.last) == (0, 7)
 
 
+def test_by_default_detections_below_a_tenth_are_left_out():
+    """Though half of the best score of their lesion, they do not lengthen it, nor make one."""
+    volume = scan((1.0,) * 4)
+    box, elsewhere = [10.0, 10, 30, 30], [35.0, 10, 45, 20]
+    scores = [(0.099, box), (0.1, box), (0.15, box), (0.11, box), (0.099, elsewhere)]
+    detections = [
+        SliceDetections(index, np.array([where]), np.array([score]), None)
+        for index, (score, where) in enumerate(scores)
+    ]
+    (lesion,) = link(detections, volume)
+    assert [each.index for each in lesion.slices] == [1, 2, 3]
+
+
 def test_detections_need_not_be_where_the_volume_starts_or_ends():
     volume = scan([1.0] * 5)
     box = np.array([[10.0, 10, 20, 20]])

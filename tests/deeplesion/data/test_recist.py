@@ -247,6 +247,7 @@ def test_nearer_to_the_truth_than_the_ellipse_on_a_phantom(phantom):
                     iou(ellipse_from_recist(lesion.recist, hu.shape), labels == label)
                 )
     assert np.mean(by_grabcut) > np.mean(by_ellipse)
+    assert np.mean(by_grabcut) > 0.855  # 0.859, the ellipses 0.789
     assert np.min(by_grabcut) > 0.3
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeplesion.data.coco import encode_mask
 from deeplesion.evaluation.breakdowns import by_column, by_diameter, by_thickness, by_type
+from deeplesion.evaluation.diameters import diameter_errors
 from deeplesion.evaluation.evaluate import (
     AVERAGED,
     POINTS,
@@ -280,6 +282,34 @@ def test_an_evaluation_is_json_and_holds_every_table():
         for key, value in {**row["sensitivity"], "average": row["average"]}.items():
             low, high = row["interval"][key]
             assert low <= value <= high
+
+
+def test_an_evaluation_is_by_the_rule_and_the_seed_that_it_names():
+    """Detections that overlap with their lesion by 0.43 hit it at 0.3, not at 0.5."""
+    records = synthetic_run().records
+    for image in records[::3]:
+        image["boxes"] = [[x1 + 16, y1 - 1, x2 + 16, y2 - 1] for x1, y1, x2, y2 in image["boxes"]]
+    for image in records:
+        masks = np.zeros((len(image["boxes"]), 512, 512), bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, np.array(image["boxes"], int)):
+            mask[y1:y2, x1:x2] = True
+        image["masks"] = [encode_mask(mask) for mask in masks]
+    result = Result("a", records, iou_threshold=0.3, pixel_offset=0)
+    found = evaluate(result, by=["ward"], resamples=100, seed=1)
+    assert found["settings"] == dict(
+        iou_threshold=0.3, pixel_offset=0, resamples=100, seed=1, resampled="patients"
+    )
+    assert found["froc"] == table(result, by_thickness(result), 100, 1)
+    assert found["breakdowns"] == {
+        "lesion type": table(result, by_type(result), 100, 1),
+        "lesion diameter": table(result, by_diameter(result), 100, 1),
+        "ward": table(result, by_column(result, "ward"), 100, 1),
+    }
+    assert found["diameters"] == diameter_errors(records, 0.3, 0, 100, 1)
+    stricter = evaluate(replace(result, iou_threshold=0.5), ["ward"], resamples=100, seed=1)
+    redrawn = evaluate(result, ["ward"], resamples=100, seed=0)
+    for part in ("froc", "breakdowns", "diameters"):
+        assert found[part] != stricter[part] and found[part] != redrawn[part], part
 
 
 def test_intervals_are_the_quantiles_of_the_drawn_averages_and_differences():

@@ -1,6 +1,5 @@
 """What an experiment states once reaches every part that reads it, and nothing contradicts it."""
 
-import inspect
 import re
 from pathlib import Path
 
@@ -10,18 +9,13 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 
-from deeplesion.data.slices import plan_stack
 from mmdet_ext.config.check import ConfigError
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.engine.run import load_config
 
 ROOT = Path(__file__).resolve().parents[3]
 A3D = str(ROOT / "configs/a3d_3slice.py")
-DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(plan_stack).parameters.items()
-    if parameter.default is not parameter.empty
-}
+DEFAULTS = dict(policy="keep_thick", target_mm=2.0, interpolation="exact")
 
 
 @pytest.fixture(autouse=True)

@@ -59,17 +59,54 @@ def test_every_lesion_of_the_file_arrives_half_a_pixel_further(phantom):
         np.testing.assert_allclose(got, boxes + PIXEL_CENTRE, atol=1e-4)
         for mask, annotation in zip(sample.gt_instances.masks.masks, expected):
             np.testing.assert_array_equal(mask, coco_mask.decode(annotation["segmentation"]))
-        assert sample.thickness_mm >= 2.0
 
 
-def test_masks_lie_inside_their_boxes(phantom):
+@pytest.mark.parametrize(
+    "policy, told", [("keep_thick", {1.0: 2.0, 5.0: 5.0}), ("normalize", {1.0: 2.0, 5.0: 2.0})]
+)
+def test_thickness_is_that_of_the_stack(phantom, policy, told):
+    """Thin slices are resampled to 2 mm by either policy, thick ones by 'normalize' alone."""
+    data = dataset(phantom, stack=dict(num_slices=3, policy=policy))
+    samples = [data[i]["data_samples"] for i in range(len(data))]
+    assert {sample.file_thickness_mm for sample in samples} == set(told)
+    assert all(sample.thickness_mm == told[sample.file_thickness_mm] for sample in samples)
+
+
+def test_training_boxes_are_the_extent_of_the_recist_ends_and_five_pixels(phantom):
+    """As DeepLesion defines a box: without augmentation it is the box of the file."""
+    content = json.loads((phantom / "annotations/train.json").read_text())
+    (size,) = {(image["height"], image["width"]) for image in content["images"]}
+    resize = dict(type="RandomAffineResize", size=size, augment=False)
+    data = dataset(phantom, pipeline=[*PIPELINE[:2], resize, PIPELINE[3]])
+    transposed_differ = 0
+    for i, image in enumerate(content["images"]):
+        expected = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        got = data[i]["data_samples"].gt_instances.bboxes.tensor.numpy()
+        assert len(got) == len(expected)
+        for box, annotation in zip(got, expected):
+            x, y, width, height = annotation["bbox"]
+            of_file = np.array([x, y, x + width, y + height]) + 0.5
+            np.testing.assert_allclose(box, of_file.clip(0, size[0]), atol=0.01)
+            ends = np.reshape(annotation["recist"], (4, 2))
+            extent = np.concatenate([ends.min(0) - 5, ends.max(0) + 5]) + 0.5
+            np.testing.assert_allclose(box, extent.clip(0, size[0]), atol=1e-3)
+            transposed_differ += abs(box[[1, 0, 3, 2]] - box).max() > 10
+    assert transposed_differ > 3, "x and y could be swapped unseen"
+
+
+def test_masks_lie_inside_their_boxes_and_reach_to_their_recist_ends(phantom):
     data = dataset(phantom)
     for i in range(len(data)):
-        instances = data[i]["data_samples"].gt_instances
-        for box, mask in zip(instances.bboxes.tensor.numpy(), instances.masks.masks):
+        sample = data[i]["data_samples"]
+        instances = sample.gt_instances
+        for box, mask, lesion in zip(
+            instances.bboxes.tensor.numpy(), instances.masks.masks, sample.lesions, strict=True
+        ):
             rows, columns = np.nonzero(mask)
             assert columns.min() + 0.5 >= box[0] - 0.5 and columns.max() + 0.5 <= box[2] + 0.5
             assert rows.min() + 0.5 >= box[1] - 0.5 and rows.max() + 0.5 <= box[3] + 0.5
+            for x, y in np.reshape(lesion["recist"], (4, 2)):  # of pixel centres, as the mask's
+                assert np.hypot(columns - x, rows - y).min() < 1.5, "more than 1 px beside it"
 
 
 def several(root, *files, **options):

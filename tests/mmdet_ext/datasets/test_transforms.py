@@ -207,6 +207,40 @@ def test_lesion_that_leaves_the_image_is_dropped_and_the_image_stays():
     assert packed["data_samples"].gt_instances.bboxes.shape[0] == 0
 
 
+@pytest.mark.parametrize(
+    "shift, boxes, kept",
+    [  # of a 64 x 80 image; the first one's centre stays inside, the second one's just leaves it
+        ((15, 0), [[50, 20, 70, 40], [56, 20, 76, 40]], [65, 20, 80, 40]),
+        ((-15, 0), [[10, 20, 30, 40], [4, 20, 24, 40]], [0, 20, 15, 40]),
+        ((0, 15), [[30, 30, 50, 60], [30, 35, 50, 65]], [30, 45, 50, 64]),
+        ((0, -15), [[30, 5, 50, 35], [30, 0, 50, 28]], [30, 0, 50, 20]),
+    ],
+    ids=["right", "left", "bottom", "top"],
+)
+@pytest.mark.parametrize("box_from", ["recist", "corners"])
+def test_a_lesion_is_kept_as_long_as_its_centre_is_inside(shift, boxes, kept, box_from):
+    masks = np.zeros((2, 64, 80), np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes):
+        mask[y1:y2, x1:x2] = 1
+    ends = [  # five pixels inside the box
+        [[x1 + 5, y1 + 5], [x2 - 5, y2 - 5], [x1 + 5, y2 - 5], [x2 - 5, y1 + 5]]
+        for x1, y1, x2, y2 in boxes
+    ]
+    sample = dict(
+        gt_bboxes=HorizontalBoxes(torch.tensor(boxes, dtype=torch.float32)),
+        gt_bboxes_labels=np.array([0, 1]),
+        gt_masks=BitmapMasks(masks, 64, 80),
+        gt_recist=np.array(ends, float),
+    )
+    transform = RandomAffineResize((64, 80), box_from=box_from)
+    transform._move_annotations(sample, np.array([[1.0, 0, shift[0]], [0, 1, shift[1]]]))
+    assert sample["gt_bboxes"].tensor.tolist() == [kept]
+    assert sample["gt_bboxes_labels"].tolist() == [0]
+    (mask,) = sample["gt_masks"].masks
+    assert mask_box(mask).tolist() == kept
+    assert len(sample["gt_recist"]) == 1
+
+
 def test_packing_keeps_hounsfield_units_and_order():
     sample = ellipse_sample(slices=3)
     sample["img"][:, :, 2] = 7

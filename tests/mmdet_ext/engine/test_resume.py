@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import CosineAnnealingLR, MultiStepLR
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -21,7 +22,7 @@ from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
 from mmdet_ext.engine.run import load_config, train
 from mmdet_ext.engine.run import test as run_test
-from mmdet_ext.engine.runner import ResumableRunner, other_groups
+from mmdet_ext.engine.runner import ResumableRunner, other_groups, other_schedules
 
 from ..small_training import BY_ITERATION, ITERATIONS, configuration, log, names, run
 
@@ -132,23 +133,40 @@ COSINE = dict(type="CosineAnnealingLR", by_epoch=True, T_max=3)
 STEPS = dict(type="MultiStepLR", by_epoch=True, milestones=[2])
 
 
-@pytest.mark.parametrize(
-    "options, said",
-    [
-        (SGD, "the optimizer had amsgrad, betas, .* and has dampening, .*momentum"),
-        ({"optim_wrapper.paramwise_cfg": None}, r"the config's optimizer 1 parameter group\(s\)"),
-        ({"param_scheduler": [COSINE]}, "it has 2 schedules .*, the config 1"),
-        ({"param_scheduler": [STEPS, COSINE]}, "param_scheduler.0 had .* and has .*milestones"),
-    ],
-)
-def test_another_optimizer_or_schedule_is_named(
-    straight, repository, phantom, tmp_path, options, said
-):
+def test_another_optimizer_or_schedule_is_named(straight, repository, phantom, tmp_path):
     checkpoint = straight / "epoch_2.pth"
+    said = "the optimizer had amsgrad, betas, .* and has dampening, .*momentum.* instead; "
+    said += r"param_scheduler\.0 had .* and has .*milestones"
     with pytest.raises(CheckpointError, match=said) as refused:
+        options = {**SGD, "param_scheduler": [STEPS, COSINE]}
         run(repository, phantom, tmp_path, str(checkpoint), **options)
     assert f"--cfg-options load_from={checkpoint}" in str(refused.value)
     assert not list(tmp_path.glob("*.pth"))
+
+
+def test_in_what_optimizers_and_schedules_are_others():
+    def groups(*params, **options):
+        return dict(param_groups=[dict(params=each, lr=0.1, **options) for each in params])
+
+    two, one = groups([0, 1], [2]), groups([0, 1, 2])
+    assert other_groups(two, two) == []
+    assert other_groups(two, one) == [
+        "it has 2 parameter group(s) of 3 in all, "
+        "the config's optimizer 1 parameter group(s) of 3 in all"
+    ]
+    assert other_groups(groups([0], betas=(0.9, 0.99)), groups([0], momentum=0.9)) == [
+        "the optimizer had betas, and has momentum instead"
+    ]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    cosine, steps = CosineAnnealingLR(optimizer, T_max=3), MultiStepLR(optimizer, milestones=[2])
+    saved = [cosine.state_dict(), cosine.state_dict()]
+    assert other_schedules(saved, [cosine, cosine]) == []
+    assert other_schedules(saved, [cosine]) == [
+        "it has 2 schedules (param_scheduler), the config 1"
+    ]
+    assert other_schedules(saved, [cosine, steps]) == [
+        "param_scheduler.1 had T_max, eta_min, eta_min_ratio, and has gamma, milestones instead"
+    ]
 
 
 def test_more_or_fewer_options_may_be_of_another_version_of_torch():
@@ -199,11 +217,10 @@ def test_resumed_at_the_end_of_an_epoch(straight, repository, phantom, tmp_path)
     assert_same_training(straight / "epoch_3.pth", work_dir / "epoch_3.pth")
 
 
-@pytest.mark.parametrize("last, workers", [("iter_4.pth", 2), ("iter_6.pth", 0)])
-def test_resumed_in_the_middle(straight_by_iteration, repository, phantom, tmp_path, last, workers):
-    """After the first of three batches, which workers had read beyond; and after the third."""
-    work_dir = interrupted(straight_by_iteration, tmp_path / "run", last)
-    options = {**BY_ITERATION, "train_dataloader.num_workers": workers}
+def test_resumed_in_the_middle(straight_by_iteration, repository, phantom, tmp_path):
+    """After the first of three batches, which workers had read beyond."""
+    work_dir = interrupted(straight_by_iteration, tmp_path / "run", "iter_4.pth")
+    options = {**BY_ITERATION, "train_dataloader.num_workers": 2}
     run(repository, phantom, work_dir, "auto", **options)
     assert_same_training(straight_by_iteration / "iter_9.pth", work_dir / "iter_9.pth")
 

@@ -18,17 +18,17 @@ def sample(box, boxes, scores, thickness=1.0, name="a/001.png", masks=None):
     found = InstanceData(bboxes=torch.tensor(boxes).reshape(-1, 4), scores=torch.tensor(scores))
     if masks is not None:
         found.masks = masks
-    lesion_mask = np.zeros((64, 64), bool)
+    lesion_mask = np.zeros((64, 80), bool)
     x1, y1, x2, y2 = (int(v) for v in box)
     lesion_mask[y1 : y2 + 1, x1 : x2 + 1] = True
     return dict(
         pred_instances=found,
         file_name=name,
         patient=1,
-        study=1,
+        study=3,
         series=2,
         slice_range=(1, 9),
-        ori_shape=(64, 64),
+        ori_shape=(64, 80),
         spacing_mm=0.8,
         file_thickness_mm=thickness,
         lesions=[
@@ -55,6 +55,17 @@ def test_predictions_lose_the_half_pixel_that_annotations_got():
     assert metric.results[0]["lesions"][0]["bbox"] == box
 
 
+def test_a_record_says_what_the_image_is():
+    metric = FROCMetric()
+    metric.process({}, [sample([10.0, 12, 30, 33], [], [], thickness=2.5, name="b/007.png")])
+    (record,) = metric.results
+    of_image = (
+        "file_name", "patient", "study", "series", "slice_range", "height", "width",
+        "spacing_mm", "thickness_mm",
+    )  # fmt: skip
+    assert [record[key] for key in of_image] == ["b/007.png", 1, 3, 2, [1, 9], 64, 80, 0.8, 2.5]
+
+
 def test_numbers_of_a_case_worked_out_by_hand():
     """Two thin images hit without a false positive, one thick image missed with one above."""
     metric = FROCMetric()
@@ -77,7 +88,7 @@ def test_numbers_of_a_case_worked_out_by_hand():
 def test_result_file_gives_the_same_table_again(tmp_path):
     metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
     box = [10.0, 10.0, 30.0, 30.0]
-    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks = torch.zeros(1, 64, 80, dtype=torch.bool)
     masks[0, 10:31, 10:31] = True
     metric.process({}, [sample(box, [shifted(box)], [0.9], masks=masks)])
     numbers = metric.evaluate(size=1)
@@ -116,7 +127,7 @@ def test_results_are_on_disk_before_they_are_scored(tmp_path, monkeypatch):
     metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
     box = [10.0, 10.0, 30.0, 30.0]
     metric.process({}, [sample(box, [shifted(box)], [0.9])])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="a mistake in scoring"):
         metric.evaluate(size=1)
     (record,) = read_results(tmp_path / "results.json.gz").records
     assert record["scores"] == pytest.approx([0.9])

@@ -133,7 +133,13 @@ def build(path):
     return MODELS.build(config.model), config
 
 
-@pytest.mark.parametrize("path", CONFIGS + DEMOS + ATTENTION)
+def slow_but_one(path):
+    """Of the experiments on 7 slices, which take long, one is run always."""
+    long = path.endswith("_7slice.py") and path != "configs/alignshift_7slice.py"
+    return pytest.param(path, marks=pytest.mark.slow) if long else path
+
+
+@pytest.mark.parametrize("path", [slow_but_one(path) for path in CONFIGS + DEMOS + ATTENTION])
 def test_every_config_runs_forward_and_backward(path):
     torch.manual_seed(0)
     model, config = build(path)
@@ -165,6 +171,48 @@ def test_every_config_runs_forward_and_backward(path):
         assert not masks or found.masks.shape[1:] == (size, size)
 
 
+def check_two_stages(model):
+    """The network's section of the AlignShift and A3D papers and of their released code."""
+    rpn, head, mask = model.rpn_head, model.roi_head.bbox_head, model.roi_head.mask_head
+    generator = rpn.anchor_generator
+    assert [s * generator.strides[0] for s in generator.scales] == [16, 24, 32, 48, 96, 192]
+    assert generator.strides == [4] and generator.ratios == [0.5, 1, 2]
+    assert (rpn.in_channels, rpn.feat_channels) == (512, 512)
+    losses = rpn.loss_bbox, head.loss_bbox
+    assert [(loss.type, loss.beta) for loss in losses] == [
+        ("SmoothL1Loss", pytest.approx(1 / 9)), ("SmoothL1Loss", 1),
+    ]  # fmt: skip
+    losses = rpn.loss_cls, head.loss_cls
+    assert [(loss.type, loss.use_sigmoid) for loss in losses] == [
+        ("CrossEntropyLoss", True), ("CrossEntropyLoss", False),
+    ]  # fmt: skip
+    assert mask.loss_mask.type == "SoftDiceMaskLoss"
+    weights = [part.loss_weight for part in (*losses, rpn.loss_bbox, head.loss_bbox)]
+    assert [*weights, mask.loss_mask.loss_weight] == [1] * 5
+    assert head.type == "Shared2FCBBoxHead" and head.fc_out_channels == 2048
+    assert rpn.bbox_coder.target_stds == [1, 1, 1, 1]
+    assert head.bbox_coder.target_stds == [0.1, 0.1, 0.2, 0.2]
+    assert (mask.num_convs, mask.conv_out_channels) == (4, 256)
+    extractors = model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor
+    layers = [part.roi_layer for part in extractors]
+    assert [(e.output_size, e.sampling_ratio) for e in layers] == [(7, 2), (14, 2)]
+
+    train, test = model.train_cfg, model.test_cfg
+    names = ("pos_iou_thr", "neg_iou_thr", "min_pos_iou", "match_low_quality")
+    assigned = [[part.assigner[name] for name in names] for part in (train.rpn, train.rcnn)]
+    assert assigned == [[0.7, 0.3, 0.3, True], [0.5, 0.5, 0.5, False]]
+    names = ("type", "num", "pos_fraction", "add_gt_as_proposals")
+    sampled = [[part.sampler[name] for name in names] for part in (train.rpn, train.rcnn)]
+    assert sampled == [["RandomSampler", 32, 0.5, False], ["RandomSampler", 64, 0.25, True]]
+    assert (train.rpn.allowed_border, train.rcnn.mask_size) == (0, 28)
+    names = ("nms_pre", "max_per_img", "nms")
+    proposals = [[part[name] for name in names] for part in (train.rpn_proposal, test.rpn)]
+    suppression = dict(type="nms", iou_threshold=0.7)
+    assert proposals == [[12000, 2000, suppression], [6000, 300, suppression]]
+    assert (test.rcnn.score_thr, test.rcnn.max_per_img) == (0.001, 50)
+    assert test.rcnn.nms == dict(type="nms", iou_threshold=0.5)
+
+
 @pytest.mark.parametrize("path", CONFIGS)
 def test_configs_hold_the_recipe_of_the_papers(path):
     config = read_experiment(ROOT / path)
@@ -177,16 +225,25 @@ def test_configs_hold_the_recipe_of_the_papers(path):
         )
         assert dataset.pipeline[-2].size == 512
     assert config.model.num_slices == slices
-    generator = dict(config.model.rpn_head.anchor_generator)
-    anchors = [s * generator["strides"][0] for s in generator["scales"]]
-    assert anchors == [16, 24, 32, 48, 96, 192]
-    assert config.model.test_cfg.rcnn.max_per_img == 50
-    assert config.model.train_cfg.rcnn.sampler.num == 64
-    optimizer = config.optim_wrapper.optimizer
+    window = {k: v for k, v in config.model.data_preprocessor.items() if k != "type"}
+    edges = CTDataPreprocessor(**window).window(torch.tensor([-2000.0, -1024, 513, 2050, 3000]))
+    assert edges.tolist() == pytest.approx([-50, -50, 77.5, 205, 205], abs=1e-4)
+    backbone = config.model.backbone
+    assert backbone.stem == ("tile" if "25d" in path else "middle")
+    assert backbone.get("slices_as_channels", False) == ("25d" in path)
+    assert backbone.init_cfg.checkpoint.endswith("/densenet121-a639ec97.pth")
+    check_two_stages(config.model)
+    assert config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 8
+    optimizer, clip = config.optim_wrapper.optimizer, config.optim_wrapper.clip_grad
+    assert optimizer.type == "SGD"
     assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.9, 1e-4)
+    assert (clip.max_norm, clip.norm_type) == (35, 2)
     assert config.train_cfg.max_epochs == 20
-    milestones = [10, 13] if "acs" in path else [9, 16]
-    assert config.param_scheduler[1].milestones == milestones
+    warm_up, drops = config.param_scheduler
+    assert (warm_up.start_factor, warm_up.begin, warm_up.end) == (0.01, 0, 500)
+    assert warm_up.type == "LinearLR" and not warm_up.by_epoch
+    assert drops.milestones == ([10, 13] if "acs" in path else [9, 16])
+    assert drops.gamma == 0.1 and drops.by_epoch
 
 
 @pytest.mark.parametrize("path", [path for path in ATTENTION if path not in LITS])

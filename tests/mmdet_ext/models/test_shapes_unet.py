@@ -89,7 +89,13 @@ def test_without_fusion_it_pools_and_upsamples_along_depth_alone(trained):
     torch.testing.assert_close(network(volume), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [dict(num_classes=1), dict(num_classes=3, inner_mode="cubic")])
-def test_what_is_out_of_range_is_refused(options):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(num_classes=1), "num_classes must be at least 2, got 1"),
+        (dict(num_classes=3, inner_mode="cubic"), "inner_mode must be .* got 'cubic'"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         ShapesUNet(**options)
