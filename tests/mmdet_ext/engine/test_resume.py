@@ -21,7 +21,7 @@ from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
 from mmdet_ext.engine.run import load_config, train
 from mmdet_ext.engine.run import test as run_test
-from mmdet_ext.engine.runner import ResumableRunner, other_groups
+from mmdet_ext.engine.runner import ResumableRunner, other_groups, other_precision
 
 from ..small_training import BY_ITERATION, ITERATIONS, configuration, log, names, run
 
@@ -149,6 +149,19 @@ def test_another_optimizer_or_schedule_is_named(
         run(repository, phantom, tmp_path, str(checkpoint), **options)
     assert f"--cfg-options load_from={checkpoint}" in str(refused.value)
     assert not list(tmp_path.glob("*.pth"))
+
+
+def test_another_precision_is_named(straight, repository, phantom, tmp_path):
+    """Gradients that wait in a checkpoint of --amp are thousands of times too large without it.
+    Failed before: training went on with them."""
+    checkpoint = load_checkpoint_file(straight / "epoch_2.pth")
+    assert other_precision(checkpoint["optimizer"], checkpoint["optimizer"]) == []
+    mixed = {**checkpoint["optimizer"], "loss_scaler": dict(scale=65536.0)}
+    (said,) = other_precision(checkpoint["optimizer"], mixed)
+    assert said == "it was trained without --amp, and is resumed with it"
+    save_checkpoint_file({**checkpoint, "optimizer": mixed}, tmp_path / "epoch_2.pth")
+    with pytest.raises(CheckpointError, match="trained with --amp, and is resumed without it"):
+        run(repository, phantom, tmp_path, str(tmp_path / "epoch_2.pth"))
 
 
 def test_more_or_fewer_options_may_be_of_another_version_of_torch():
