@@ -250,10 +250,10 @@ def test_unknown_options_are_refused(option):
         RandomAffineResize(SIZE, **option)
 
 
-@pytest.mark.parametrize("slices", [1, 3, 4, 5, 7, 9])
+@pytest.mark.parametrize("slices", [1, 3, 4, 5, 7, 9, 513, 1025])
 @pytest.mark.parametrize("interpolation", [cv2.INTER_LINEAR, cv2.INTER_CUBIC])
 def test_a_stack_is_warped_as_its_slices_are(slices, interpolation):
-    """cv2 refuses more than four channels at once with cubics."""
+    """cv2 refuses more than four channels at once with cubics, and more than 512 otherwise."""
     generator = np.random.default_rng(0)
     stack = generator.integers(-1000, 1000, (20, 24, slices)).astype(np.int16)
     matrix = np.array([[1.1, 0.2, 1.5], [-0.2, 0.9, 2.0]])
