@@ -102,6 +102,16 @@ def test_resize_and_flip_are_exact(flip, scale):
     assert result["scale_factor"] == (scale, scale)
 
 
+def test_the_margin_around_recist_is_scaled_along_each_axis():
+    """5 px of the file, on the axes, three times as wide and half as high. Failed before: one
+    number for both."""
+    sample = ellipse_sample(4)
+    points = sample["gt_recist"][0].copy()
+    result = RandomAffineResize((SIZE // 2, 3 * SIZE), prob=0, flip_prob=0)(sample)
+    expected = [*(points.min(0) - 5) * (3, 0.5), *(points.max(0) + 5) * (3, 0.5)]
+    np.testing.assert_allclose(result["gt_bboxes"].tensor[0].numpy(), expected, rtol=1e-5)
+
+
 def test_halving_averages_two_by_two_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(-1000, 1000, (64, 64, 7)).astype(np.int16)
