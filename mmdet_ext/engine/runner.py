@@ -236,6 +236,12 @@ class ResumableRunner(Runner):
                 parameter.grad = checkpoint["gradients"][name].to(parameter)
         for message in self.train_loop.load_state_dict(checkpoint["training"]):
             self.logger.warning(f"{message}: training goes on, but not bit for bit as before")
+        seed = checkpoint["meta"]["seed"]
+        if self.cfg.get("randomness", {}).get("seed") not in (None, seed):
+            self.logger.warning(
+                f"randomness.seed is {self.seed}, and training goes on with {seed}, its own"
+            )
+        self._seed = seed  # what records and checkpoints say
         self.logger.info(
             f"resumed {filename}: epoch {self.epoch}, iteration {self.iter}, "
             f"batch {self.train_loop.batch} of the epoch"

@@ -1,5 +1,6 @@
 """Interruption and resume: bit for bit, from anywhere, with whatever training keeps a state of."""
 
+import json
 import logging
 import re
 import shutil
@@ -19,6 +20,7 @@ from mmengine.runner import Runner
 from deeplesion.errors import UserError
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
+from mmdet_ext.engine.averaging import average_checkpoints
 from mmdet_ext.engine.run import load_config, train
 from mmdet_ext.engine.run import test as run_test
 from mmdet_ext.engine.runner import ResumableRunner, other_groups, other_precision
@@ -210,6 +212,12 @@ def test_resumed_at_the_end_of_an_epoch(straight, repository, phantom, tmp_path)
     options = {"train_dataloader.num_workers": 2, "randomness.seed": 7}
     run(repository, phantom, work_dir, "auto", **options)
     assert_same_training(straight / "epoch_3.pth", work_dir / "epoch_3.pth")
+    # What is recorded failed before: seed 7, and one run's checkpoints had no mean.
+    assert "randomness.seed is 7, and training goes on with 0" in log(work_dir)
+    record = max(work_dir.glob("run_*.json"), key=lambda f: f.stat().st_mtime_ns)
+    record = json.loads(record.read_text())
+    assert record["seed"] == record["training"]["seed"] == 0
+    average_checkpoints([work_dir / "epoch_2.pth", work_dir / "epoch_3.pth"])
 
 
 @pytest.mark.parametrize("last, workers", [("iter_4.pth", 2), ("iter_6.pth", 0)])
