@@ -239,7 +239,7 @@ class ResumableRunner(Runner):
         seed = checkpoint["meta"]["seed"]
         if self.cfg.get("randomness", {}).get("seed") not in (None, seed):
             self.logger.warning(
-                f"randomness.seed is {self.seed}, and training goes on with {seed}, its own"
+                f"randomness.seed is {self.seed}, and training goes on with {seed}, as it began"
             )
         self._seed = seed  # what records and checkpoints say
         self.logger.info(
