@@ -27,9 +27,10 @@ def warp(
     centred[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     options = dict(flags=interpolation, borderMode=border)
     parts = [image]
-    if interpolation == cv2.INTER_CUBIC and image.ndim == 3:
-        # cv2 interpolates at most 4 channels by cubics at once.
-        parts = np.split(image, range(4, image.shape[2], 4), axis=2)
+    if image.ndim == 3:
+        # What cv2 takes at once: 512 channels, of cubics 4.
+        most = 4 if interpolation == cv2.INTER_CUBIC else 512
+        parts = np.split(image, range(most, image.shape[2], most), axis=2)
     warped = [
         cv2.warpAffine(np.ascontiguousarray(p), centred, size[::-1], **options) for p in parts
     ]

@@ -104,9 +104,9 @@ class RandomAffineResize(BaseTransform):
         # The key makes augmentation a function of (seed, epoch, sample); see sampler.EpochSampler.
         rng = np.random.default_rng(results.get("augmentation_key"))
         matrix = self.draw(rng, (height, width))
-        results["img"] = warp(results["img"], matrix, self.size, self.interpolation)
         if "gt_bboxes" in results:
             self._move_annotations(results, matrix)
+        results["img"] = warp(results["img"], matrix, self.size, self.interpolation)
         results["img_shape"] = self.size
         results["scale_factor"] = (self.size[1] / width, self.size[0] / height)
         results["affine"] = matrix
@@ -139,7 +139,10 @@ class RandomAffineResize(BaseTransform):
         if "gt_recist" in results:
             recist = move(results["gt_recist"], matrix)
             if self.box_from == "recist":
+                # Zoomed as the image, which is then resized along each axis.
+                resize = resizing(results["img"].shape, self.size).diagonal()
                 margin = RECIST_MARGIN * math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+                margin = margin * np.sqrt(resize / resize[::-1])
                 known = np.isfinite(recist).all((1, 2))
                 ends = recist[known]
                 boxes[known] = np.concatenate([ends.min(1) - margin, ends.max(1) + margin], axis=1)

@@ -78,7 +78,8 @@ class ConsoleHook(Hook):
         for name, value in lines:
             say(name, value)
         runner.logger.info("\n".join(["run card", *(f"  {n:<11} {v}" for n, v in lines)]))
-        add_to_record(record_path(runner), training=facts)
+        # What is resumed goes on with the checkpoint's seed, whatever the config says.
+        add_to_record(record_path(runner), seed=facts["seed"], training=facts)
         if runner.iter:
             place = f"epoch {runner.epoch + 1}, iteration {runner.iter + 1}"
             say("resumed", f"{runner._load_from}, goes on with {place}")

@@ -150,7 +150,7 @@ class LesionDetector(SliceDetector):
     ) -> tuple[tuple[Tensor, ...], DetDataSample]:
         """What the detector's `extract_feat` takes of stacks, and the sample of their slices."""
         places, stacks = self._places(plans)
-        slices, sample = self._slices(volume, places)
+        slices, sample = self._slices(volume, places, thickness_mm)
         thickness = torch.tensor(thickness_mm, device=slices.device)
         return self._inputs(slices, stacks.to(slices.device), thickness), sample
 
@@ -171,23 +171,26 @@ class LesionDetector(SliceDetector):
         return list(numbers), torch.tensor(stacks)
 
     def _slices(
-        self, volume: CTVolume, places: list[tuple[int, int, float]]
+        self,
+        volume: CTVolume,
+        places: list[tuple[int, int, float]],
+        thickness_mm: Sequence[float] = (1.0,),
     ) -> tuple[Tensor, DetDataSample]:
         """(S, windows, H, W) slices as the network takes them, and a sample that says how they were
-        made."""
+        made. Where the pipeline sees a stack at a time it also sees the stack's `thickness_mm`."""
         image = self.with_air(volume, places)
         height, width = image.shape[:2]
         # As one stack, or one stack at a time for a pipeline that may look at several slices.
         size = len(places) if self.slice_by_slice else self.stack["num_slices"]
         parts, sample = [], None
-        for first in range(0, len(places), size):
+        for first, mm in zip(range(0, len(places), size), thickness_mm):
             stack = image[..., first : first + size]
             results = dict(
                 img=np.ascontiguousarray(stack),
                 img_shape=(height, width),
                 ori_shape=(height, width),
                 img_path="the scan",
-                thickness_mm=1.0,  # each stack's own is set later
+                thickness_mm=float(mm),  # of slices alone any: each stack's own is set later
             )
             packed = self.pipeline(results)
             data = dict(inputs=[packed["inputs"]], data_samples=[packed["data_samples"]])

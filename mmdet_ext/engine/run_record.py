@@ -43,7 +43,8 @@ def record_path(runner: Runner) -> Path:
 
 
 def add_to_record(path: Path, **parts: Any) -> None:
-    """Adds parts to a record: `training` when it begins (`facts_of`), `ended` when it is over."""
+    """Adds parts to a record: `training` and its `seed` when it begins (`facts_of`), `ended` when
+    it is over."""
     record = json.loads(path.read_text()) | parts
     write_whole(path, json.dumps(record, indent=1, default=str) + "\n")
 

@@ -47,10 +47,10 @@ NO_AVERAGE = (
     "default_hooks.averaged_weights.type=AveragedWeightsHook, or its custom_hooks)"
 )
 NOT_AS_BEFORE = (
-    "{path} is of a training with another optimizer or other schedules, whose state this one "
-    "cannot go on with: {other}. Resume with those of that training (its config lies beside its "
-    "log); to start anew from its weights, in a --work-dir of their own: --cfg-options "
-    "load_from={path}"
+    "{path} is of a training with another optimizer, other schedules or another precision, whose "
+    "state this one cannot go on with: {other}. Resume with those of that training (its config "
+    "lies beside its log); to start anew from its weights, in a --work-dir of their own: "
+    "--cfg-options load_from={path}"
 )
 
 
@@ -202,7 +202,7 @@ class ResumableRunner(Runner):
         """Restores all of a run. mmengine's own would run the config text in a checkpoint.
 
         Raises CheckpointError if the file holds weights alone, or is of a training with another
-        optimizer or other schedules.
+        optimizer, other schedules or, by --amp, another precision.
         """
         checkpoint = self.load_checkpoint(filename, strict=True)
         parts = ("training", "message_hub", "optimizer", "param_schedulers", "gradients")
@@ -214,6 +214,7 @@ class ResumableRunner(Runner):
             raise CheckpointError(NO_AVERAGE.format(path=filename))
         schedulers = self.param_schedulers or []
         if other := [
+            *other_precision(checkpoint["optimizer"], self.optim_wrapper.state_dict()),
             *other_groups(checkpoint["optimizer"], self.optim_wrapper.state_dict()),
             *other_schedules(checkpoint["param_schedulers"], schedulers),
         ]:
@@ -235,12 +236,25 @@ class ResumableRunner(Runner):
                 parameter.grad = checkpoint["gradients"][name].to(parameter)
         for message in self.train_loop.load_state_dict(checkpoint["training"]):
             self.logger.warning(f"{message}: training goes on, but not bit for bit as before")
+        seed = checkpoint["meta"]["seed"]
+        if self.cfg.get("randomness", {}).get("seed") not in (None, seed):
+            self.logger.warning(
+                f"randomness.seed is {self.seed}, and training goes on with {seed}, as it began"
+            )
+        self._seed = seed  # what records and checkpoints say
         self.logger.info(
             f"resumed {filename}: epoch {self.epoch}, iteration {self.iter}, "
             f"batch {self.train_loop.batch} of the epoch"
         )
         if self.epoch >= self.max_epochs:
             self.logger.warning(f"all of train_cfg.max_epochs={self.max_epochs} epochs are done")
+
+
+def other_precision(saved: dict, own: dict) -> list[str]:
+    """Whether an optimizer's state is of mixed precision and its own not, or the other way round:
+    gradients that wait in a checkpoint are multiplied by the loss scale of the former."""
+    had, has = ("with" if "loss_scaler" in state else "without" for state in (saved, own))
+    return [] if had == has else [f"it was trained {had} --amp, and is resumed {has} it"]
 
 
 def other_groups(saved: dict, own: dict) -> list[str]:

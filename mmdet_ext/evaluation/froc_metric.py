@@ -72,7 +72,7 @@ class FROCMetric(BaseMetric):
         """Keeps one record an image; boxes become pixel-centre coordinates of the image's file."""
         for sample in data_samples:
             found = sample["pred_instances"]
-            boxes = found["bboxes"].float().cpu().numpy() - PIXEL_CENTRE
+            boxes = found["bboxes"].double().cpu().numpy() - PIXEL_CENTRE
             record = dict(
                 file_name=sample["file_name"],
                 patient=sample["patient"],
@@ -85,7 +85,7 @@ class FROCMetric(BaseMetric):
                 thickness_mm=sample["file_thickness_mm"],
                 lesions=sample["lesions"],
                 boxes=np.round(boxes, 3).tolist(),
-                scores=found["scores"].float().cpu().numpy().round(6).tolist(),
+                scores=found["scores"].float().tolist(),  # in full: rounded, some would be ties
             )
             if self.result_file is not None and "masks" in found:
                 record["masks"] = [encode_mask(mask.cpu().numpy()) for mask in found["masks"]]

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 from mmdet.models.detectors import MaskRCNN
 from mmdet.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdet_ext.models import assigner  # noqa: F401 registers it
-from mmdet_ext.models.inference import looks_at_the_batch
+from mmdet_ext.models.densenet import TruncatedDenseNet3D
+from mmdet_ext.models.inference import hooked, looks_at_the_batch
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import faster_rpn
@@ -98,9 +99,12 @@ class KeySliceDetector:
             groups = shared_maps(self.backbone, batch_inputs, at_once)
         else:
             parts = zip(*(each.split(at_once) for each in batch_inputs))
-            groups = (self.backbone.maps(*part) for part in parts)
-        # The neck is done with each map before the backbone makes the next, which saves memory.
-        found = [self.neck(maps) for maps in groups]
+            make = self.backbone.maps if gives_maps(self.backbone) else self.backbone
+            groups = (make(*part) for part in parts)
+        # The neck is done with each map before the backbone makes the next, which saves memory;
+        # one that is not ours may index them.
+        handed = iter if takes_one_by_one(self.neck) else tuple
+        found = [self.neck(handed(maps)) for maps in groups]
         return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found)))
 
 
@@ -127,6 +131,17 @@ class KeySliceMaskRCNN(KeySliceDetector, MaskRCNN):
     @property
     def shares_slices(self) -> bool:
         return type(self) is KeySliceMaskRCNN and shares_slices(self.backbone)
+
+
+def gives_maps(backbone: nn.Module) -> bool:
+    """Whether `backbone.maps` gives what a call of the backbone does."""
+    forward = getattr(backbone.forward, "__func__", None)
+    return forward is TruncatedDenseNet3D.forward and not hooked(backbone)
+
+
+def takes_one_by_one(neck: nn.Module) -> bool:
+    """Whether maps may be handed to a neck by a generator."""
+    return getattr(neck.forward, "one_by_one", False) and not hooked(neck)
 
 
 def takes_num_slices(fusion: dict) -> bool:

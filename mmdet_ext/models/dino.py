@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deeplesion.errors import UserError
 from mmdet_ext.models.detectors import KeySliceDetector
-from mmdet_ext.models.neck import FINEST_STRIDE, KeySliceNeck
+from mmdet_ext.models.neck import FINEST_STRIDE, KeySliceNeck, one_by_one
 from mmdet_ext.models.shared_slices import shares_slices
 
 
@@ -64,6 +64,7 @@ class KeySliceLevels(KeySliceNeck):
             num_outs=num_outs,
         )
 
+    @one_by_one
     def forward(self, features: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """(B, C_i, D, H_i, W_i) maps, finest first -> (B, out_channels, H_j, W_j) a level.
 

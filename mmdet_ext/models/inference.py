@@ -71,6 +71,11 @@ def looks_at_the_batch(module: nn.Module) -> bool:
     )
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether forward hooks see what goes into `module` or comes out of it: it must be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def in_pieces(
     module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, dim: int, length: int
 ) -> Tensor:

@@ -84,7 +84,7 @@ class SoftDiceLoss(nn.Module):
             size = there.sum()
             counted = counted + size
             dice = (2 * (p * there).sum() + self.smooth) / (p.sum() + size + self.smooth)
-            # Without looking at `size`, for which a GPU would have to be waited each time.
+            # Without looking at `size`: a GPU is waited for once, at the end, not for each class.
             losses.append(torch.where(size > 0, 1 - dice, 0 * dice))
         if int(counted) != labels.numel():
             raise UserError(

@@ -3,7 +3,7 @@ KeySliceNeck is the squeezing, which necks for other heads share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,13 @@ from mmdet_ext.models.slice_attention import SliceAttention
 FINEST_STRIDE = 4  # of the backbone's first map; each further one has twice as many
 
 MODELS.register_module(module=SliceAttention)
+
+
+def one_by_one(forward: Callable) -> Callable:
+    """Marks the `forward` of a neck that goes through its maps once, finest first: they may come
+    from a generator, which makes each when the one before is done with."""
+    forward.one_by_one = True
+    return forward
 
 
 class DepthReduction(nn.Module):
@@ -126,6 +133,7 @@ class KeySliceFPN(KeySliceNeck):
             nn.init.kaiming_uniform_(lateral.weight, a=1)
             nn.init.zeros_(lateral.bias)
 
+    @one_by_one
     def forward(self, features: Iterable[Tensor]) -> tuple[Tensor]:
         """(B, C_i, D, H_i, W_i) maps, finest first -> ((B, out_channels, H_0, W_0),).
 

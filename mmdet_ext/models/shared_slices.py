@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mmdet_ext.models.densenet import TruncatedDenseNet3D
-from mmdet_ext.models.inference import in_pieces, looks_at_the_batch
+from mmdet_ext.models.inference import hooked, in_pieces, looks_at_the_batch
 from mmdet_ext.ops import OPERATORS, SliceConv, fold, unfold
 
 
@@ -33,11 +33,12 @@ class SharedSlices(NamedTuple):
 
 def shares_slices(backbone: object) -> bool:
     """Whether `shared_maps` gives what this backbone gives of stacks that are written out: the
-    slices are not channels (2.5D), and no norm looks at the whole batch."""
+    slices are not channels (2.5D), no norm looks at the whole batch, and no hook at the maps."""
     return (
         type(backbone) is TruncatedDenseNet3D
         and not backbone.slices_as_channels
         and not looks_at_the_batch(backbone)
+        and not hooked(backbone)
     )
 
 

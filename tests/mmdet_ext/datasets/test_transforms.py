@@ -102,6 +102,16 @@ def test_resize_and_flip_are_exact(flip, scale):
     assert result["scale_factor"] == (scale, scale)
 
 
+def test_the_margin_around_recist_is_scaled_along_each_axis():
+    """5 px of the file, on the axes, three times as wide and half as high. Failed before: one
+    number for both."""
+    sample = ellipse_sample(4)
+    points = sample["gt_recist"][0].copy()
+    result = RandomAffineResize((SIZE // 2, 3 * SIZE), prob=0, flip_prob=0)(sample)
+    expected = [*(points.min(0) - 5) * (3, 0.5), *(points.max(0) + 5) * (3, 0.5)]
+    np.testing.assert_allclose(result["gt_bboxes"].tensor[0].numpy(), expected, rtol=1e-5)
+
+
 def test_halving_averages_two_by_two_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(-1000, 1000, (64, 64, 7)).astype(np.int16)
@@ -284,10 +294,10 @@ def test_unknown_options_are_refused(option):
         RandomAffineResize(SIZE, **option)
 
 
-@pytest.mark.parametrize("slices", [1, 3, 4, 5, 7, 9])
+@pytest.mark.parametrize("slices", [1, 3, 4, 5, 7, 9, 513, 1025])
 @pytest.mark.parametrize("interpolation", [cv2.INTER_LINEAR, cv2.INTER_CUBIC])
 def test_a_stack_is_warped_as_its_slices_are(slices, interpolation):
-    """cv2 refuses more than four channels at once with cubics."""
+    """cv2 refuses more than four channels at once with cubics, and more than 512 otherwise."""
     generator = np.random.default_rng(0)
     stack = generator.integers(-1000, 1000, (20, 24, slices)).astype(np.int16)
     matrix = np.array([[1.1, 0.2, 1.5], [-0.2, 0.9, 2.0]])

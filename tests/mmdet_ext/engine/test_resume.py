@@ -1,5 +1,6 @@
 """Interruption and resume: bit for bit, from anywhere, with whatever training keeps a state of."""
 
+import json
 import logging
 import re
 import shutil
@@ -20,9 +21,15 @@ from mmengine.runner import Runner
 from deeplesion.errors import UserError
 from deeplesion.evaluation.results import read_results
 from mmdet_ext.checkpoint import CheckpointError, load_checkpoint_file, save_checkpoint_file
+from mmdet_ext.engine.averaging import average_checkpoints
 from mmdet_ext.engine.run import load_config, train
 from mmdet_ext.engine.run import test as run_test
-from mmdet_ext.engine.runner import ResumableRunner, other_groups, other_schedules
+from mmdet_ext.engine.runner import (
+    ResumableRunner,
+    other_groups,
+    other_precision,
+    other_schedules,
+)
 
 from ..small_training import BY_ITERATION, ITERATIONS, configuration, log, names, run
 
@@ -169,6 +176,18 @@ def test_in_what_optimizers_and_schedules_are_others():
     ]
 
 
+def test_another_precision_is_named(straight, repository, phantom, tmp_path):
+    """Gradients that wait in a checkpoint of --amp are thousands of times too large without it."""
+    checkpoint = load_checkpoint_file(straight / "epoch_2.pth")
+    assert other_precision(checkpoint["optimizer"], checkpoint["optimizer"]) == []
+    mixed = {**checkpoint["optimizer"], "loss_scaler": dict(scale=65536.0)}
+    (said,) = other_precision(checkpoint["optimizer"], mixed)
+    assert said == "it was trained without --amp, and is resumed with it"
+    save_checkpoint_file({**checkpoint, "optimizer": mixed}, tmp_path / "epoch_2.pth")
+    with pytest.raises(CheckpointError, match="trained with --amp, and is resumed without it"):
+        run(repository, phantom, tmp_path, str(tmp_path / "epoch_2.pth"))
+
+
 def test_more_or_fewer_options_may_be_of_another_version_of_torch():
     group = dict(params=[0, 1], lr=0.1, betas=(0.9, 0.99))
     newer = dict(param_groups=[{**group, "decoupled_weight_decay": True}])
@@ -215,6 +234,12 @@ def test_resumed_at_the_end_of_an_epoch(straight, repository, phantom, tmp_path)
     options = {"train_dataloader.num_workers": 2, "randomness.seed": 7}
     run(repository, phantom, work_dir, "auto", **options)
     assert_same_training(straight / "epoch_3.pth", work_dir / "epoch_3.pth")
+    # The record says the seed that is used, so one run's checkpoints have a mean.
+    assert "randomness.seed is 7, and training goes on with 0" in log(work_dir)
+    record = max(work_dir.glob("run_*.json"), key=lambda f: f.stat().st_mtime_ns)
+    record = json.loads(record.read_text())
+    assert record["seed"] == record["training"]["seed"] == 0
+    average_checkpoints([work_dir / "epoch_2.pth", work_dir / "epoch_3.pth"])
 
 
 def test_resumed_in_the_middle(straight_by_iteration, repository, phantom, tmp_path):

@@ -66,6 +66,18 @@ def test_a_record_says_what_the_image_is():
     assert [record[key] for key in of_image] == ["b/007.png", 1, 3, 2, [1, 9], 64, 80, 0.8, 2.5]
 
 
+def test_scores_keep_their_order_and_boxes_three_digits(tmp_path):
+    """Failed before: scores of six digits are ties, and a box was of 30.100000381469727."""
+    metric = FROCMetric(result_file=str(tmp_path / "results.json.gz"))
+    high = torch.tensor(0.9999999)
+    scores = [float(high), float(torch.nextafter(high, torch.tensor(0.0)))]
+    box, elsewhere = [10.0, 10.0, 30.1, 30.1], [40.0, 40.0, 60.0, 60.0]
+    metric.process({}, [sample(box, [shifted(box), elsewhere], scores)])
+    assert metric.evaluate(size=1)["FROC/S@0.5"] == 100
+    (record,) = read_results(tmp_path / "results.json.gz").records
+    assert record["scores"] == scores and record["boxes"][0] == box
+
+
 def test_numbers_of_a_case_worked_out_by_hand():
     """Two thin images hit without a false positive, one thick image missed with one above."""
     metric = FROCMetric()

@@ -19,6 +19,8 @@ from deeplesion.data.slices import window_hu
 from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.engine.run import load_config
+from mmdet_ext.models.densenet import TruncatedDenseNet3D
+from mmdet_ext.models.neck import KeySliceFPN
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.ops import OPERATORS
 
@@ -380,3 +382,61 @@ def test_roi_align_of_the_detector_changes_no_result_and_no_config():
             found = part([x], rois)
         atol = 1e-4 * expected.abs().max().item()
         torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+class DoubledMaps(TruncatedDenseNet3D):
+    def forward(self, images, thickness=None):
+        return tuple(2 * x for x in super().forward(images, thickness))
+
+
+class BareBackbone(torch.nn.Module):
+    """Any registered one: it has a `forward` and no `maps`."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.inner = backbone
+
+    def forward(self, images, thickness):
+        return self.inner(images, thickness)
+
+
+class IndexingNeck(KeySliceFPN):
+    def forward(self, features):
+        return super().forward([features[level] for level in range(len(features))])
+
+
+def double(module, inputs, outputs):
+    return tuple(2 * x for x in outputs)
+
+
+def indexed(module, inputs):
+    return ([inputs[0][level] for level in range(3)],)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.backbone, "__class__", DoubledMaps),
+        lambda model: setattr(model, "backbone", BareBackbone(model.backbone)),
+        lambda model: model.backbone.register_forward_hook(double),
+        lambda model: setattr(model.neck, "__class__", IndexingNeck),
+        lambda model: model.neck.register_forward_pre_hook(indexed),
+    ],
+    ids=["forward", "no maps", "hook", "neck", "hook of the neck"],
+)
+def test_parts_of_the_users_are_called_at_inference_as_in_training(change):
+    """Failed before: a CPU took the backbone's `maps`, and handed them over one by one."""
+    model, _ = build("configs/demo/alignshift_3slice.py")
+    model.eval()
+    change(model)
+    images, thickness = model.data_preprocessor(collate(sample(), sample(seed=1)))["inputs"]
+    (expected,) = model.extract_feat((images, thickness))
+    slices = images.transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        (found,) = model.extract_feat((images, thickness))
+        (shared,) = model.extract_feat(
+            model.inputs_of(slices, torch.arange(6).reshape(2, 3), thickness)
+        )
+    atol = 1e-4 * expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    torch.testing.assert_close(shared, expected, rtol=0, atol=atol)
