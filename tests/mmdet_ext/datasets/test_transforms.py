@@ -237,6 +237,7 @@ def test_a_lesion_is_kept_as_long_as_its_centre_is_inside(shift, boxes, kept, bo
         for x1, y1, x2, y2 in boxes
     ]
     sample = dict(
+        img=np.zeros((64, 80, 3), np.int16),
         gt_bboxes=HorizontalBoxes(torch.tensor(boxes, dtype=torch.float32)),
         gt_bboxes_labels=np.array([0, 1]),
         gt_masks=BitmapMasks(masks, 64, 80),
