@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 from mmdet.registry import DATA_SAMPLERS
 from mmengine.dataset import DefaultSampler
 
@@ -40,20 +39,12 @@ class EpochSampler(DefaultSampler):
     """mmengine's DefaultSampler that hands every sample its `SampleKey`.
 
     Augmentation then depends on (seed, epoch, sample) alone: not on the worker that happens to
-    draw it, and it differs between epochs, in each of which mmengine seeds its workers alike. The
-    order is drawn from (seed, epoch), too: mmengine's, from their sum, would be the same in epoch 1
-    of seed 0 and epoch 0 of seed 1.
+    draw it, and it differs between epochs, in each of which mmengine seeds its workers alike.
     """
 
     # How many of this process' samples are left out: an epoch resumed in its middle goes on here.
     start = 0
 
     def __iter__(self) -> Iterator[SampleKey]:
-        order = range(len(self.dataset))
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(order)).tolist()
-        # All processes have as many: some samples come twice, if `round_up`.
-        order = itertools.islice(itertools.cycle(order), self.total_size)
-        first = self.rank + self.start * self.world_size
-        for index in itertools.islice(order, first, None, self.world_size):
+        for index in itertools.islice(super().__iter__(), self.start, None):
             yield SampleKey(self.seed, self.epoch, index)

@@ -180,34 +180,6 @@ def test_sampler_keys_name_seed_epoch_and_sample(phantom):
     assert {k.seed for k in first} == {5}
 
 
-def test_every_seed_has_orders_of_its_own():
-    """Failed before: seed 1's epoch 0 had the order of seed 0's epoch 1."""
-    orders = set()
-    for seed in range(3):
-        sampler = EpochSampler(range(20), shuffle=True, seed=seed)
-        for sampler.epoch in range(4):
-            order = tuple(key.index for key in sampler)
-            assert order == tuple(key.index for key in sampler) and {*order} == {*range(20)}
-            orders.add(order)
-    assert len(orders) == 12
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("round_up", [True, False])
-@pytest.mark.parametrize("size", [2, 7, 9])
-def test_processes_share_the_order_of_one(shuffle, round_up, size, monkeypatch):
-    alone = [key.index for key in EpochSampler(range(size), shuffle=shuffle, seed=3)]
-    shares = []
-    for rank in range(3):
-        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 3))
-        sampler = EpochSampler(range(size), shuffle=shuffle, seed=3, round_up=round_up)
-        shares.append([key.index for key in sampler])
-        assert len(shares[-1]) == len(sampler)
-    total = -(-size // 3) * 3 if round_up else size
-    expected = (alone * 2)[:total]
-    assert shares == [expected[rank::3] for rank in range(3)]
-
-
 def test_two_epochs_augment_differently_and_one_repeats(phantom):
     pipeline = [*PIPELINE[:2], dict(type="RandomAffineResize", size=128, prob=1), PIPELINE[3]]
     data = dataset(phantom, pipeline=pipeline)
