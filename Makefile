@@ -15,7 +15,7 @@ help:
 	@echo "make demo       make a phantom DeepLesion, train and test AlignShift Mask R-CNN on it, and find"
 	@echo "                the lesions of a whole phantom CT (4 to 12 minutes on 2 cores)"
 	@echo "make test       run the tests"
-	@echo "make test-slow  run the tests that take minutes each, which make test leaves out"
+	@echo "make test-slow  run the tests that make test leaves out: slow ones, and those that repeat a faster one"
 	@echo "make lint       check the style with ruff"
 	@echo
 	@echo "ENV=$(ENV)          environment to use: the repository's own, or yours (ENV=\$$CONDA_PREFIX)"
