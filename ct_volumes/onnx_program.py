@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplesion.errors import DataError, UserError
+from deeplesion.errors import DataError, UserError, install
 
 Program = Callable[..., list[np.ndarray]]
 
@@ -27,7 +27,7 @@ def open_program(path: Path) -> Program:
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        raise UserError(f"{path} needs onnxruntime: pip install 'deeplesion-mmdet[onnx]'") from None
+        raise UserError(f"{path} needs onnxruntime: {install('onnx')}") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     threads = os.environ.get("OMP_NUM_THREADS", "")

@@ -6,9 +6,7 @@ import importlib
 from importlib.util import find_spec
 from types import ModuleType
 
-from deeplesion.errors import UserError
-
-INSTALL = "pip install 'deeplesion-mmdet[{extra}]'"
+from deeplesion.errors import UserError, install
 
 
 def module(name: str, use: str) -> ModuleType:
@@ -21,11 +19,11 @@ def module(name: str, use: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("ct_volumes"):
             raise
-        raise UserError(f"{use} needs {error.name}: {INSTALL.format(extra='ct')}") from None
+        raise UserError(f"{use} needs {error.name}: {install('ct')}") from None
 
 
 def need(use: str, *libraries: str, extra: str = "ct") -> None:
     """Raises UserError, '`use` pydicom and nibabel: pip install ...', for libraries of `extra` that
     are not there, before any work is done."""
     if missing := [name for name in libraries if find_spec(name) is None]:
-        raise UserError(f"{use} {' and '.join(missing)}: {INSTALL.format(extra=extra)}")
+        raise UserError(f"{use} {' and '.join(missing)}: {install(extra)}")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deeplesion.errors import UserError, WriteError, message_of
+from deeplesion.errors import UserError, WriteError, install, message_of
 
 REPORT = (
     "This is an error in the program, not in what you gave it: please report it, with the command"
@@ -96,7 +96,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         top = error.name.partition(".")[0]
         extra = next((extra for extra, names in EXTRAS.items() if top in names), None)
-        way = f": pip install 'deeplesion-mmdet[{extra}]'" if extra else ""
+        way = f": {install(extra)}" if extra else ""
         return f"{error.name} is not installed{way}"
     if isinstance(error, MemoryError):
         return f"out of memory: {error}".removesuffix(": ")

@@ -27,6 +27,11 @@ class WriteError(OSError):
         self.errno = number
 
 
+def install(extra: str) -> str:
+    """How to install what an extra of ours brings, for the end of a message."""
+    return f"pip install 'deeplesion-mmdet[{extra}]'"
+
+
 def message_of(error: Exception) -> str:
     """The message alone, also where a DataLoader's worker passed it on within its traceback."""
     return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

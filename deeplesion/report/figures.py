@@ -73,11 +73,12 @@ def write_figures(
         the paths: froc.png, froc.svg, groups.png, groups.svg.
     """
     paths = []
-    for name, kind in itertools.product(FIGURES, FORMATS):
-        Path(out_dir, f"{name}.{kind}").unlink(missing_ok=True)
     for name, content in render_figures(results, ("png", "svg"), resamples, seed).items():
         paths.append(Path(out_dir) / name)
         write_whole(paths[-1], content)
+    for name, kind in itertools.product(FIGURES, FORMATS):
+        if (path := Path(out_dir, f"{name}.{kind}")) not in paths:
+            path.unlink(missing_ok=True)
     return paths
 
 

@@ -115,11 +115,11 @@ def write_study(
         for name, figure in render_study(each.results, each.statistics, ("svg", "png")).items():
             files[name.replace(".", f"{mark}.")] = figure
     files["study.html"] = _page(out, found, methods, notes, files)
+    for name, data in files.items():
+        write_whole(out / name, data)
     for path in out.iterdir():
         if FIGURE.fullmatch(path.name) and path.name not in files:
             path.unlink()  # of an earlier call
-    for name, data in files.items():
-        write_whole(out / name, data)
     lines = [*(to_text(each.tables[0]) for each in found), NOTE, *notes]
     names = dict.fromkeys(name.replace(".svg", ".png") for name in files)
     return "\n\n".join(lines) + f"\n\n{out}: {', '.join(names)}"

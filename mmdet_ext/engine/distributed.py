@@ -206,6 +206,11 @@ def accumulative_counts(config: Config) -> int:
     return config.optim_wrapper.get("accumulative_counts", 1)
 
 
+def schedules_of(setting: Any) -> Any:
+    """The schedules of `param_scheduler`, of which one may stand there without a list."""
+    return [setting] if isinstance(setting, dict) and "type" in setting else setting or []
+
+
 def _whole(option: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{option} must be a whole number from 1 on, got {value!r}")

@@ -18,18 +18,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from deeplesion.conventions import PUBLISHED_KEY_SLICES
-from mmdet_ext.engine.distributed import accumulative_counts
+from mmdet_ext.engine.distributed import accumulative_counts, schedules_of
 from mmdet_ext.engine.run_check import Plan
 
 
 def plan_of(runner: Runner) -> Plan:
     """What a run is going to do, as `run_check` compares it."""
     accumulated, loop = accumulative_counts(runner.cfg), runner.train_loop
-    schedules = runner.cfg.get("param_scheduler") or []
-    schedules = [schedules] if isinstance(schedules, dict) else schedules
     drops = {
         epoch
-        for schedule in schedules
+        for schedule in schedules_of(runner.cfg.get("param_scheduler"))
         if schedule["type"] == "MultiStepLR" and schedule.get("by_epoch", True)
         for epoch in schedule["milestones"]
     }
@@ -210,10 +208,8 @@ def learning_rates(config: Any, plan: Plan) -> tuple[list[float], int]:
     optimizer = torch.optim.SGD(
         [nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr
     )
-    schedules = config.get("param_scheduler") or []
-    schedules = [schedules] if isinstance(schedules, dict) else schedules
     built, warm_up = [], 0
-    for schedule in schedules:
+    for schedule in schedules_of(config.get("param_scheduler")):
         options = {**schedule}
         by_epoch = options.get("by_epoch", True)
         options.setdefault("end", plan.max_epochs * (1 if by_epoch else plan.updates_per_epoch))

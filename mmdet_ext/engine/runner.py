@@ -34,7 +34,7 @@ from mmdet_ext.checkpoint import (
     save_checkpoint_file,
 )
 from mmdet_ext.engine.console import only_warnings_on_console, prints_logged
-from mmdet_ext.engine.distributed import accumulative_counts
+from mmdet_ext.engine.distributed import accumulative_counts, schedules_of
 from mmdet_ext.engine.workers import guarded, tied
 
 NOT_WHOLE = (
@@ -71,8 +71,7 @@ class ResumableRunner(Runner):
     def build_param_scheduler(self, scheduler: Any) -> Any:
         """Schedules that count iterations count updates of the weights: see UpdateSchedulerHook."""
         accumulated = accumulative_counts(self.cfg)
-        if isinstance(scheduler, dict) and "type" in scheduler:
-            scheduler = [scheduler]
+        scheduler = schedules_of(scheduler)
         if isinstance(scheduler, (list, tuple)) and accumulated > 1:
             scheduler = [dict(part) for part in scheduler]
             for part in scheduler:
@@ -212,10 +211,10 @@ class ResumableRunner(Runner):
         averages = any(isinstance(hook, EMAHook) for hook in self.hooks)
         if "ema_state_dict" in checkpoint and not averages:
             raise CheckpointError(NO_AVERAGE.format(path=filename))
-        schedulers = self.param_schedulers or []
+        schedulers, own = self.param_schedulers or [], self.optim_wrapper.state_dict()
         if other := [
-            *other_precision(checkpoint["optimizer"], self.optim_wrapper.state_dict()),
-            *other_groups(checkpoint["optimizer"], self.optim_wrapper.state_dict()),
+            *other_precision(checkpoint["optimizer"], own),
+            *other_groups(checkpoint["optimizer"], own),
             *other_schedules(checkpoint["param_schedulers"], schedulers),
         ]:
             raise CheckpointError(NOT_AS_BEFORE.format(path=filename, other="; ".join(other)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplesion.errors import UserError
+from deeplesion.errors import UserError, install
 from deeplesion.processes import available_cores
 from mmdet_ext.engine.study_progress import Progress
 from mmdet_ext.engine.study_run import (
@@ -193,7 +193,7 @@ def run_on_slurm(
         from submitit import AutoExecutor
     except ModuleNotFoundError:
         raise UserError(
-            "--slurm needs submitit: pip install 'deeplesion-mmdet[slurm]', or pip install submitit"
+            f"--slurm needs submitit: {install('slurm')}, or pip install submitit"
         ) from None
     try:
         executor = AutoExecutor(folder=folder.resolve(), cluster=own.pop("cluster", "slurm"))

@@ -95,19 +95,17 @@ def besides_operators(methods: Sequence[Method], configs: Sequence[Config]) -> l
     """Lines that say which methods have which slices (policy, target) and which schedule, if these
     differ and not every operator is there with all of them: the difference of two methods is then
     not that of their operators alone."""
-    lines = []
+    lines, fused = [], [_operator(config) for config in configs]
     for what, options_of in (("slices", _slices), ("schedule", _schedule)):
         options = [options_of(config) for config in configs]
         every = dict.fromkeys(name for each in options for name in each)
         differ = [name for name in every if len({str(each.get(name)) for each in options}) > 1]
         names: dict[str, list[str]] = {}
         operators: dict[str, set] = {}
-        for method, config, own in zip(methods, configs, options, strict=True):
+        for method, operator, own in zip(methods, fused, options, strict=True):
             given = ", ".join(f"{name}={own.get(name)}" for name in differ)
             names.setdefault(given, []).append(repr(method.name))
-            backbone = (config.get("model") or {}).get("backbone") or {}
-            fusion = backbone.get("fusion") or {}
-            operators.setdefault(given, set()).add(fusion.get("type"))
+            operators.setdefault(given, set()).add(operator)
         first, *others = operators.values()
         if any(each != first for each in others):
             groups = "; ".join(f"{given} in {', '.join(those)}" for given, those in names.items())
@@ -115,6 +113,11 @@ def besides_operators(methods: Sequence[Method], configs: Sequence[Config]) -> l
                 f"note: the methods differ in their {what} too, not in the operator alone: {groups}"
             )
     return lines
+
+
+def _operator(config: Config) -> Any:
+    backbone = (config.get("model") or {}).get("backbone") or {}
+    return (backbone.get("fusion") or {}).get("type")
 
 
 def _slices(config: Config) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from mmdet.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from deeplesion.errors import UserError
+from deeplesion.errors import UserError, install
 from mmdet_ext.models.segmentors import VolumeSegmentor
 from mmdet_ext.models.volume_network import finite
 
-NO_MONAI = "sliding windows need monai: pip install 'deeplesion-mmdet[volumes]'"
+NO_MONAI = f"sliding windows need monai: {install('volumes')}"
 
 
 def slide(
