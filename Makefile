@@ -13,7 +13,7 @@ RUN = $(ENV)/bin/python
 help:
 	@echo "make setup      install everything into ENV (10-15 minutes the first time: mmcv's operators are compiled)"
 	@echo "make demo       make a phantom DeepLesion, train and test AlignShift Mask R-CNN on it, and find"
-	@echo "                the lesions of a whole phantom CT (4 to 12 minutes on 2 cores)"
+	@echo "                the lesions of a whole phantom CT (4 to 15 minutes on 2 cores)"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that make test leaves out: slow ones, and those that repeat a faster one"
 	@echo "make lint       check the style with ruff"
