@@ -27,7 +27,7 @@ EXTRAS = {
     "onnx": ("onnxruntime",),
     "export": ("onnx", "onnxscript"),
     "slurm": ("submitit",),
-    "volumes": ("ftfy", "mmseg", "monai", "regex"),
+    "volumes": ("monai",),
 }
 
 

@@ -27,9 +27,18 @@ class WriteError(OSError):
         self.errno = number
 
 
+# The extras that bring MMDetection too would have pip build mmcv anew, and without its operators.
+LIBRARIES_ALONE = {
+    "detector": "make setup, or docs/training.md, Installed by pip",
+    "export": "pip install onnx onnxscript onnxruntime",
+    "slurm": "pip install submitit",
+    "volumes": "pip install monai",
+}
+
+
 def install(extra: str) -> str:
     """How to install what an extra of ours brings, for the end of a message."""
-    return f"pip install 'deeplesion-mmdet[{extra}]'"
+    return LIBRARIES_ALONE.get(extra, f"pip install 'deeplesion-mmdet[{extra}]'")
 
 
 def message_of(error: Exception) -> str:

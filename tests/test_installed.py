@@ -115,7 +115,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_way_to_it(commands, t
         commands / f"deeplesion-{name}", *arguments, folder=tmp_path, expect=1,
         PYTHONPATH=str(tmp_path),
     )  # fmt: skip
-    way = "pip install 'deeplesion-mmdet[detector]'"
+    way = "make setup, or docs/training.md, Installed by pip"
     assert error == f"deeplesion-{name}: mmengine is not installed: {way}\n"
 
 

@@ -1,8 +1,8 @@
-"""How well a reader who knows how the phantom is drawn tells lesions from distractors, by stack:
+"""How well an observer who knows how the phantom is drawn tells lesions from distractors, by stack:
 
     python tools/observe_phantom.py ROOT --split test --noise 0 4
 
-The readers find every object. It prints their average sensitivity at 0.5, 1, 2 and 4 false
+The observers find every object. It prints their average sensitivity at 0.5, 1, 2 and 4 false
 positives an image, and their sensitivity at 0.5, in %. docs/study_design.md explains the figures.
 """
 
@@ -141,8 +141,8 @@ def main() -> None:
         type=float,
         default=[0.0],
         metavar="SD",
-        help="add noise of the reader's own to each slice of the stack, in contrasts of the object"
-        " (default 0, the ideal observer)",
+        help="add internal noise to each slice of the stack, in contrasts of the object (default 0,"
+        " the ideal observer)",
     )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="use N processes (default 1)"

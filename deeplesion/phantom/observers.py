@@ -1,8 +1,9 @@
-"""Readers who know how the phantom is drawn: how well lesions and distractors can be told apart
+"""Observers who know how the phantom is drawn: how well lesions and distractors can be told apart
 from the slices of a stack, before any network is trained.
 
-Such a reader scores each object by the likelihood ratio of its slices, lesion against distractor,
-which no other score beats (Barrett and Myers, Foundations of Image Science, 2004, chapter 13).
+Such an observer scores each object by the likelihood ratio of its slices, lesion against
+distractor, which no other score beats (Barrett and Myers, Foundations of Image Science, 2004,
+chapter 13).
 docs/study_design.md lists what it is told, and what follows.
 """
 
@@ -32,16 +33,16 @@ COURSES = 2, 64  # of how a distractor runs: at least so many a depth, and so ma
 # Key slices are weighed as if their log likelihoods were so many times smaller, only to decide
 # with which depths courses are tried.
 TEMPERATURE = 25.0
-READINGS = 8  # of each stack, with other noise of the reader's own
+READINGS = 8  # of each stack, with other noise of the observer's own
 
 
 class Observer(NamedTuple):
     """A stack of slices (see `deeplesion.data.slices.load_slices`), and who reads it.
 
-    `noise` is the standard deviation of noise that the reader adds to each slice of the stack, of
+    `noise` is the standard deviation of noise that the observer adds to each slice of the stack, of
     the same grain as the scanner's, in units of the object's contrast in the key slice: 0 for the
-    ideal observer. It stands for all that makes a reader less than ideal. Noise that grows with
-    contrast is the usual model of human readers (Burgess and Colborne, Journal of the Optical
+    ideal observer. It stands for all that makes an observer less than ideal. Noise that grows with
+    contrast is the usual model of human observers (Burgess and Colborne, Journal of the Optical
     Society of America A 1988), and whether an object is bright or faint then matters little.
     """
 
@@ -124,7 +125,7 @@ def stack_matrix(
 def precision(matrix: np.ndarray, own_noise: float) -> np.ndarray:
     """(D, D) inverse covariance of the noise of a stack's positions.
 
-    The slices' noise has variance 1, the reader's `own_noise`. Without the latter the inverse is
+    The slices' noise has variance 1, the observer's `own_noise`. Without the latter the inverse is
     the pseudo-inverse: what the positions have in excess of the slices they are made of, such as
     repeated ends, tells nothing new.
     """
@@ -185,7 +186,7 @@ class _KeySliceReader:
             drawn.body.slab(index * self.thickness, self.thickness) for index in self.slices
         ]
         self.tissue = drawn.body.plane(key.index * self.thickness)[1]
-        # Draws of the readers, not of the phantom: which hypotheses, and their own noise.
+        # Draws of the observers, not of the phantom: which hypotheses, and their own noise.
         self.rng = np.random.default_rng([series.seed, series.patient, series.study, key.index])
         self.distractors = series.distractors
 

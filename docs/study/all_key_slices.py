@@ -10,6 +10,8 @@ from deeplesion.data.coco import read_json
 from deeplesion.files import write_whole
 
 folder = Path(sys.argv[1])
+if not folder.is_dir():
+    sys.exit(f"{folder} is missing: make and prepare the phantoms first (docs/study/operators.md)")
 joined = {"images": [], "annotations": []}
 for split in SPLITS.values():
     content = read_json(folder / f"{split}.json", "annotations of a split")

@@ -28,7 +28,7 @@ from ct_volumes.export_format import (
 )
 from ct_volumes.exported import ExportedDetector
 from ct_volumes.onnx_program import open_program as open_onnx
-from deeplesion.errors import DataError, UserError
+from deeplesion.errors import DataError, UserError, install
 from mmdet_ext.engine.exportable import check_exportable, describe
 from mmdet_ext.engine.predict import LesionDetector
 from mmdet_ext.engine.torch_program import open_program as open_torch
@@ -141,9 +141,7 @@ def need_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"--format onnx needs {error.name}: pip install onnx onnxruntime onnxscript"
-        ) from None
+        raise UserError(f"--format onnx needs {error.name}: {install('export')}") from None
 
 
 def padded(size: Iterable[int]) -> tuple[int, ...]:

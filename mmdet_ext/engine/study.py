@@ -192,9 +192,7 @@ def run_on_slurm(
     try:
         from submitit import AutoExecutor
     except ModuleNotFoundError:
-        raise UserError(
-            f"--slurm needs submitit: {install('slurm')}, or pip install submitit"
-        ) from None
+        raise UserError(f"--slurm needs submitit: {install('slurm')}") from None
     try:
         executor = AutoExecutor(folder=folder.resolve(), cluster=own.pop("cluster", "slurm"))
         limit = {"slurm_array_parallelism": at_once} if at_once else {}

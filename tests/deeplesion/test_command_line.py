@@ -58,7 +58,9 @@ def test_what_the_user_can_mend_is_a_sentence_with_the_commands_name(error, text
 @pytest.mark.parametrize(
     "module, text",
     [
-        ("mmcv.ops", "mmcv.ops is not installed: pip install 'deeplesion-mmdet[detector]'"),
+        ("cv2", "cv2 is not installed: pip install 'deeplesion-mmdet[data]'"),
+        # The extra would bring MMDetection again, and mmcv without its operators.
+        ("monai.networks", "monai.networks is not installed: pip install monai"),
         ("einops", "einops is not installed"),  # of an operator of the user's
     ],
 )
@@ -80,7 +82,7 @@ def pip_name(module):
     other = {
         "cv2": "opencv-python-headless", "skimage": "scikit-image", "kornia_rs": "kornia-rs",
         "gdcm": "python-gdcm", "mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection",
-        "mmengine": "onedl-mmengine", "mmseg": "onedl-mmsegmentation",
+        "mmengine": "onedl-mmengine",
     }  # fmt: skip
     return other.get(module, module)
 

@@ -561,7 +561,7 @@ def import_or_skip(module, why):
     ],
 )
 def test_monais_networks_equal_their_own_3d_kind(net, options):
-    nets = import_or_skip("monai.networks.nets", "of the extra [volumes]")
+    nets = import_or_skip("monai.networks.nets", "needs monai, the extra [volumes]")
     options = dict(in_channels=1, out_channels=2, **options)
     flat, solid = (getattr(nets, net)(spatial_dims=n, **options).eval() for n in (2, 3))
     network = isotropic(flat, "I3DConv", 1)
@@ -574,7 +574,7 @@ def test_monais_networks_equal_their_own_3d_kind(net, options):
 
 
 def test_mmsegmentations_deeplab_and_unet():
-    import_or_skip("mmseg.models", "onedl-mmsegmentation is of the extra [volumes]")
+    import_or_skip("mmseg.models", "needs onedl-mmsegmentation, docs/operators.md")
     from mmseg.models.backbones import ResNetV1c, UNet
     from mmseg.models.backbones.unet import DeconvModule, InterpConv
     from mmseg.models.decode_heads import DepthwiseSeparableASPPHead
