@@ -95,7 +95,7 @@ def test_an_export_detects_without_the_framework(
 ):
     if kind == "onnx":
         for name in ("onnx", "onnxruntime", "onnxscript"):
-            pytest.importorskip(name, reason="is not installed: pip install onnx onnxscript onnxruntime")
+            pytest.importorskip(name, reason=f"needs {name}, docs/export.md")
     network, options = of_network(checkpoint)
     export = [*network, "--out", tmp_path / "export", "--format", kind, *options]
     status, text = run(monkeypatch, capsys, "export.py", *export)

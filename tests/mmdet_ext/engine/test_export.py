@@ -44,7 +44,7 @@ KINDS = ["torch-export", "onnx"]
 def need(kind):
     if kind == "onnx":
         for name in ("onnx", "onnxruntime", "onnxscript"):
-            pytest.importorskip(name, reason="is not installed: pip install onnx onnxscript onnxruntime")
+            pytest.importorskip(name, reason=f"needs {name}, docs/export.md")
 
 
 def detector_of(folder, seed=3, **options):
