@@ -303,13 +303,19 @@ def test_the_operators_study_averages_over_operators_and_policies(tmp_path, comp
         start = text.find("average over operators")
         return re.findall(r"\| (.+) \| all \| .+ \| (\S+) \[", text[start:] if start > 0 else "")
 
-    # A seed that one method has alone is left out of averages.
+    # A seed that one method has alone is left out of averages, which say so.
     extra = written(out, "TSM, normalize", 1.0, (5,))["runs"]
     methods["TSM, normalize"]["runs"] = extra + methods["TSM, normalize"]["runs"]
     rows = printed()
-    assert [name for name, _ in rows] == [name for name, _ in expected]
+    named = [name for name, _ in rows if name.endswith(", seeds 0, 1 alone")]
+    assert [name.removesuffix(", seeds 0, 1 alone") for name, _ in rows] == [n for n, _ in expected]
+    assert [name.split(",")[0] for name in named] == ["those not told the thickness", "TSM"]
     values = [value for _, value in expected]
     assert [float(row) for _, row in rows] == pytest.approx(values, abs=0.006)
+    # So is a seed that one method lacks, and averages without that method keep it.
+    methods["P3D, normalize"]["runs"] = methods["P3D, normalize"]["runs"][:1]
+    lacking = ("those not told the thickness", "P3D")
+    assert printed() == [row for row in rows if row[0].split(",")[0] not in lacking]
     methods["P3D, normalize"]["runs"] = []
     assert printed() == []
 

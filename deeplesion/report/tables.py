@@ -34,6 +34,7 @@ class Number(NamedTuple):
     p: float | None = None
     sign: bool = False  # printed even if it is plus
     digits: int = 2
+    least_p: float = 0.001  # a smaller p is printed as being below it
 
     @property
     def text(self) -> str:
@@ -48,10 +49,10 @@ class Number(NamedTuple):
 
     @property
     def p_text(self) -> str:
-        """'p=0.012', and 'p<0.001' of what would be rounded to nothing."""
+        """'p=0.012', and 'p<0.001' of what is less."""
         if self.p is None:
             return ""
-        return f"p={self.p:.3f}" if round(self.p, 3) else "p<0.001"
+        return f"p={self.p:.3f}" if self.p >= self.least_p else f"p<{self.least_p:g}"
 
     def _format(self, value: float, digits: int) -> str:
         text = f"{value:{'+' if self.sign else ''}.{digits}f}"

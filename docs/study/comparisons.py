@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deeplesion.data.coco import read_json
 from deeplesion.evaluation.results import Result, read_results
-from deeplesion.evaluation.study import contrasts
+from deeplesion.evaluation.study import contrasts, holm
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Row, Table, to_markdown
 
@@ -47,17 +47,32 @@ def runs_of(out: Path, names: dict[str, str] | None = None) -> dict[str, dict[in
 
 
 def estimated(family: dict[str, dict[str, float]], planned: int, by_seed: bool) -> dict:
-    """What `contrasts` finds of those contrasts of a family whose methods all have runs."""
-    known = {name: weights for name, weights in family.items() if results.keys() >= {*weights}}
-    methods = {name: results[name] for weights in known.values() for name in weights}
-    seeds = {name: sorted(runs) for name, runs in methods.items()}
-    if by_seed and known:
-        common = sorted(set.intersection(*map(set, seeds.values())))
-        seeds = dict.fromkeys(seeds, common)
-    if not all(seeds.values()) or not known:
-        return {}
-    runs = {name: [methods[name][seed] for seed in of] for name, of in seeds.items()}
-    return contrasts(runs, known, planned=planned, by_seed=known if by_seed else ())
+    """What `contrasts` finds of those contrasts of a family whose methods all have runs.
+
+    Those taken by seed are of the seeds that all their methods have, and say so if some have more.
+    """
+    of_seeds: dict = {}  # None is all that each method has
+    for name, weights in family.items():
+        if not results.keys() >= {*weights}:
+            continue
+        runs, seeds = [results[method].keys() for method in weights], None
+        if by_seed:
+            seeds = tuple(sorted(set.intersection(*map(set, runs))))
+            if any(len(of) > len(seeds) for of in runs):
+                name += f", seeds {', '.join(map(str, seeds))} alone"
+        if seeds != ():
+            of_seeds.setdefault(seeds, {})[name] = weights
+    found: dict = {}
+    for seeds, known in of_seeds.items():
+        methods = dict.fromkeys(method for weights in known.values() for method in weights)
+        runs = {name: [results[name][s] for s in seeds or results[name]] for name in methods}
+        found |= contrasts(runs, known, by_seed=known if by_seed else ())
+    for group, measures in next(iter(found.values()), {}).items():
+        for measure in measures:
+            cells = [groups[group][measure] for groups in found.values()]
+            for cell, p in zip(cells, holm([cell["p"] for cell in cells], planned)):
+                cell["p_holm"] = p
+    return found
 
 
 if len(sys.argv) != 2 or (out := Path(sys.argv[1]).resolve()).name not in PARTS:

@@ -8,6 +8,7 @@ import pytest
 
 from deeplesion.evaluation.evaluate import TAKEN, compare, evaluate, froc_table
 from deeplesion.report.page import to_html
+from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import (
     Number,
     Row,
@@ -111,10 +112,12 @@ def test_latex_is_escaped_and_balanced():
     assert r"\begin{tabular}{lrrl}" in text
 
 
-def test_a_p_that_rounds_to_zero_is_called_smaller():
-    numbers = [Number(1.5, 1.0, 2.0, p) for p in (0.0, 0.00049, 0.0006, 1.0)]
+def test_a_p_that_is_too_small_to_print_is_called_smaller():
+    numbers = [Number(1.5, 1.0, 2.0, p) for p in (0.0, 0.00099, 0.001, 1.0)]
     assert [n.p_text for n in numbers] == ["p<0.001", "p<0.001", "p=0.001", "p=1.000"]
-    table = Table("t", "title", ("model",), ("a",), [Row(("m",), (numbers[1],))])
+    of_study = [number_of(dict(value=1.5, low=1, high=2, p_holm=p)).p_text for p in (0.009, 0.01)]
+    assert of_study == ["p<0.01", "p=0.010"]
+    table = Table("t", "title", ("model",), ("a",), [Row(("m",), (numbers[0],))])
     assert "p<0.001" in to_text(table) and "$p<0.001$" in to_latex(table)
     assert r", p\<0.001 |" in to_markdown(table)
     assert "<small>p&lt;0.001</small>" in to_html(table)
