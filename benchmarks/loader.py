@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.measure import Case
 from deeplesion.data.prepare import prepare
 from deeplesion.data.slice_cache import fill_cache
-from deeplesion.data.slices import plan_stack, slice_name, window_hu
+from deeplesion.data.slices import plan_stack, slice_name
 from deeplesion.phantom.make import make_phantom
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.datasets.deeplesion import DeepLesionDataset
@@ -75,7 +75,7 @@ def check(ours: list[dict], plain: list[tuple[Tensor, np.ndarray]]) -> None:
     Masks differ in less than 1 % of their pixels.
     """
     for sample, (image, masks) in zip(ours, plain, strict=True):
-        difference = np.abs(window_hu(sample["inputs"].numpy()) - image.numpy())
+        difference = np.abs(plain_window(sample["inputs"].numpy()) - image.numpy())
         assert difference.mean() < 0.25, difference.mean()
         assert np.quantile(difference, 0.99) < 0.1, np.quantile(difference, 0.99)
         moved = sample["data_samples"].gt_instances.masks.masks

@@ -1,5 +1,5 @@
 """CT slices: a 16-bit PNG of DeepLesion -> Hounsfield units; a key slice -> the stack of slices
-around it, at the distance that an operator expects; Hounsfield units -> network input."""
+around it, at the distance that an operator expects."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deeplesion.conventions import HU_OFFSET, HU_SHIFT, HU_WINDOW, LARGEST_SIDE
+from deeplesion.conventions import HU_OFFSET, LARGEST_SIDE
 from deeplesion.errors import DataError, MissingDataError
 from deeplesion.files import write_whole
 
@@ -109,21 +109,6 @@ def folder_names(folder: Path) -> set[str]:
 def _plausible(hu: np.ndarray) -> bool:
     """Whether any pixel is of a density that CT shows: from far below air to solid metal."""
     return bool(((hu > LEAST_HU) & (hu < MOST_HU)).any())
-
-
-def window_hu(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
-    """Map Hounsfield units to network input: [low, high] linearly to [-50, 205], clipped, float32.
-
-    Takes an array of any shape and returns one of the same shape. The mapping is the one of MULAN,
-    A3D and AlignShift: [low, high] to [0, 255], then minus 50. Raises ValueError if low >= high.
-    """
-    if not low < high:
-        raise ValueError(f"low must be below high, got low={low}, high={high} (Hounsfield units)")
-    scaled = np.clip(np.asarray(hu, np.float32), low, high)
-    scaled -= np.float32(low)
-    scaled *= np.float32(255 / (high - low))
-    scaled -= np.float32(HU_SHIFT)
-    return scaled
 
 
 def plan_stack(

@@ -19,7 +19,8 @@ from deeplesion.conventions import HU_SHIFT, HU_WINDOW
 class CTDataPreprocessor(BaseDataPreprocessor):
     """Batches CT volumes on the device: int16 HU in, windowed float32 out.
 
-    HU clipped to [low, high] are mapped linearly to [0, 255], minus `shift`, over `divisor`.
+    HU clipped to [low, high] are mapped linearly to [0, 255], minus `shift`, over `divisor`; the
+    defaults are those of MULAN, A3D and AlignShift.
     Volumes are padded with air, right and below, to the batch's largest size rounded up to
     `pad_size_divisor`.
 

@@ -18,7 +18,6 @@ from deeplesion.data.slices import (
     SliceFolder,
     files_in_reach,
     load_slices,
-    window_hu,
 )
 from deeplesion.errors import DataError
 
@@ -152,35 +151,6 @@ def test_both_refuse_damage_and_a_header_that_promises_too_much(tmp_path, decode
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"001\.png: the PNG is truncated or damaged"):
             SliceFolder(tmp_path).read(f"{SERIES}/001.png")
-
-
-# Windowing
-
-
-def test_window_maps_the_ends_and_clips():
-    hu = np.array([[-32768, -1024, 513, 2050, 32767]], np.int16)
-    out = window_hu(hu)
-    assert out.dtype == np.float32
-    assert out.shape == hu.shape
-    np.testing.assert_allclose(out, [[-50, -50, 77.5, 205, 205]], atol=1e-4)
-
-
-@given(st.integers(-2000, 3000), st.integers(-1500, 1000), st.integers(1, 4000))
-@settings(deadline=None)
-def test_window_formula(hu, low, width):
-    expected = 255 * (min(max(hu, low), low + width) - low) / width - 50
-    assert window_hu(np.array(hu, np.int16), low, low + width) == pytest.approx(expected, abs=1e-3)
-
-
-def test_window_leaves_its_input_alone():
-    hu = np.full((3, 3), 5000, np.float32)
-    window_hu(hu)
-    assert (hu == 5000).all()
-
-
-def test_empty_window_is_refused():
-    with pytest.raises(ValueError, match="low"):
-        window_hu(np.zeros(1), 100, 100)
 
 
 # Resampling

@@ -15,7 +15,6 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import InstanceData
 from mmengine.utils import import_modules_from_strings
 
-from deeplesion.data.slices import window_hu
 from mmdet_ext.config.check import ConfigError, refused_by_parts
 from mmdet_ext.config.experiment import read_experiment
 from mmdet_ext.engine.run import load_config
@@ -65,13 +64,23 @@ def collate(*samples):
     return {"inputs": [s[0] for s in samples], "data_samples": [s[1] for s in samples]}
 
 
-def test_windowing_on_the_device_is_that_of_the_data_package():
+@pytest.mark.parametrize("low, high", [(-1024, 2050), (-175, 275), (-2000, 2001)])
+def test_a_window_is_mapped_to_what_the_papers_feed_their_networks(low, high):
     volume, data = sample()
-    images, thickness = CTDataPreprocessor()(collate((volume, data)))["inputs"]
-    np.testing.assert_allclose(images[0, 0].numpy(), window_hu(volume[0].numpy()), atol=1e-4)
+    before = volume.clone()
+    images, thickness = CTDataPreprocessor(low, high)(collate((volume, data)))["inputs"]
+    expected = 255 * (before.double().clamp(low, high) - low) / (high - low) - 50
+    np.testing.assert_allclose(images[0], expected, atol=1e-4)
     assert images.shape == (1, 1, 3, 64, 64) and images.dtype == torch.float32
-    assert images.min() == -50 and images.max() == pytest.approx(205)
     assert thickness.tolist() == [2.0]
+    assert volume.equal(before)
+
+
+def test_the_usual_window_clips_all_that_int16_holds():
+    volume, data = sample(32, 32)
+    volume[..., 0, :5] = torch.tensor([-32768, -1024, 513, 2050, 32767], dtype=torch.int16)
+    images, _ = CTDataPreprocessor()(collate((volume, data)))["inputs"]
+    assert images[0, 0, 0, 0, :5].tolist() == pytest.approx([-50, -50, 77.5, 205, 205])
 
 
 def test_sizes_are_padded_with_air_to_a_common_multiple_of_32():
