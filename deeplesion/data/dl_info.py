@@ -23,7 +23,6 @@ _MAY_BE_MISSING = ("Patient_age", "Normalized_lesion_location")
 # The file gives six digits, after which the two differ by less than 0.002 px; more than this is a
 # row that was mixed up.
 _DIAMETER_TOLERANCE_PX = 0.5
-_LESION = ("File_name", "Measurement_coordinates", "Bounding_boxes")  # tell it from all others
 _MAX_LISTED = 20
 _LARGEST = 1e9  # of px, HU and mm, far beyond any; the square of 1e200 is infinite
 
@@ -60,11 +59,11 @@ def read_dl_info(path: str | Path) -> pd.DataFrame:
 
     Raises FileNotFoundError, or ValueError with file, line, column and value of what is wrong: a
     missing column, a cell that is not the numbers it should be, File_name that is not made of the
-    indices, a box that is not ordered or not in the image, diameters that are not those of the
-    RECIST, a slice range without its key slice, a patient in two splits, a value out of its set, a
-    spacing or thickness in other units than mm, a lesion twice, rows of one key slice that differ
-    in its spacing, thickness or size, no lesion at all. Of noisy rows boxes and diameters may be
-    anything, and they may contradict others.
+    indices, a box that is not ordered or not in the image, diameters that are not above 0 or not
+    those of the RECIST, a slice range without its key slice, a patient in two splits, a value out
+    of its set, a spacing or thickness in other units than mm, a lesion twice, rows of one key slice
+    that differ in its spacing, thickness or size, no lesion at all. Of noisy rows boxes and
+    diameters may be anything, and they may contradict others.
 
     Warns of boxes that reach outside their image, which are clipped, and of rows of one key slice
     whose slice ranges differ: the first one counts for the slice.
@@ -264,9 +263,12 @@ def _inconsistencies(
     flag(invisible & ~disordered & used, "Bounding_boxes", "expected a box in the image")
     ends = number["Measurement_coordinates"].reshape(-1, 4, 2)
     measured = np.linalg.norm(ends[:, 1::2] - ends[:, ::2], axis=2)
-    off = np.abs(measured - number["Lesion_diameters_Pixel_"]) > _DIAMETER_TOLERANCE_PX
+    diameters = number["Lesion_diameters_Pixel_"]
+    without = (diameters <= 0).any(1)
+    flag(without & used, "Lesion_diameters_Pixel_", "expected two lengths above 0")
+    off = np.abs(measured - diameters) > _DIAMETER_TOLERANCE_PX
     flag(
-        off.any(1) & used,
+        off.any(1) & ~without & used,
         "Lesion_diameters_Pixel_",
         "expected the lengths of the two axes of Measurement_coordinates",
     )
@@ -285,10 +287,12 @@ def _inconsistencies(
 def _repetitions(
     text: dict[str, list[str]], number: dict[str, np.ndarray], lines: list[int]
 ) -> list[tuple[int, str, str]]:
-    """Clean rows of a lesion that is there before: each would be counted once more."""
+    """Clean rows with the box of one that is there before: that lesion would be counted twice."""
     noisy = number["Possibly_noisy"][:, 0] == 1
+    boxes = _boxes(number)[1].tolist()
     problems, first = [], {}
-    for i, row in enumerate(zip(*(text[name] for name in _LESION))):
+    for i, (name, box) in enumerate(zip(text["File_name"], boxes)):
+        row = (name, *box)
         if not noisy[i] and first.setdefault(row, i) != i:
             expected = f"expected each lesion once, this is the one of line {lines[first[row]]}"
             problems.append((i, "File_name", expected))

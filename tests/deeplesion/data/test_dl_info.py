@@ -154,6 +154,13 @@ def test_a_lesion_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"line 4, File_name .* the one of line 2"):
         read(tmp_path, row(1), row(2), row(1))
     assert len(read(tmp_path, row(1), row(1, Possibly_noisy=1))) == 2
+    # Measured in another way it is the same box, once more.
+    for again in (
+        row(1, axes=(10, 5), Bounding_boxes=row(1)["Bounding_boxes"]),
+        row(1, Bounding_boxes=row(1)["Bounding_boxes"].replace(".0", "")),
+    ):
+        with pytest.raises(ValueError, match=r"1 bad.*\n.*line 3, File_name .* the one of line 2"):
+            read(tmp_path, row(1), again)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +276,14 @@ def test_bad_value_is_named_with_file_line_and_column(tmp_path, column, value):
     assert f"line 3, {column} = {value!r}: expected" in message
     assert "line 2," not in message
     assert "line 4," not in message
+
+
+@pytest.mark.parametrize("axes", [(12.0, 0), (0, 0), (-0.1, 5)])
+def test_an_axis_without_length_is_named_once(tmp_path, axes):
+    """Its measurement agrees; training refuses such diameters."""
+    with pytest.raises(ValueError, match=r"1 bad values.*\n.*line 3, Lesion_diameters_Pixel_ ="):
+        read(tmp_path, row(1), row(1, center=(50, 60), axes=axes))
+    assert len(read(tmp_path, row(1), row(1, axes=axes, Possibly_noisy=1))) == 2
 
 
 def test_all_bad_rows_in_one_error_first_twenty_listed(tmp_path):
