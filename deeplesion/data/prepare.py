@@ -42,6 +42,7 @@ _WRONG_SIZE = "wrong image size"
 _BLANK = "blank slice"
 _BOX = "box outside image"
 _RECIST = "RECIST outside box"
+_RANGE = "several slice ranges"
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,12 @@ def prepare(
     A key slice is left out, and reported, if its series is not there (a partial download) or if its
     data is broken: the slice or a neighbour within reach of a stack of 7 slices is missing, the
     slice is unreadable, blank or not of the size the table says. Neighbours are not decoded. Boxes
-    outside their image (clipped) and RECIST end points outside their box are reported and kept.
+    outside their image (clipped), RECIST end points outside their box and rows of a key slice with
+    another slice range than its first, which counts, are reported and kept.
 
     If it is interrupted, the finished key slices are kept in `unfinished.jsonl` beside them,
-    and the next call continues from there unless the table or the code that draws masks changed.
+    and the next call continues from there unless the table, the folders of images or the code that
+    reads slices and draws masks changed.
 
     With more than one worker processes are spawned: call it from under `if __name__ == "__main__"`.
     Raises FileNotFoundError if there is no table or not one of its series, ValueError if the table
@@ -151,7 +154,7 @@ def prepare(
         raise UserError(f"masks must be one of {', '.join(MASKS)}, got {masks!r}")
     csv = _table(root, csv)
     with warnings.catch_warnings():
-        # Clipped boxes: they go to the report instead.
+        # Clipped boxes and several slice ranges of a key slice: they go to the report instead.
         warnings.simplefilter("ignore", UserWarning)
         lesions = read_dl_info(csv)
     clean = lesions[~lesions.noisy]
@@ -176,7 +179,7 @@ def prepare(
     with ExitStack() as held:
         with _writable(out, unfinished):
             held.enter_context(only_writer(folder / "prepare.lock", "--out"))
-            finished, unfinished_file = open_unfinished(unfinished, csv)
+            finished, unfinished_file = open_unfinished(unfinished, csv, folders)
         drawn = {name: finished[name] for name in there if name in finished}
         with unfinished_file:
             pending = [_task(key_slices[name]) for name in there if name not in drawn]
@@ -289,6 +292,7 @@ def _problems(key_slices: dict, drawn: dict) -> pd.DataFrame:
             found = [(result["problem"], result["detail"])]
         else:
             found = [p for lesion in lesions for p in _problems_of_box(lesion)]
+            found += _problem_of_ranges(lesions)
         left_out = "problem" in result
         problems += [(name, lesions[0].split, what, why, left_out) for what, why in found]
     return pd.DataFrame(problems, columns=["file_name", "split", "problem", "detail", "left_out"])
@@ -304,6 +308,12 @@ def _problems_of_box(lesion) -> list[tuple[str, str]]:
     if (low < lesion.bbox[:2] - 0.01).any() or (high > lesion.bbox[2:] + 0.01).any():
         found.append((_RECIST, f"{box}, RECIST {np.round(lesion.recist, 3).tolist()}"))
     return found
+
+
+def _problem_of_ranges(lesions: list) -> list[tuple[str, str]]:
+    counts, *others = dict.fromkeys(tuple(lesion.slice_range.tolist()) for lesion in lesions)
+    given = ", ".join("{}..{}".format(*each) for each in others)
+    return [(_RANGE, "{}..{} counts, not {}".format(*counts, given))] if others else []
 
 
 def _write_annotations(

@@ -17,6 +17,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from deeplesion.data import prepare as module
+from deeplesion.data import recist, slices
 from deeplesion.data.coco import image_folders
 from deeplesion.data.dl_info import read_dl_info
 from deeplesion.data.prepare import PUBLISHED_KEY_SLICES, Preparation, prepare
@@ -490,6 +491,23 @@ def test_boxes_out_of_their_image_and_recist_out_of_its_box_are_kept(tmp_path):
     assert "box outside image: 1 key slices, kept" in str(preparation)
 
 
+def test_another_slice_range_of_one_key_slice_is_reported_and_kept(tmp_path, capfd):
+    ranges = ("33, 39", "33, 38", "33, 39", "32, 38")
+    rows = [
+        lesion(1, 36, (20 * i, 48), (10, 6), Slice_range=ends) for i, ends in enumerate(ranges, 1)
+    ]
+    preparation = prepare(write_data(tmp_path, [*rows, lesion(2)]), workers=1)
+    report = pd.read_csv(tmp_path / "annotations/report.csv")
+    assert report.values.tolist() == [
+        ["000001_01_01/036.png", "train", "several slice ranges",
+         "33..39 counts, not 33..38, 32..38", False],
+    ]  # fmt: skip
+    assert "several slice ranges: 1 key slices, kept" in str(preparation)
+    (image, _) = coco(tmp_path, "train").dataset["images"]
+    assert image["slice_range"] == [33, 39]
+    assert "Warning" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ["DL_info.csv", "Images_png", "all"])
 def test_nothing_to_work_on_says_where_to_get_it(data, missing):
     if missing == "all":
@@ -538,19 +556,19 @@ def interrupted(*args):
     raise KeyboardInterrupt
 
 
-def interrupt_before_writing(root, monkeypatch):
+def interrupt_before_writing(root, monkeypatch, **options):
     """Stop once all masks are drawn, before a file is written; the cache is what remains."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "_write_annotations", interrupted)
-        prepare(root, workers=1)
-    cache = root / "annotations" / "unfinished.jsonl"
-    assert os.listdir(root / "annotations") == [cache.name]
+        prepare(root, workers=1, **options)
+    cache = options.get("out", root) / "annotations" / "unfinished.jsonl"
+    assert os.listdir(cache.parent) == [cache.name]
     return cache
 
 
-def repaint(root):
+def repaint(root, folder="Images_png"):
     """Give every key slice a content that yields other masks: to see which are drawn again."""
-    for path in (root / "Images_png").rglob("*.png"):
+    for path in (root / folder).rglob("*.png"):
         write_slice(path, np.random.default_rng(1).integers(-500, 500, (SIZE, SIZE)))
 
 
@@ -576,6 +594,16 @@ def test_torn_cache_is_cut_where_it_is_torn(prepared, data, monkeypatch, kept_li
     assert written(data) == written(prepared[0])
 
 
+def test_cache_of_other_images_is_not_used(data, tmp_path, monkeypatch):
+    shutil.copytree(data / "Images_png", data / "other")
+    repaint(data, "other")
+    out = tmp_path / "out"
+    interrupt_before_writing(data, monkeypatch, out=out)
+    prepare(data, workers=1, out=out, images=[data / "other"])
+    prepare(data, workers=1, out=tmp_path / "anew", images=[data / "other"])
+    assert written(out) == written(tmp_path / "anew")
+
+
 def test_cache_of_another_table_or_mask_code_is_not_used(data, monkeypatch):
     cache = interrupt_before_writing(data, monkeypatch)
     before = cache.read_bytes()
@@ -587,10 +615,11 @@ def test_cache_of_another_table_or_mask_code_is_not_used(data, monkeypatch):
     assert cache.read_bytes().splitlines()[0] != before.splitlines()[0]
     assert cache.read_bytes().splitlines()[1] != before.splitlines()[1]
     drawn = cache.read_bytes().splitlines()[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(module.recist, "__file__", str(TOOL))
-        interrupt_before_writing(data, monkeypatch)
-    assert cache.read_bytes().splitlines()[0] != drawn
+    for code in (recist, slices):
+        with monkeypatch.context() as patch:
+            patch.setattr(code, "__file__", str(TOOL))
+            interrupt_before_writing(data, monkeypatch)
+        assert cache.read_bytes().splitlines()[0] != drawn
 
 
 def test_what_was_broken_is_looked_at_again(prepared, data, monkeypatch):
