@@ -136,7 +136,7 @@ def test_a_failing_run_leaves_a_table_of_the_others(study, tmp_path):
 
 
 def test_a_phantom_is_made_by_one_call_alone(study, phantom, tmp_path, monkeypatch):
-    """Two calls would write the same files; to look at a whole one takes no lock."""
+    """Two calls would write the same files. To look makes none, and takes no lock."""
     out, module = tmp_path / "out", study.module
     held, made = [], []
 
@@ -153,10 +153,15 @@ def test_a_phantom_is_made_by_one_call_alone(study, phantom, tmp_path, monkeypat
     monkeypatch.setattr(module, "only_writer", lock)
     monkeypatch.setattr(module, "make_phantom", make)
     monkeypatch.setattr(module, "prepare", prepare)
-    for _ in range(2):
-        status, printed = study(DEMO, "--out", out, "--phantom", 12, "--dry-run", "--seeds", 1)
-        assert status == 0 and "1 to do" in printed, printed
-    assert held == [out / "study.lock"] and made == [1, 1]
+    monkeypatch.setattr(module, "run", lambda *_: [])
+    monkeypatch.setattr(module, "report", lambda *_: None)
+    call = [DEMO, "--out", out, "--phantom", 12]
+    for look in ("--dry-run", "--report"):
+        status, printed = study(*call, look)
+        assert status == 1 and f"{look} makes no phantom" in printed and not out.exists()
+    assert study(*call)[0] == 0 and made == [1]
+    assert study(*call, "--dry-run")[0] == 0
+    assert held == [out / "study.lock"]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +225,8 @@ def test_costs_are_counted_again_when_the_code_is_another(study, tmp_path, monke
     monkeypatch.setattr(module, "cost_of", lambda config: counted.append(config) or dict(note=""))
     out = tmp_path / "out"
     for code, times in (("a", 1), ("a", 1), ("b", 2)):
-        monkeypatch.setattr(module, "code_hash", lambda *a, code=code: code)
+        both = dict(training=code, test=code)
+        monkeypatch.setattr(module, "code_hashes", lambda *a, both=both: both)
         study(DEMO, "--out", out)
         assert len(counted) == times
     # A plan that is damaged is written anew; without configs it is named.

@@ -43,7 +43,7 @@ from mmdet_ext.engine.study_plan import (
     besides_operators,
     check_methods,
     check_tests,
-    code_hash,
+    code_hashes,
     methods_of,
     modules_of,
     parsed,
@@ -64,7 +64,13 @@ PHANTOM_SIZE = 128  # px, as the demo's
 def main() -> int:
     options = arguments()
     # Tables may be made while the runs go on elsewhere.
-    looks = (options.report or options.dry_run) and not to_be_made(options)
+    looks = options.report or options.dry_run
+    if looks and to_be_made(options):
+        option = "--report" if options.report else "--dry-run"
+        raise MissingDataError(
+            f"{option} makes no phantom, and there is no whole one in {options.out / 'phantom'}:"
+            f" call this without {option} first"
+        )
     lock = nullcontext() if looks else only_writer(options.out / "study.lock", "--out")
     with told_to_repeat(), termination_interrupts(), lock:
         failed = []
@@ -137,7 +143,10 @@ def arguments() -> argparse.Namespace:
         "--resamples", type=int, default=1000, metavar="N",
         help="draw N bootstrap samples of the patients (default 1000)",
     )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and end")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="say what would be run, and end; --phantom's must have been made",
+    )  # fmt: skip
     parser.add_argument(
         "--report", action="store_true", help="run nothing, and write tables and page again"
     )
@@ -190,7 +199,7 @@ def make_plan(options: argparse.Namespace) -> dict:
     found, configs = [], []
     for method in tqdm(wanted, desc="reading configs", unit="method", leave=False, disable=None):
         config = load_config(method.config, parsed(method.options))
-        found.append(with_fingerprints(method, config, code_hash(modules_of(config), TOOLS)))
+        found.append(with_fingerprints(method, config, code_hashes(modules_of(config), TOOLS)))
         configs.append(config)
     check_methods(found)
     check_tests(found, configs)

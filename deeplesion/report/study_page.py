@@ -139,7 +139,10 @@ def _read(
                 results[name].append(read_results(out / run["folder"] / "results.json.gz", name))
                 runs.append(run)
             except (UserError, OSError) as error:
-                unread.append(f"Left out: {name}, seed {run['seed']}: {error}")
+                unread.append(
+                    f"Left out: {name}, seed {run['seed']}: {error}. Remove {out / run['folder']}:"
+                    " the study then tests this run again"
+                )
         kept[name] = {**method, "runs": runs}
     return results, kept, unread
 

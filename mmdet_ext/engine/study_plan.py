@@ -9,10 +9,12 @@ import functools
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from deeplesion.data.coco import image_folders, read_json
 from deeplesion.errors import MissingDataError, UserError
 from deeplesion.files import file_sha256
 from mmdet_ext.config.check import RUNNER, find, refused_by_parts
@@ -31,6 +34,7 @@ from mmdet_ext.engine.study_run import Method
 FRAMEWORK = {"builtins", "mmcv", "mmdet", "mmengine", "torch", "torchvision"}
 PROJECT = ("ct_volumes", "deeplesion", "mmdet_ext")
 TESTING = {"test_dataloader", "test_evaluator", "test_cfg"}
+COMMANDS = {"training": "train.py", "test": "test.py"}
 SHOWN = "deeplesion.report"  # no result depends on how one is shown
 # What says where a run is, which one it is and what it tells, not what is done.
 PLACE = {"work_dir", "experiment_name", "launcher", "resume"}
@@ -44,6 +48,13 @@ SET_BY_RUNS = {
     "resume": "a run that was interrupted goes on",
 }
 NOT_PREPARED = "there is no {file}, which {config} needs: prepare the data (tools/prepare_data.py)"
+# Of an annotation file: the folders in which `prepare` found the series, the only list of names
+# that is called so.
+IMAGES = re.compile(
+    rb'("images":\s*)\[\s*"(?:[^"\\]|\\.)*"(?:\s*,\s*"(?:[^"\\]|\\.)*")*\s*\]', re.DOTALL
+)
+# Libraries lie there, not what belongs to a module of one's own.
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 def methods_of(
@@ -132,19 +143,21 @@ def _schedule(config: Config) -> dict[str, Any]:
     return found
 
 
-def with_fingerprints(method: Method, config: Config, code: str) -> Method:
+def with_fingerprints(method: Method, config: Config, code: Mapping[str, str]) -> Method:
     """The method with the fingerprints of its config as it was read, with its options.
 
     config: what the parts of the run are told, without the places of work directory and data, and
     without the seed, and without what decides how fast data is loaded. data: contents of the
-    annotation files and of weights that training starts from. Pixels are not read: the annotations
-    name every image, in a folder that is a place if its path is absolute.
+    annotation files, but for the folders in which `prepare` found the series, and of weights that
+    training starts from. Pixels are not read: the annotations name every image, in a folder that is
+    a place if its path is absolute.
 
     Args:
-        code: of `code_hash`.
+        code: 'training' and 'test', of `code_hashes`.
 
     Raises:
-        MissingDataError: an annotation file is not there, or the weights of `load_from`.
+        MissingDataError: an annotation file is not there, or weights that training starts from.
+        DataError: the annotation file of the test is not JSON.
     """
     parts = {k: v for k, v in config.to_dict().items() if k in RUNNER - PLACE}
     parts["randomness"] = {k: v for k, v in parts.get("randomness", {}).items() if k != "seed"}
@@ -152,22 +165,27 @@ def with_fingerprints(method: Method, config: Config, code: str) -> Method:
     parts["default_hooks"] = {k: v for k, v in hooks.items() if k not in TELLING_HOOKS}
     for name in [name for name in parts if name.endswith("_dataloader")]:
         parts[name] = {k: v for k, v in (parts[name] or {}).items() if k not in LOADING}
-    weights = parts.get("load_from")
-    if weights and "://" not in weights and not Path(weights).is_file():
-        raise MissingDataError(f"{method.name}: there is no {weights}, which load_from names")
-    parts["load_from"] = {"checkpoint": weights}
+    parts["load_from"] = {"checkpoint": parts.get("load_from")}
     found = {}
     for name, chosen in (("training", parts.keys() - TESTING), ("test", parts.keys() & TESTING)):
         own = {key: parts[key] for key in chosen}
-        data = _take_out_files(own, method.config)
-        found[name] = dict(config=_hash(own), code=code, data=_hash(data))
+        data = _take_out_files(own, method)
+        found[name] = dict(config=_hash(own), code=code[name], data=_hash(data))
+    return replace(method, **found, images=_images_of(config))
+
+
+def _images_of(config: Config) -> tuple[str, ...]:
+    """The folders in which the slices of the test lie, as tools/test.py looks for them."""
     dataset = config.get("test_dataloader", {}).get("dataset", {})
-    folder = Path(dataset.get("data_root") or "", dataset.get("data_prefix", {}).get("img", ""))
-    images = str(folder.resolve()) if folder.is_dir() else None
-    return replace(method, **found, images=images)
+    root, file = Path(dataset.get("data_root") or ""), dataset.get("ann_file")
+    first = root / dataset.get("data_prefix", {}).get("img", "")
+    content = read_json(root / file, "an annotation file") if isinstance(file, str) else {}
+    # What is no annotation file is for `check_tests` to refuse.
+    folders = image_folders(content if isinstance(content, dict) else {}, root, first)
+    return tuple(str(folder.resolve()) for folder in folders if folder.is_dir())
 
 
-def _take_out_files(parts: dict, config: str) -> dict[str, str]:
+def _take_out_files(parts: dict, method: Method) -> dict[str, str]:
     """Replaces the names of files in a config by nothing; returns what is in them, by option."""
     contents = {}
     for path, node in list(dicts(parts, "")):
@@ -176,8 +194,8 @@ def _take_out_files(parts: dict, config: str) -> dict[str, str]:
             files = [root / file for file in ([files] if isinstance(files, str) else files)]
             for file in files:
                 if not file.is_file():
-                    raise MissingDataError(NOT_PREPARED.format(file=file, config=config))
-            contents[f"{path}.ann_file"] = " ".join(map(_file_hash, files))
+                    raise MissingDataError(NOT_PREPARED.format(file=file, config=method.config))
+            contents[f"{path}.ann_file"] = " ".join(map(_annotations_hash, files))
             # Wherever slices are read from: as where they usually are.
             if "cache" in node:
                 node["cache"] = "slice_cache"
@@ -185,9 +203,25 @@ def _take_out_files(parts: dict, config: str) -> dict[str, str]:
             if Path(prefix.get("img") or "").is_absolute():
                 node["data_prefix"] = {**prefix, "img": "Images_png"}
         weights = node.get("checkpoint")
-        if isinstance(weights, str) and Path(weights).is_file():
-            contents[f"{path}.checkpoint"] = _file_hash(Path(node.pop("checkpoint")))
+        if isinstance(weights, str) and (file := Path(weights).expanduser()).is_file():
+            del node["checkpoint"]
+            contents[f"{path}.checkpoint"] = file_sha256(file)[:16]
+        elif weights and _starts_from(path, node) and "://" not in weights:
+            option = f"{path}.checkpoint".strip(".").replace("load_from.checkpoint", "load_from")
+            raise MissingDataError(f"{method.name}: there is no {weights}, which {option} names")
     return contents
+
+
+def _starts_from(path: str, node: Mapping) -> bool:
+    """Whether `checkpoint` of a part of a config names weights that training starts from."""
+    loaded = path.rpartition(".")[2] in ("load_from", "pretrained")
+    return loaded or type_name(node) in ("Pretrained", "PretrainedInit")
+
+
+def _annotations_hash(file: Path) -> str:
+    """Of an annotation file, wherever its series lie: as where they usually do."""
+    content = IMAGES.sub(rb'\1["Images_png"]', file.read_bytes())
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def modules_of(config: Config) -> frozenset[str]:
@@ -203,34 +237,58 @@ def modules_of(config: Config) -> frozenset[str]:
 
 
 @functools.cache
-def code_hash(modules: frozenset[str], tools: Path) -> str:
-    """Of the commands train and test, and of modules of the project, or beside `custom_imports`,
-    with all that they import there, directly or not. Comments, docstrings and layout do not count.
+def code_hashes(modules: frozenset[str], tools: Path) -> dict[str, str]:
+    """'training' and 'test': of the command that does it, and of modules of the project, or of
+    one's own, with all that they import there, directly or not. One's own are those that
+    `custom_imports` or a part's class names, and what lies beside them, in one folder. Comments,
+    docstrings and layout do not count.
 
     A package that imports its modules by itself, as that of the operators, is not gone through.
     """
     # Of a framework nothing is followed; one's own parts lie in a package or are single files.
     packages = {name.partition(".")[0] for name in modules} - FRAMEWORK | {*PROJECT}
+    folders = {_folder_of(package) for package in packages - {*PROJECT}} - {None}
     # Of one's own parts the package's __init__ runs first; the project's are empty.
     own = {n.rpartition(".")[0] for n in modules if n.partition(".")[0] not in PROJECT}
     waiting, files = sorted({*modules, *own} - {""}), {}
     while waiting:
         name = waiting.pop()
-        if name in files or name.partition(".")[0] not in packages or f"{name}.".startswith(SHOWN):
+        if name in files or f"{name}.".startswith(SHOWN):
             continue
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:  # a name inside a module
-            spec = None
+        top = name.partition(".")[0]
+        if top not in packages:
+            if not folders or top in FRAMEWORK or _folder_of(top) not in folders:
+                continue
+            packages.add(top)
+        spec = _spec_of(name)
         if spec is None or not (spec.origin or "").endswith(".py"):
             continue
         tree = ast.parse(Path(spec.origin).read_bytes())
         files[name] = _without_words(tree)
         package = name if spec.submodule_search_locations else name.rpartition(".")[0]
         waiting += _imported(tree, package)
-    for command in ("train.py", "test.py"):
-        files[command] = _without_words(ast.parse((tools / command).read_bytes()))
-    return _hash(files)
+    found = {}
+    for name, command in COMMANDS.items():
+        tree = ast.parse((tools / command).read_bytes())
+        found[name] = _hash({**files, command: _without_words(tree)})
+    return found
+
+
+def _spec_of(module: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a name inside a module; __main__
+        return None
+
+
+def _folder_of(package: str) -> Path | None:
+    """Where a package or single file lies; None of what is installed or built in."""
+    spec = _spec_of(package)
+    if spec is None or not (spec.submodule_search_locations or spec.has_location):
+        return None
+    place, *_ = spec.submodule_search_locations or [spec.origin]
+    folder = Path(place).parent
+    return None if folder.name in INSTALLED else folder
 
 
 def _imported(tree: ast.Module, package: str) -> list[str]:
@@ -285,10 +343,6 @@ def _plain(value: Any) -> Any:
 def _named(value: Any) -> str:
     """What JSON cannot hold, without an address in memory."""
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(value))}"
-
-
-def _file_hash(file: Path) -> str:
-    return file_sha256(file)[:16]
 
 
 def check_tests(methods: Sequence[Method], configs: Sequence[Config]) -> None:

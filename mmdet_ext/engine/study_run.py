@@ -25,6 +25,15 @@ from deeplesion.files import parse_json, write_whole
 from deeplesion.lock import only_writer
 
 NOTE = "run.json"
+# What `perform` notes, wherever in a note it stands.
+KINDS = {
+    **dict.fromkeys(("training", "tests", "fingerprint"), dict),
+    **dict.fromkeys(("config", "code", "data", "ended", "device"), str),
+    **dict.fromkeys(("seed", "starts", "memory_mb", "gpu_memory_mb"), int),
+    **dict.fromkeys(("methods", "options"), list),
+    "seconds": int | float,
+    "evaluated": bool,
+}
 PATIENCE = 30  # seconds that a process has to end before it is killed
 # A study that is killed cannot end its children: they look after that themselves.
 CHILD = """
@@ -50,7 +59,8 @@ class Method:
         options: as --cfg-options takes them, 'name=value'.
         training, test: fingerprints {'config', 'code', 'data'} of what training and test depend on,
             the seed excepted.
-        images: where the slices of the test lie, for the pictures of reports; None for outlines.
+        images: the folders in which the slices of the test lie, for the pictures of reports; none
+            for outlines.
     """
 
     name: str
@@ -58,7 +68,7 @@ class Method:
     options: tuple[str, ...] = ()
     training: Mapping[str, str] = field(default_factory=dict)
     test: Mapping[str, str] = field(default_factory=dict)
-    images: str | None = None
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,10 +158,30 @@ def read_note(folder: Path) -> dict:
         return {}
     try:
         note = parse_json(file.read_bytes())
-        note["training"]["fingerprint"], note["tests"].items(), note["seed"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{file} is no note of a study's run: remove its folder") from None
+    except (ValueError, RecursionError):
+        note = None
+    if not _is_note(note):
+        raise UserError(f"{file} is no note of a study's run: remove its folder")
     return note
+
+
+def _is_note(note: object) -> bool:
+    if not isinstance(note, dict) or not {"seed", "training", "tests"} <= note.keys():
+        return False
+    # Of a test that is being written nothing is known.
+    return (
+        _of_their_kinds(note)
+        and {"config", "code", "data"} <= note["training"].get("fingerprint", {}).keys()
+        and all(isinstance(t, dict) and "fingerprint" in t for t in note["tests"].values())
+    )
+
+
+def _of_their_kinds(part: dict) -> bool:
+    return all(
+        isinstance(value, KINDS.get(name, object))
+        and (not isinstance(value, dict) or _of_their_kinds(value))
+        for name, value in part.items()
+    )
 
 
 def notes_of(out: Path) -> Iterator[tuple[Path, dict]]:
@@ -320,7 +350,7 @@ def _perform(job: Job, tools: Path, environment: Mapping[str, str], children: Ch
                 "--out",
                 job.folder / name / "evaluation",
             ]
-            options += ["--images", method.images] if method.images else []
+            options += [each for folder in method.images for each in ("--images", folder)]
             result = job.folder / name / "results.json.gz"
             if failed := run("evaluate", [result, *options], {}):
                 return failed

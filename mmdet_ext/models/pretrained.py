@@ -40,7 +40,7 @@ def fetch_weights(source: str, published: str = "densenet121-a639ec97.pth") -> d
     Raises MissingDataError or UnreachableError with what to do instead.
     """
     if not re.match(r"https?://", source):
-        if not Path(source).is_file():
+        if not Path(source).expanduser().is_file():
             raise MissingDataError(
                 f"model.backbone.init_cfg.checkpoint={source}: no such file. Give the path of "
                 f"torchvision's {published}. {WITHOUT}"

@@ -255,6 +255,7 @@ def test_a_result_that_cannot_be_read_is_named_and_the_others_count(tmp_path, mo
     assert len(content["test_sets"][0]["methods"]["b"]["all"]["average"]["seeds"]) == 2
     for text in (printed, (tmp_path / "study.txt").read_text()):
         assert "A note." in text and f"Left out: b, seed 1: {damaged}" in text
+        assert f"Remove {damaged.parent}: the study then tests this run again" in text
     assert "A note." in (tmp_path / "study.html").read_text()
     damaged.unlink()
     assert "Left out: b, seed 1: " in write_study(tmp_path, methods, "a", 100)

@@ -614,7 +614,39 @@ def test_device_and_memory_of_a_training(tmp_path):
     assert device_of(tmp_path)["device"] == "NVIDIA H200"
 
 
-def test_a_note_of_something_else_is_refused(tmp_path):
-    (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(UserError, match="no note of a study's run"):
-        read_note(tmp_path)
+def test_reports_are_told_all_folders_of_slices(tools, tmp_path):
+    run(tmp_path, [replace(method("a"), images=("/x/a b", "/y"))], 1, tools)
+    (log,) = tmp_path.glob("runs/*/evaluate.txt")
+    assert log.read_text().rstrip().endswith(" --images '/x/a b' --images /y")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda note: [],
+        lambda note: note.pop("seed"),
+        lambda note: note.update(seed="0"),
+        lambda note: note.update(tests=[]),
+        lambda note: note.update(training=None),
+        lambda note: note.update(methods="a"),
+        lambda note: note["training"].update(fingerprint=None),
+        lambda note: note["training"]["fingerprint"].pop("code"),
+        lambda note: note["training"]["fingerprint"].update(code=1),
+        lambda note: note["training"].update(seconds="1"),
+        lambda note: note["training"].update(ended=None),
+        lambda note: note["tests"].update(t=None),
+        lambda note: next(iter(note["tests"].values())).pop("fingerprint"),
+        lambda note: next(iter(note["tests"].values())).update(seconds=None),
+    ],
+)
+def test_a_note_of_something_else_is_named_and_left_out(tools, tmp_path, capsys, damage):
+    run(tmp_path, [method("a")], 2, tools)
+    file = next(tmp_path.glob("runs/a-seed0-*/run.json"))
+    note = read_note(file.parent)
+    changed = damage(note)
+    file.write_text(json.dumps(changed if changed == [] else note))
+    with pytest.raises(UserError, match="no note of a study's run: remove its folder"):
+        read_note(file.parent)
+    assert todo_of(tmp_path, [method("a")], 2).done == 1
+    assert [each["seed"] for each in finished_runs(tmp_path, method("a"))] == [1]
+    assert known_seconds(tmp_path).keys() == {"a"}

@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 
+from deeplesion.data.slices import SliceFolder
 from deeplesion.errors import MissingDataError, UserError
 from mmdet_ext.config.experiment import find_config, read_experiment
 from mmdet_ext.config.overrides import apply_overrides
@@ -17,7 +19,7 @@ from mmdet_ext.engine.study_plan import (
     _without_words,
     besides_operators,
     check_methods,
-    code_hash,
+    code_hashes,
     methods_of,
     modules_of,
     parsed,
@@ -70,7 +72,7 @@ def demo(repository):
 @pytest.fixture
 def fingerprints(demo, repository, phantom):
     """Of the demo's config with options, on a phantom."""
-    code = code_hash(modules_of(demo), repository / "tools")
+    code = code_hashes(modules_of(demo), repository / "tools")
 
     def of(*options, root=phantom):
         config = copy.deepcopy(demo)
@@ -95,7 +97,7 @@ def changed(one, other):
 
 def test_a_fingerprint_is_of_what_is_done(fingerprints, phantom, tmp_path):
     plain = fingerprints()
-    assert plain.images == str(phantom / "Images_png")
+    assert plain.images == (str(phantom / "Images_png"),)
     for options, parts in {
         ("stack.policy=keep_thick",): {"training config", "test config"},
         ("optim_wrapper.optimizer.lr=1e-3",): {"training config"},
@@ -122,7 +124,7 @@ def test_a_fingerprint_is_of_what_is_done(fingerprints, phantom, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(phantom / "annotations", moved / "annotations")
     there = fingerprints(root=moved)
-    assert changed(plain, there) == set() and there.images is None
+    assert changed(plain, there) == set() and there.images == ()
     file = moved / "annotations/train.json"
     content = json.loads(file.read_text())
     content["annotations"][0]["bbox"][0] += 1
@@ -131,6 +133,50 @@ def test_a_fingerprint_is_of_what_is_done(fingerprints, phantom, tmp_path):
     file.unlink()
     with pytest.raises(MissingDataError, match=r"train\.json.*prepare_data"):
         fingerprints(root=moved)
+
+
+def annotations_with(root, phantom, images):
+    """The phantom's annotations elsewhere, with the folders in which its series are said to lie;
+    None: nothing is said of them."""
+    for file in (phantom / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        content["info"]["images"] = images
+        if images is None:
+            del content["info"]["images"]
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        (root / "annotations" / file.name).write_text(json.dumps(content, separators=(",", ":")))
+    return root
+
+
+def test_the_data_is_the_same_wherever_its_series_lie(fingerprints, phantom, tmp_path):
+    plain = fingerprints()
+    for i, images in enumerate((["/share/a b/Images_png"], ["Images_png", 'x/"\\]ä', "y"])):
+        root = annotations_with(tmp_path / str(i), phantom, images)
+        assert changed(plain, fingerprints(root=root)) == set()
+        file = root / "annotations/test.json"
+        file.write_text(file.read_text().replace("thickness_mm", "thickness"))
+        assert changed(plain, fingerprints(root=root)) == {"test data"}
+    # Finished runs are known by the plain hashes of files that say nothing, or the usual.
+    for i, images in enumerate((None, ["Images_png"])):
+        root = annotations_with(tmp_path / f"plain{i}", phantom, images)
+        content = (root / "annotations/test.json").read_bytes()
+        of = {".test_dataloader.dataset.ann_file": hashlib.sha256(content).hexdigest()[:16]}
+        expected = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+        assert fingerprints(root=root).test["data"] == expected
+
+
+def test_the_slices_of_the_test_are_looked_for_where_they_were_found(
+    fingerprints, phantom, tmp_path
+):
+    """Archives are unpacked in many ways, which `prepare` records."""
+    root = annotations_with(tmp_path / "data", phantom, ["Images_png", "part/Images_png", "gone"])
+    for i, series in enumerate(sorted((phantom / "Images_png").iterdir())):
+        shutil.copytree(series, root / ("part" * (i % 2)) / "Images_png" / series.name)
+    found = fingerprints(root=root).images
+    assert found == (str(root / "Images_png"), str(root / "part/Images_png"))
+    images = json.loads((root / "annotations/test.json").read_text())["images"]
+    assert len({image["file_name"].partition("/")[0] for image in images}) > 1
+    assert all(SliceFolder(*found).path(image["file_name"]).is_file() for image in images)
 
 
 def test_of_several_annotation_files_the_contents_count_too(fingerprints, phantom, tmp_path):
@@ -157,10 +203,29 @@ def test_weights_that_training_starts_from_count_by_their_content(fingerprints, 
     assert changed(found[0], found[2]) == {"training data"}
 
 
-def test_weights_that_are_not_there_are_noticed_before_the_runs(fingerprints, tmp_path):
-    with pytest.raises(MissingDataError, match=r"nofusion_3slice: there is no .*none\.pth"):
-        fingerprints(f"load_from={tmp_path / 'none.pth'}")
-    fingerprints("load_from=https://example.org/weights.pth")
+@pytest.mark.parametrize(
+    "option, more",
+    [
+        ("load_from", ()),
+        ("model.backbone.init_cfg.checkpoint", ("model.backbone.init_cfg.type=Pretrained",)),
+    ],
+)
+def test_weights_are_a_file_that_is_there_or_are_fetched(
+    fingerprints, tmp_path, monkeypatch, option, more
+):
+    missing = rf"nofusion_3slice: there is no .*none\.pth, which {option} names"
+    with pytest.raises(MissingDataError, match=missing):
+        fingerprints(*more, f"{option}={tmp_path / 'none.pth'}")
+    for name in ("https://example.org/weights.pth", "torchvision://densenet121"):
+        fingerprints(*more, f"{option}={name}")
+    # One's own folder is looked into, as it is in loading.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = []
+    for content in (b"1", b"2"):
+        (tmp_path / "w.pth").write_bytes(content)
+        found += [fingerprints(*more, f"{option}={place}/w.pth") for place in ("~", tmp_path)]
+    assert changed(found[0], found[1]) == set()
+    assert changed(found[0], found[2]) == {"training data"}
 
 
 def test_two_methods_that_nothing_tells_apart_are_refused(fingerprints):
@@ -186,8 +251,8 @@ def test_code_is_what_the_imports_reach_without_words_and_layout(tmp_path, monke
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def now():
-        code_hash.cache_clear()
-        return code_hash(frozenset({"own_parts.operator", "torch.nn"}), tools)
+        code_hashes.cache_clear()
+        return code_hashes(frozenset({"own_parts.operator", "torch.nn"}), tools)
 
     first = now()
     (package / "other.py").write_text("y = 2\n")
@@ -199,7 +264,45 @@ def test_code_is_what_the_imports_reach_without_words_and_layout(tmp_path, monke
     second = now()
     assert second != first
     (package / "__init__.py").write_text("import os\n")
-    assert now() != second
+    third = now()
+    assert all(third[of] != second[of] != first[of] for of in ("training", "test"))
+    # A command is of its own step alone.
+    (tools / "test.py").write_text("pass\npass\n")
+    fourth = now()
+    assert fourth["training"] == third["training"] and fourth["test"] != third["test"]
+
+
+def test_what_lies_beside_ones_own_file_counts_if_it_is_imported(tmp_path, monkeypatch):
+    """A single file needs no package: PYTHONPATH names its folder."""
+    own, installed = tmp_path / "own", tmp_path / "site-packages"
+    for folder in (own, installed):
+        folder.mkdir()
+        monkeypatch.syspath_prepend(str(folder))
+    for name in ("train.py", "test.py"):
+        (tmp_path / name).write_text("pass\n")
+    (own / "lone_operator.py").write_text("import sys\nfrom lone_helper import add\n")
+    (own / "lone_helper.py").write_text("from lone_library import one\nimport lone_further.part\n")
+    (own / "lone_further").mkdir()
+    (own / "lone_further/part.py").write_text("x = 1\n")
+    (own / "lone_other.py").write_text("x = 1\n")
+    (installed / "lone_library.py").write_text("import lone_installed\none = 1\n")
+    (installed / "lone_installed.py").write_text("x = 1\n")
+
+    def after(file, text="x = 2\n", of="lone_operator"):
+        file.write_text(file.read_text() + text)
+        code_hashes.cache_clear()
+        return code_hashes(frozenset({of, "torch.nn"}), tmp_path)["training"]
+
+    first = after(own / "lone_operator.py", "")
+    assert after(own / "lone_other.py") == after(installed / "lone_library.py") == first
+    assert first != (second := after(own / "lone_helper.py"))
+    assert second != after(own / "lone_further/part.py")
+    # Of an installed part its own package counts alone.
+    before = after(installed / "lone_library.py", "", "lone_library")
+    assert after(installed / "lone_installed.py", of="lone_library") == before
+    assert after(installed / "lone_library.py", of="lone_library") != before
+    for name in [name for name in sys.modules if name.startswith("lone_")]:
+        del sys.modules[name]
 
 
 def test_the_package_of_ones_own_part_counts_if_nothing_imports_it(tmp_path, monkeypatch):
@@ -213,8 +316,8 @@ def test_the_package_of_ones_own_part_counts_if_nothing_imports_it(tmp_path, mon
     found = []
     for content in ("", "import torch\ntorch.set_num_threads(1)\n"):
         (package / "__init__.py").write_text(content)
-        code_hash.cache_clear()
-        found.append(code_hash(frozenset({"lone_parts.operator"}), tmp_path))
+        code_hashes.cache_clear()
+        found.append(code_hashes(frozenset({"lone_parts.operator"}), tmp_path))
     assert found[0] != found[1]
 
 
@@ -237,8 +340,8 @@ def test_the_code_of_a_run_holds_its_operator_and_no_reports_phantoms_or_studies
 
     modules = modules_of(load_config(str(repository / "configs/demo/alignshift_3slice.py")))
     monkeypatch.setattr(importlib.util, "find_spec", recorded)
-    code_hash.cache_clear()
-    code_hash(modules, repository / "tools")
+    code_hashes.cache_clear()
+    code_hashes(modules, repository / "tools")
     reached = set(looked_at)
     for name in (
         "mmdet_ext.ops.alignshift",
