@@ -470,6 +470,12 @@ def test_missing_file_says_what_to_do(tmp_path):
         fetch_weights(str(tmp_path / "none.pth"))
 
 
+def test_a_file_is_found_in_ones_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
+    assert fetch_weights("~/w.pth") == {"a": torch.ones(1)}
+
+
 def test_no_network_says_which_file_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     url = "http://127.0.0.1:9/densenet121-a639ec97.pth"  # the discard port: nobody answers
