@@ -208,12 +208,14 @@ class Convolve2D:
 
     def __call__(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
         geometry = (stride, padding, dilation, groups)
+        if x.ndim == 4:  # one sample
+            return self(x.unsqueeze(0), weight, bias, *geometry).squeeze(0)
         key = (*weight.shape, *(tuple(n) if isinstance(n, list) else n for n in geometry))
         if key not in self.operators:
             self.operators[key] = self.build(weight, *geometry)
         operator = self.operators[key]
         thickness = (None,) if operator.convolve_takes_thickness else ()
-        return operator.convolve(x, weight, bias, *thickness)
+        return operator.convolve(operator.fuse(x, None), weight, bias, *thickness)
 
     def weight_3d(self, conv: nn.Conv2d, weight: Tensor) -> nn.Parameter | Tensor:
         """What becomes of the `weight` of a convolution that stays in its place, having a forward

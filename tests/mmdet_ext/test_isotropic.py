@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmdet_ext.convert import convert_to_3d
 from mmdet_ext.isotropic import RUNNING, IsotropicNetwork
-from mmdet_ext.ops import ACSConv, SliceConv, register_operator
+from mmdet_ext.ops import ACSConv, SliceConv, register_operator, shift_depth
 from mmdet_ext.ops.registry import OPERATORS
 
 from .networks_2d import NETWORKS, ResNet
@@ -229,17 +229,49 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
-@pytest.mark.parametrize("conv", ["ACSConv", "MeanACSConv", "SliceConv", "I3DConv"])
+class NextSlice(SliceConv):
+    """An operator of one's own, from README.md."""
+
+    def fuse(self, x, thickness):
+        return (x + shift_depth(x, 1)) / 2
+
+
+@pytest.fixture
+def next_slice():
+    register_operator(NextSlice)
+    yield
+    del OPERATORS["NextSlice"]
+
+
+WITHOUT_MORE_PARAMETERS = ("ACSConv", "MeanACSConv", "SliceConv", "TSMConv", "NextSlice")
+
+
+@pytest.mark.usefixtures("next_slice")
+@pytest.mark.parametrize("conv", [*WITHOUT_MORE_PARAMETERS, "I3DConv"])
 def test_convolutions_with_code_of_their_own(conv):
-    own = Standardised(3, 6, 3, 2, 1).double()
-    plain = nn.Conv2d(3, 6, 3, 2, 1).double()
+    own = Standardised(8, 6, 3, 2, 1).double()
+    plain = nn.Conv2d(8, 6, 3, 2, 1).double()
     plain.weight.data.copy_(own.weight - own.weight.mean((1, 2, 3), keepdim=True))
     plain.bias.data.copy_(own.bias)
-    x = randn(1, 3, 5, 6, 7)
-    network = isotropic(own, conv)
-    assert_same(network(x), isotropic(plain, conv)(x))
+    x = randn(1, 8, 5, 6, 7)
+    network = isotropic(own, conv, 8)
+    assert_same(network(x), isotropic(plain, conv, 8)(x))
     network(x).sum().backward()
     assert network.model.weight.grad is not None
+
+
+@pytest.mark.usefixtures("next_slice")
+@pytest.mark.parametrize("conv", WITHOUT_MORE_PARAMETERS)
+def test_a_functional_convolution_of_a_batch_and_of_one_sample(conv):
+    plain = nn.Conv2d(8, 6, 3, padding=1).double()
+    x = randn(2, 8, 5, 6, 7)
+    expected = isotropic(plain, conv, 8)(x)
+    for code in (
+        lambda x: F.conv2d(x, plain.weight, plain.bias, padding=1),
+        lambda x: torch.stack([F.conv2d(y, plain.weight, plain.bias, padding=1) for y in x]),
+    ):
+        # The weights are the closure's, not those of a module.
+        assert_same(isotropic(Code(code), conv)(x), expected)
 
 
 def test_weights_that_are_computed():
@@ -250,6 +282,19 @@ def test_weights_that_are_computed():
     assert_same(isotropic(nn.Sequential(normed))(x), expected(x))
     with pytest.raises(ValueError, match=r"^0: its own code computes a kernel"):
         isotropic(nn.Sequential(normed), "I3DConv")
+
+
+@pytest.mark.parametrize("conv", ["ACSConv", "I3DConv", "TSMConv"])
+def test_a_first_convolution_that_stays_is_not_skipped_silently(conv):
+    own = Standardised(8, 6, 3)
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3))
+    for stem, why in ((own, "a forward of its own"), (normed, "is computed")):
+        model = nn.Sequential(stem, nn.Conv2d(6, 8, 3))
+        with pytest.raises(ValueError, match=f"^0: skip_first_conv=True does not reach .*{why}"):
+            isotropic(model, conv, 8, skip_first_conv=True)
+        isotropic(model, "SliceConv", 8, skip_first_conv=True)  # which fuses nowhere
+    second = isotropic(nn.Sequential(nn.Conv2d(8, 8, 3), own), conv, 8, skip_first_conv=True)
+    assert type(second.model[0]) is SliceConv
 
 
 # What is kept
