@@ -225,6 +225,10 @@ def resize(x: Tensor, known: set, size=None, scale_factor=None, mode="nearest", 
     if mode == "bicubic" or kwargs.get("antialias"):
         how = "antialias=True" if kwargs.get("antialias") else "mode='bicubic'"
         raise NoCounterpart(f"interpolate with {how} has no counterpart of three axes")
+    if isinstance(size, OfVolume):
+        size = cube("size", size)
+    elif size is not None and not isinstance(size, (tuple, list)):
+        size = (size, size)
     if isinstance(size, (tuple, list)) and len(size) == 2:
         # Plain numbers. Compiled they may be another map's height and width.
         depths = {volume[0] for volume in known if volume[1:] == tuple(size)}
@@ -233,7 +237,6 @@ def resize(x: Tensor, known: set, size=None, scale_factor=None, mode="nearest", 
         if len(depths) != 1 or torch.compiler.is_compiling():
             raise NoCounterpart(f"interpolate to size={tuple(size)}: nothing says how deep")
         size = (*depths, *size)
-    size = cube("size", size)
     scale_factor = cube("scale_factor", scale_factor)
     mode = "trilinear" if mode == "bilinear" else mode
     return F.interpolate(x, size, scale_factor, mode, **kwargs)

@@ -36,9 +36,6 @@ KINDS_3D: dict[type, tuple[type, tuple[str, ...]]] = {
     nn.ReflectionPad2d: (nn.ReflectionPad3d, ("padding",)),
     nn.ReplicationPad2d: (nn.ReplicationPad3d, ("padding",)),
     nn.CircularPad2d: (nn.CircularPad3d, ("padding",)),
-    nn.UpsamplingNearest2d: (nn.Upsample, ("size", "scale_factor")),
-    nn.UpsamplingBilinear2d: (nn.Upsample, ("size", "scale_factor")),
-    nn.Upsample: (nn.Upsample, ("size", "scale_factor")),
     nn.Softmax2d: (nn.Softmax, ()),
 }  # fmt: skip
 REFUSED = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
@@ -93,8 +90,6 @@ def become_3d(module: nn.Module) -> None:
         module.divisor_override *= size if isinstance(size, int) else size[0]
     for key in attributes:
         setattr(module, key, axes_of(module, key))
-    if getattr(module, "mode", None) == "bilinear":
-        module.mode = "trilinear"
     if kind is nn.Softmax2d:
         module.dim = 1
     module.__class__ = kind_of_three
@@ -285,10 +280,10 @@ def has_own_code(module: nn.Module) -> bool:
     if isinstance(module, SliceConv):
         return False
     torchs = type(module).__module__.startswith("torch.nn.")
-    # Those of torch's that take axes take them of images.
+    # Those of torch's that take axes, or a size to interpolate to, take them of images.
     of_axes = (
         nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.CosineSimilarity,
-        nn.Unflatten,
+        nn.Unflatten, nn.Upsample,
     )  # fmt: skip
     return not torchs or isinstance(module, (nn.Conv2d, *of_axes))
 

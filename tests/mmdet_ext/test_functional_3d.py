@@ -144,6 +144,9 @@ CALLS = {
     "interpolate to int(h * 2.0)": (
         lambda: double_by_int(X), lambda: F.interpolate(X, scale_factor=2)
     ),
+    "interpolate a cube to a size": (
+        lambda: F.interpolate(X[..., :6, :6], 4), lambda: F.interpolate(X[..., :6, :6], (4, 4, 4))
+    ),
     "mean of all pixels": (lambda: X.mean((2, 3)), lambda: X.mean((2, 3, 4))),
     "mean, negative axes": (
         lambda: torch.mean(X, dim=[-1, -2], keepdim=True),
@@ -352,6 +355,7 @@ def test_in_place_on_part_of_a_map():
         (lambda: F.pad(X, (1, 1)), "padding"),
         (lambda: F.pad(X, (1, 1, 2, 2)), "padding is 2 along height and 1 along width"),
         (lambda: F.interpolate(X, size=(16, 16)), "nothing says how deep"),
+        (lambda: F.interpolate(X, size=16), "nothing says how deep"),
         (lambda: F.interpolate(X, scale_factor=(1, 2)), "scale_factor"),
         (lambda: F.interpolate(X, scale_factor=2, mode="bicubic"), "mode='bicubic'"),
         (lambda: F.interpolate(X, scale_factor=0.5, mode="bilinear", antialias=True), "antialias"),

@@ -208,6 +208,28 @@ def test_a_module_becomes_its_3d_kind(kind):
     )
 
 
+UPSAMPLE = {
+    "pair": nn.Upsample(size=(8, 8)),
+    "number": nn.Upsample(size=8, mode="bilinear"),
+    "nearest": nn.UpsamplingNearest2d(size=8),
+    "bilinear": nn.UpsamplingBilinear2d(size=(8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", UPSAMPLE)
+def test_a_fixed_size_to_upsample_to_is_taken_of_a_cube_and_of_a_map_met_before(kind):
+    flat = UPSAMPLE[kind]
+    options = dict(mode=flat.mode.replace("bilinear", "trilinear"))
+    options |= dict(align_corners=flat.align_corners)
+    cube, volume = randn(1, 3, 4, 4, 4), randn(1, 3, 6, 8, 8)
+    assert_same(isotropic(flat)(cube), F.interpolate(cube, (8, 8, 8), **options))
+    pooled = isotropic(nn.Sequential(nn.MaxPool2d(2), flat))
+    expected = F.interpolate(F.max_pool3d(volume, 2), (6, 8, 8), **options)
+    assert_same(pooled(volume), expected)
+    with pytest.raises(ValueError, match=r"^1: interpolate to size=.*nothing says how deep"):
+        pooled(randn(1, 3, 6, 10, 10))
+
+
 @pytest.mark.parametrize("conv", ISOTROPIC)
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_convolutions_that_do_not_pad_with_zeros(conv, mode):
