@@ -109,6 +109,8 @@ class Functions3D(TorchFunctionMode):
         two = name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
         if two or name in POINTWISE:
             return self.pointwise(func, args, kwargs)
+        if name in LAST_AXES or (name.startswith("linalg_") and name not in RULES):
+            refuse_last_axes(self, name, (*args, *kwargs.values()))
         if not args and "input" in kwargs:
             args = (kwargs["input"],)
             kwargs = {key: value for key, value in kwargs.items() if key != "input"}
@@ -185,6 +187,19 @@ def refuse_axes(name: str, args: tuple, kwargs: dict) -> None:
         )
 
 
+def refuse_last_axes(mode: Functions3D, name: str, operands: tuple) -> None:
+    """Raises NoCounterpart for a function of the last axis or two of a tensor, if an operand is
+    known to be a map that ends in height and width."""
+    for x in operands:
+        if isinstance(x, Tensor):
+            rank, places = mode.layout(x)
+            if places == (rank - 2,):
+                raise NoCounterpart(
+                    f"{name} acts on the last axes of a map, of its width alone or of height and "
+                    "width: nothing says what becomes of depth"
+                )
+
+
 def whole(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(whole(item) for item in value)
@@ -259,6 +274,13 @@ def pad(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     return func(*args, **kwargs)
 
 
+def norm_of_last_axes(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+    if len(shape) < 3:  # without depth
+        refuse_last_axes(mode, func.__name__, args[:1])
+    return func(*args, **kwargs)
+
+
 def conv2d(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     return mode.convolve(*args, **kwargs)
 
@@ -322,7 +344,7 @@ AXES = {
 }  # fmt: skip
 # Functions whose whole numbers are no axes, and no sizes along them.
 OF_NUMBERS = {
-    "group_norm", "layer_norm", "rms_norm", "batch_norm", "instance_norm", "local_response_norm",
+    "group_norm", "batch_norm", "instance_norm", "local_response_norm",
     "channel_shuffle", "native_channel_shuffle", "threshold", "threshold_", "hardtanh", "hardtanh_",
     "elu", "elu_", "celu", "celu_", "leaky_relu", "leaky_relu_", "rrelu", "rrelu_", "softplus",
     "softshrink", "hardshrink", "logit", "nan_to_num", "round", "round_", "dropout", "dropout_",
@@ -331,6 +353,13 @@ OF_NUMBERS = {
     "random_", "to", "type", "stride", "histc", "heaviside", "copysign", "ldexp",
     "cross_entropy", "nll_loss", "expand", "broadcast_to",
     "__lshift__", "__rshift__", "__reduce_ex__",
+}  # fmt: skip
+# Functions that act on the last axis or two, beside those of `torch.linalg`.
+LAST_AXES = {
+    "linear", "bilinear", "matmul", "inner", "scaled_dot_product_attention", "tril", "tril_",
+    "triu", "triu_", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft",
+    "det", "logdet", "slogdet", "inverse", "pinverse", "cholesky", "qr", "svd", "matrix_exp",
+    "cdist", "pairwise_distance", "trapz", "trapezoid", "cumulative_trapezoid",
 }  # fmt: skip
 # Functions after which height and width may stand at another place.
 MOVING = {"permute", "transpose", "swapaxes", "swapdims", "flatten"}
@@ -347,6 +376,7 @@ RULES = {
     "interpolate": interpolate,
     "upsample": interpolate,
     "pad": pad,
+    **dict.fromkeys(("layer_norm", "rms_norm"), norm_of_last_axes),
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     **dict.fromkeys(
@@ -389,7 +419,7 @@ RULES = {
     "__setitem__": getitem,
     **dict.fromkeys(
         ("pixel_shuffle", "pixel_unshuffle", "rot90", "kron", "fft_fft2", "fft_ifft2", "fft_rfft2",
-         "fft_irfft2"),
+         "fft_irfft2", "fft_hfft2", "fft_ihfft2"),
         refuse,
     ),
 }  # fmt: skip

@@ -280,10 +280,12 @@ def has_own_code(module: nn.Module) -> bool:
     if isinstance(module, SliceConv):
         return False
     torchs = type(module).__module__.startswith("torch.nn.")
-    # Those of torch's that take axes, or a size to interpolate to, take them of images.
+    # Those of torch's that take axes or a size to interpolate to, or that act on the last axis, do
+    # so of images.
     of_axes = (
         nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.CosineSimilarity,
-        nn.Unflatten, nn.Upsample,
+        nn.Unflatten, nn.Upsample, nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm,
+        nn.PairwiseDistance,
     )  # fmt: skip
     return not torchs or isinstance(module, (nn.Conv2d, *of_axes))
 

@@ -536,6 +536,13 @@ def test_code_without_counterpart_names_the_module(function, message):
         F.max_pool2d(torch.zeros(1, 3, 4, 4, 4), 2)  # it is over
 
 
+@pytest.mark.parametrize("module", [nn.Linear(4, 4), nn.LayerNorm(4), nn.RMSNorm(4)])
+def test_modules_of_the_last_axis_are_refused_where_it_is_the_width(module):
+    network = isotropic(nn.Sequential(nn.Conv2d(3, 4, 1), module))
+    with pytest.raises(ValueError, match=r"^1: .* acts on the last axes of a map"):
+        network(torch.zeros(1, 3, 4, 4, 4))
+
+
 def test_other_errors_carry_a_note_with_the_modules_name():
     network = isotropic(NETWORKS["VGG"]())
     with pytest.raises(RuntimeError) as caught:
