@@ -155,6 +155,8 @@ class IsotropicNetwork(nn.Module):
         if outer is not None:
             outer.suspended = True
         RUNNING.functions = functions
+        if not torch.compiler.is_compiling():
+            self.convolve.known, self.convolve.elsewhere = functions.known, functions.elsewhere
         for x in (*args, *kwargs.values()):
             if isinstance(x, Tensor) and x.ndim == 5:
                 functions.record(x, 2)
@@ -191,7 +193,7 @@ RUNNING = Running()
 
 class Convolve2D:
     """`F.conv2d` on volumes: the operator of a converted network, for kernels that its own code
-    computes or keeps.
+    computes or keeps; and what the network's hooks have to know of its forward.
 
     Args:
         config: of the operator.
@@ -200,6 +202,9 @@ class Convolve2D:
     def __init__(self, config: dict) -> None:
         self.config = config
         self.operators: dict[tuple, SliceConv] = {}
+        # The maps that the network's last forward met, as in `Functions3D`.
+        self.known: set[tuple] = set()
+        self.elsewhere: set[tuple] = set()
 
     def __call__(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
         geometry = (stride, padding, dilation, groups)
@@ -322,10 +327,13 @@ def go_on(module: nn.Module, args: tuple, output: Any) -> None:
 
 def enter(convolve: Convolve2D, module: nn.Module, args: tuple) -> None:
     """Forward pre-hook of a module with code of its own: activation checkpointing runs it again in
-    the backward pass, when the network's forward is over."""
+    the backward pass, when the network's forward, whose maps it is to know, is over."""
     if RUNNING.functions is None:
-        RUNNING.functions, RUNNING.alone = Functions3D(convolve), module
-        RUNNING.functions.__enter__()
+        functions = Functions3D(convolve)
+        functions.known |= convolve.known
+        functions.elsewhere |= convolve.elsewhere
+        RUNNING.functions, RUNNING.alone = functions, module
+        functions.__enter__()
 
 
 def leave(module: nn.Module, args: tuple, output: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from mmdet_ext.convert import convert_to_3d
 from mmdet_ext.isotropic import RUNNING, IsotropicNetwork
@@ -409,6 +410,54 @@ def test_checkpointing_runs_functional_code_again(use_reentrant):
         network(randn(2, 3, 16, 24, 16)).square().sum().backward()
         assert RUNNING.functions is None
         assert F.max_pool2d(randn(1, 2, 4, 4), 2).shape == (1, 2, 2, 2)
+        return [p.grad for p in network.parameters()]
+
+    torch.testing.assert_close(gradients(use_reentrant), gradients(None), rtol=0, atol=1e-9)
+
+
+class LastGate(nn.Module):
+    """(N, H, W, C) maps: what axis 3 is, the network's code before it says."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.linear(x) * x.mean(3, keepdim=True)
+
+
+class Smooth(nn.Module):
+    """(N, H, W) maps, which have as many axes in a volume as images have."""
+
+    def __init__(self):
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return F.avg_pool2d(x.abs() ** self.power, 3, 1, 1)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.gate, self.smooth, self.use_reentrant = LastGate(), Smooth(), use_reentrant
+
+    def run(self, module, x):
+        if self.use_reentrant is None:
+            return module(x)
+        return checkpoint(module, x, use_reentrant=self.use_reentrant)
+
+    def forward(self, x):
+        y = self.run(self.gate, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return y * self.run(self.smooth, y.mean(1))[:, None]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_code_that_runs_again_knows_the_maps_that_it_was_given(use_reentrant):
+    def gradients(use_reentrant):
+        network = isotropic(network_2d(Checkpointed, use_reentrant=use_reentrant))
+        network(randn(1, 3, 9, 10, 11).requires_grad_())  # the last maps are those that count
+        network(randn(2, 3, 5, 6, 7).requires_grad_()).square().sum().backward()
         return [p.grad for p in network.parameters()]
 
     torch.testing.assert_close(gradients(use_reentrant), gradients(None), rtol=0, atol=1e-9)
