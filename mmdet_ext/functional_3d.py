@@ -106,11 +106,11 @@ class Functions3D(TorchFunctionMode):
                 if places := self.layout(x)[1]:
                     shape = image_shape(x.shape, places[0], self.known)
                     return SHAPES[name if name in SHAPES else func](shape, *dim, **kwargs)
+            if name in LAST_AXES or (name.startswith("linalg_") and name not in RULES):
+                refuse_last_axes(self, name, (*args, *kwargs.values()))
         two = name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
         if two or name in POINTWISE:
             return self.pointwise(func, args, kwargs)
-        if name in LAST_AXES or (name.startswith("linalg_") and name not in RULES):
-            refuse_last_axes(self, name, (*args, *kwargs.values()))
         if not args and "input" in kwargs:
             args = (kwargs["input"],)
             kwargs = {key: value for key, value in kwargs.items() if key != "input"}
