@@ -107,10 +107,12 @@ def convert_to_3d(
             if not isinstance(module, nn.Conv2d):
                 continue
             weight = stem_weight(module, in_channels, stem) if first else module.weight
-            if isotropic and computes_by_itself(module):
+            options = {"type": "SliceConv"} if first and skip_first_conv else config
+            if isotropic and (why := computes_by_itself(module)):
+                if options["type"] != config["type"]:
+                    raise ValueError(f"skip_first_conv=True does not reach this convolution: {why}")
                 kept[module] = SimpleNamespace(weight=convolve.weight_3d(module, weight))
             else:
-                options = {"type": "SliceConv"} if first and skip_first_conv else config
                 operators[module] = operator_for(module, options, weight, isotropic)
             first = False
         except ValueError as error:

@@ -106,6 +106,8 @@ class Functions3D(TorchFunctionMode):
                 if places := self.layout(x)[1]:
                     shape = image_shape(x.shape, places[0], self.known)
                     return SHAPES[name if name in SHAPES else func](shape, *dim, **kwargs)
+            if name in LAST_AXES or (name.startswith("linalg_") and name not in RULES):
+                refuse_last_axes(self, name, (*args, *kwargs.values()))
         two = name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
         if two or name in POINTWISE:
             return self.pointwise(func, args, kwargs)
@@ -185,6 +187,19 @@ def refuse_axes(name: str, args: tuple, kwargs: dict) -> None:
         )
 
 
+def refuse_last_axes(mode: Functions3D, name: str, operands: tuple) -> None:
+    """Raises NoCounterpart for a function of the last axis or two of a tensor, if an operand is
+    known to be a map that ends in height and width."""
+    for x in operands:
+        if isinstance(x, Tensor):
+            rank, places = mode.layout(x)
+            if places == (rank - 2,):
+                raise NoCounterpart(
+                    f"{name} acts on the last axes of a map, of its width alone or of height and "
+                    "width: nothing says what becomes of depth"
+                )
+
+
 def whole(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(whole(item) for item in value)
@@ -225,6 +240,10 @@ def resize(x: Tensor, known: set, size=None, scale_factor=None, mode="nearest", 
     if mode == "bicubic" or kwargs.get("antialias"):
         how = "antialias=True" if kwargs.get("antialias") else "mode='bicubic'"
         raise NoCounterpart(f"interpolate with {how} has no counterpart of three axes")
+    if isinstance(size, OfVolume):
+        size = cube("size", size)
+    elif size is not None and not isinstance(size, (tuple, list)):
+        size = (size, size)
     if isinstance(size, (tuple, list)) and len(size) == 2:
         # Plain numbers. Compiled they may be another map's height and width.
         depths = {volume[0] for volume in known if volume[1:] == tuple(size)}
@@ -233,7 +252,6 @@ def resize(x: Tensor, known: set, size=None, scale_factor=None, mode="nearest", 
         if len(depths) != 1 or torch.compiler.is_compiling():
             raise NoCounterpart(f"interpolate to size={tuple(size)}: nothing says how deep")
         size = (*depths, *size)
-    size = cube("size", size)
     scale_factor = cube("scale_factor", scale_factor)
     mode = "trilinear" if mode == "bilinear" else mode
     return F.interpolate(x, size, scale_factor, mode, **kwargs)
@@ -253,6 +271,13 @@ def pad(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         args[1] = widths
     else:
         kwargs["pad"] = widths
+    return func(*args, **kwargs)
+
+
+def norm_of_last_axes(mode: Functions3D, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+    if len(shape) < 3:  # without depth
+        refuse_last_axes(mode, func.__name__, args[:1])
     return func(*args, **kwargs)
 
 
@@ -319,7 +344,7 @@ AXES = {
 }  # fmt: skip
 # Functions whose whole numbers are no axes, and no sizes along them.
 OF_NUMBERS = {
-    "group_norm", "layer_norm", "rms_norm", "batch_norm", "instance_norm", "local_response_norm",
+    "group_norm", "batch_norm", "instance_norm", "local_response_norm",
     "channel_shuffle", "native_channel_shuffle", "threshold", "threshold_", "hardtanh", "hardtanh_",
     "elu", "elu_", "celu", "celu_", "leaky_relu", "leaky_relu_", "rrelu", "rrelu_", "softplus",
     "softshrink", "hardshrink", "logit", "nan_to_num", "round", "round_", "dropout", "dropout_",
@@ -328,6 +353,13 @@ OF_NUMBERS = {
     "random_", "to", "type", "stride", "histc", "heaviside", "copysign", "ldexp",
     "cross_entropy", "nll_loss", "expand", "broadcast_to",
     "__lshift__", "__rshift__", "__reduce_ex__",
+}  # fmt: skip
+# Functions that act on the last axis or two, beside those of `torch.linalg`.
+LAST_AXES = {
+    "linear", "bilinear", "matmul", "inner", "scaled_dot_product_attention", "tril", "tril_",
+    "triu", "triu_", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft",
+    "det", "logdet", "slogdet", "inverse", "pinverse", "cholesky", "qr", "svd", "matrix_exp",
+    "cdist", "pairwise_distance", "trapz", "trapezoid", "cumulative_trapezoid",
 }  # fmt: skip
 # Functions after which height and width may stand at another place.
 MOVING = {"permute", "transpose", "swapaxes", "swapdims", "flatten"}
@@ -344,6 +376,7 @@ RULES = {
     "interpolate": interpolate,
     "upsample": interpolate,
     "pad": pad,
+    **dict.fromkeys(("layer_norm", "rms_norm"), norm_of_last_axes),
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     **dict.fromkeys(
@@ -386,7 +419,7 @@ RULES = {
     "__setitem__": getitem,
     **dict.fromkeys(
         ("pixel_shuffle", "pixel_unshuffle", "rot90", "kron", "fft_fft2", "fft_ifft2", "fft_rfft2",
-         "fft_irfft2"),
+         "fft_irfft2", "fft_hfft2", "fft_ihfft2"),
         refuse,
     ),
 }  # fmt: skip

@@ -36,9 +36,6 @@ KINDS_3D: dict[type, tuple[type, tuple[str, ...]]] = {
     nn.ReflectionPad2d: (nn.ReflectionPad3d, ("padding",)),
     nn.ReplicationPad2d: (nn.ReplicationPad3d, ("padding",)),
     nn.CircularPad2d: (nn.CircularPad3d, ("padding",)),
-    nn.UpsamplingNearest2d: (nn.Upsample, ("size", "scale_factor")),
-    nn.UpsamplingBilinear2d: (nn.Upsample, ("size", "scale_factor")),
-    nn.Upsample: (nn.Upsample, ("size", "scale_factor")),
     nn.Softmax2d: (nn.Softmax, ()),
 }  # fmt: skip
 REFUSED = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
@@ -93,8 +90,6 @@ def become_3d(module: nn.Module) -> None:
         module.divisor_override *= size if isinstance(size, int) else size[0]
     for key in attributes:
         setattr(module, key, axes_of(module, key))
-    if getattr(module, "mode", None) == "bilinear":
-        module.mode = "trilinear"
     if kind is nn.Softmax2d:
         module.dim = 1
     module.__class__ = kind_of_three
@@ -160,6 +155,8 @@ class IsotropicNetwork(nn.Module):
         if outer is not None:
             outer.suspended = True
         RUNNING.functions = functions
+        if not torch.compiler.is_compiling():
+            self.convolve.known, self.convolve.elsewhere = functions.known, functions.elsewhere
         for x in (*args, *kwargs.values()):
             if isinstance(x, Tensor) and x.ndim == 5:
                 functions.record(x, 2)
@@ -196,7 +193,7 @@ RUNNING = Running()
 
 class Convolve2D:
     """`F.conv2d` on volumes: the operator of a converted network, for kernels that its own code
-    computes or keeps.
+    computes or keeps; and what the network's hooks have to know of its forward.
 
     Args:
         config: of the operator.
@@ -205,15 +202,20 @@ class Convolve2D:
     def __init__(self, config: dict) -> None:
         self.config = config
         self.operators: dict[tuple, SliceConv] = {}
+        # The maps that the network's last forward met, as in `Functions3D`.
+        self.known: set[tuple] = set()
+        self.elsewhere: set[tuple] = set()
 
     def __call__(self, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
         geometry = (stride, padding, dilation, groups)
+        if x.ndim == 4:  # one sample
+            return self(x.unsqueeze(0), weight, bias, *geometry).squeeze(0)
         key = (*weight.shape, *(tuple(n) if isinstance(n, list) else n for n in geometry))
         if key not in self.operators:
             self.operators[key] = self.build(weight, *geometry)
         operator = self.operators[key]
         thickness = (None,) if operator.convolve_takes_thickness else ()
-        return operator.convolve(x, weight, bias, *thickness)
+        return operator.convolve(operator.fuse(x, None), weight, bias, *thickness)
 
     def weight_3d(self, conv: nn.Conv2d, weight: Tensor) -> nn.Parameter | Tensor:
         """What becomes of the `weight` of a convolution that stays in its place, having a forward
@@ -283,10 +285,12 @@ def has_own_code(module: nn.Module) -> bool:
     if isinstance(module, SliceConv):
         return False
     torchs = type(module).__module__.startswith("torch.nn.")
-    # Those of torch's that take axes take them of images.
+    # Those of torch's that take axes or a size to interpolate to, or that act on the last axis, do
+    # so of images.
     of_axes = (
         nn.Flatten, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.CosineSimilarity,
-        nn.Unflatten,
+        nn.Unflatten, nn.Upsample, nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm,
+        nn.PairwiseDistance,
     )  # fmt: skip
     return not torchs or isinstance(module, (nn.Conv2d, *of_axes))
 
@@ -323,10 +327,13 @@ def go_on(module: nn.Module, args: tuple, output: Any) -> None:
 
 def enter(convolve: Convolve2D, module: nn.Module, args: tuple) -> None:
     """Forward pre-hook of a module with code of its own: activation checkpointing runs it again in
-    the backward pass, when the network's forward is over."""
+    the backward pass, when the network's forward, whose maps it is to know, is over."""
     if RUNNING.functions is None:
-        RUNNING.functions, RUNNING.alone = Functions3D(convolve), module
-        RUNNING.functions.__enter__()
+        functions = Functions3D(convolve)
+        functions.known |= convolve.known
+        functions.elsewhere |= convolve.elsewhere
+        RUNNING.functions, RUNNING.alone = functions, module
+        functions.__enter__()
 
 
 def leave(module: nn.Module, args: tuple, output: Any) -> None:

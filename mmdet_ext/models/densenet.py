@@ -26,7 +26,7 @@ from mmdet_ext.models.inference import (
     in_strips,
     norm_relu,
 )
-from mmdet_ext.models.pretrained import check_init, fetch_weights, first_of
+from mmdet_ext.models.pretrained import check_init, densenet_name, fetch_weights, first_of
 from mmdet_ext.ops import SliceConv, build_conv3d, fold, unfold
 
 STEMS = ("middle", "sum", "tile")
@@ -249,8 +249,7 @@ class TruncatedDenseNet3D(BaseModule):
         own = self.state_dict()
         loaded, cut, unexpected = {}, [], []
         for key, value in weights.items():
-            name = key.removeprefix("features.")
-            name = re.sub(r"\b(norm|conv)\.(\d)\.", r"\1\2.", name)
+            name = densenet_name(key.removeprefix("features."))
             if name in own:
                 loaded[name] = self._stem(value) if name == "conv0.weight" else value
             elif key.startswith("classifier.") or re.match(

@@ -3,15 +3,14 @@ DenseNet-121 for images, with fewer strides, names of weights as in torchvision'
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet_ext.models.pretrained import load_published
-from mmdet_ext.models.resnet import PUBLISHED, TorchvisionResNet
+from mmdet_ext.models.pretrained import densenet_name, load_published
+from mmdet_ext.models.resnet import TorchvisionResNet
 
 VGG_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions
 DENSE_BLOCKS, GROWTH, BN_SIZE = (6, 12, 24, 16), 32, 4
@@ -22,7 +21,6 @@ class ResNet18Encoder(TorchvisionResNet):
     fourth have stride 2 (ACS, JBHI 2021, section IV-B; the stages' strides are its code's)."""
 
     channels = (64, 128, 512)
-    published = PUBLISHED[18]
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__(18, in_channels=in_channels, strides=(1, 2, 1, 2), norm_eval=False)
@@ -35,11 +33,6 @@ class ResNet18Encoder(TorchvisionResNet):
         stem = self.relu(self.norm1(self.conv1(x)))
         middle = self.layer2(self.layer1(stem))
         return stem, middle, self.layer4(self.layer3(middle))
-
-    def load_imagenet(self, weights: dict[str, Tensor]) -> str:
-        """Loads torchvision's file, its classifier left out. Returns a line that says so; raises
-        CheckpointError for another file."""
-        return load_published(self, weights, r"fc\.", self.published)
 
 
 class VGG16Encoder(nn.Module):
@@ -142,8 +135,7 @@ class DenseNet121Encoder(nn.Module):
     def load_imagenet(self, weights: dict[str, Tensor]) -> str:
         """Loads torchvision's file, its last BatchNorm and its classifier left out. Returns a line
         that says so; raises CheckpointError for another file."""
-        # The published file has `norm.1` where torchvision's own module has `norm1`.
-        named = {re.sub(r"\b(norm|conv)\.(\d)\.", r"\1\2.", k): w for k, w in weights.items()}
+        named = {densenet_name(key): weight for key, weight in weights.items()}
         return load_published(self, named, r"classifier\.|features\.norm5\.", self.published)
 
 

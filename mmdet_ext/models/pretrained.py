@@ -4,7 +4,7 @@ a checkpoint of another."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -58,8 +58,17 @@ def first_of(problems: Sequence[str]) -> str:
     return f"{len(problems)} problems: {shown}"
 
 
+def densenet_name(key: str) -> str:
+    """A weight's name as torchvision's own DenseNet has it, `norm1`; its file has `norm.1`."""
+    return re.sub(r"\b(norm|conv)\.(\d)\.", r"\1\2.", key)
+
+
 def load_published(
-    network: nn.Module, weights: Mapping[str, Tensor], cut: str, published: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    cut: str,
+    published: str,
+    fresh: Collection[str] = (),
 ) -> str:
     """Loads a file of torchvision's into a network whose weights have the same names, whole.
 
@@ -67,6 +76,7 @@ def load_published(
         weights: of the file.
         cut: regular expression of what begins the names that the network has no place for.
         published: name of the file that is meant, for messages.
+        fresh: names of weights that the file does not have, which stay as they are.
 
     Returns:
         a line that says what was loaded.
@@ -80,7 +90,7 @@ def load_published(
         f"missing {key}"
         for key in own
         # Files older than PyTorch 0.4 lack the batch counters.
-        if key not in weights and not key.endswith("num_batches_tracked")
+        if key not in weights and key not in fresh and not key.endswith("num_batches_tracked")
     ]
     problems += [f"unexpected {key}" for key in weights if key not in own and key not in left]
     for key in (key for key in own if key in weights):
@@ -94,7 +104,8 @@ def load_published(
             f"({first_of(problems)}). Give that file, or none"
         )
     network.load_state_dict({k: w for k, w in weights.items() if k in own}, strict=False)
-    return f"{len(weights) - len(left)} tensors loaded, {len(left)} not used"
+    report = f"{len(weights) - len(left)} tensors loaded, {len(left)} not used"
+    return report + (f", {len(fresh)} keep their initial values" if fresh else "")
 
 
 def copy_parts(model: nn.Module, path: str | Path, parts: Sequence[str]) -> str:

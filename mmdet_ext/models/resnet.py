@@ -9,8 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmdet_ext.checkpoint import CheckpointError
-from mmdet_ext.models.pretrained import check_init, fetch_weights, first_of
+from mmdet_ext.models.pretrained import check_init, fetch_weights, load_published
 
 PUBLISHED = {
     18: "resnet18-f37072fd.pth",
@@ -78,24 +77,5 @@ class TorchvisionResNet(ResNet):
         Returns a line saying what was and what was not loaded. Raises CheckpointError for missing
         and unexpected keys, and shapes that do not fit.
         """
-        own = self.state_dict()
-        cut = [key for key in weights if key.startswith("fc.")]
-        loaded = {key: value for key, value in weights.items() if key in own}
-        # Files older than PyTorch 0.4 lack the batch counters.
-        kept = [k for k in own if k not in loaded and not k.endswith("num_batches_tracked")]
-        problems = [f"missing {k}" for k in kept if ".conv_offset." not in f".{k}"]
-        problems += [f"unexpected {k}" for k in weights if k not in own and k not in cut]
-        problems += [
-            f"{key} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}"
-            for key, value in loaded.items()
-            if value.shape != own[key].shape
-        ]
-        if problems:
-            raise CheckpointError(
-                f"these are not ResNet-{self.depth} weights for this network "
-                f"({first_of(problems)}). Wanted is torchvision's {PUBLISHED[self.depth]}; "
-                "init_cfg=None trains without."
-            )
-        self.load_state_dict(loaded, strict=False)
-        report = f"{len(loaded)} tensors loaded; {len(cut)} not used (the classifier)"
-        return report + (f"; {len(kept)} offsets start at zero" if kept else "")
+        offsets = [key for key in self.state_dict() if ".conv_offset." in f".{key}"]
+        return load_published(self, weights, r"fc\.", PUBLISHED[self.depth], offsets)

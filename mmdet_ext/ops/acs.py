@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -77,7 +78,7 @@ class ACSConv(ThreeViewConv):
         if self.kernel_size == (1, 1):
             return super().convolve(x, weight, bias)
         depthwise = self.groups > 1
-        if depthwise:
+        if depthwise and self.out_channels > self.in_channels:
             # One input channel an output channel, so that both split alike.
             x = x.repeat_interleave(self.out_channels // self.in_channels, dim=1)
         share = [(self.out_channels * part + 2) // 3 for part in range(4)]
@@ -109,7 +110,7 @@ class MeanACSConv(ThreeViewConv):
             return super().convolve(x, weight, bias)
         shares = self.shares()
         # The bias enters once, and a view's share goes into its kernel: convolution is linear.
-        return sum(
+        views = (
             self.view(
                 view,
                 x,
@@ -119,6 +120,7 @@ class MeanACSConv(ThreeViewConv):
             )
             for view in (AXIAL, CORONAL, SAGITTAL)
         )
+        return functools.reduce(torch.add, views)  # `sum` would add the first one to 0
 
     def shares(self) -> Sequence[float] | Tensor:
         """Weight of each view: numbers, or (3, C', 1, 1, 1)."""

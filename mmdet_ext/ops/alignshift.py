@@ -30,8 +30,8 @@ class AlignShiftConv(TSMConv):
             False leaves the border slice as it is (the authors' released configs).
 
     Raises:
-        ValueError: n_fold < 2, ref_thickness not a positive finite number; in `forward`,
-            thickness missing, NaN or <= 0.
+        ValueError: n_fold is no int of at least 2, ref_thickness not a positive finite number; in
+            `forward`, thickness missing, NaN or <= 0.
     """
 
     keeps_depth = True

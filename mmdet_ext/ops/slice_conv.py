@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from inspect import signature
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv_depth import conv_depth
@@ -16,11 +17,12 @@ Affine = tuple[Tensor, Tensor]
 
 
 def shift_depth(x: Tensor, step: int) -> Tensor:
-    """out[:, :, d] = x[:, :, d + step], step 1 or -1, of a (B, C, D, H, W) volume; 0 for slices
-    that do not exist. For operators of one's own; what ships with the package shifts channels by
+    """out[:, :, d] = x[:, :, d + step] of a (B, C, D, H, W) volume; 0 for slices that do not exist.
+    For operators of one's own; what ships with the package shifts channels by
     `tsm.shift_channels_`."""
-    beyond = torch.zeros_like(x[:, :, :1])
-    return torch.cat([x[:, :, 1:], beyond] if step == 1 else [beyond, x[:, :, :-1]], dim=2)
+    depth = x.shape[2]
+    step = max(-depth, min(step, depth))
+    return F.pad(x, (0, 0, 0, 0, -step, step))  # a negative width crops
 
 
 def fold_affine(weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor]:
@@ -99,7 +101,7 @@ class SliceConv(nn.Module):
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        axes = axes_3d if depth == "isotropic" else in_plane_pair
+        axes = volume_triple if depth == "isotropic" else in_plane_pair
         self.depth = depth
         self.kernel_size = in_plane_pair("kernel_size", kernel_size)
         self.stride = axes("stride", stride)
@@ -276,7 +278,7 @@ def in_plane_pair(name: str, value: Pair, least: int = 1) -> tuple[int, int]:
     return _axes(name, value, least, 2, "is in-plane: an int or a (height, width) pair")
 
 
-def axes_3d(name: str, value: Triple, least: int = 1) -> tuple[int, int, int]:
+def volume_triple(name: str, value: Triple, least: int = 1) -> tuple[int, int, int]:
     """(depth, height, width) out of an int or a triple; anything else is refused."""
     return _axes(name, value, least, 3, "must be an int or a (depth, height, width) triple")
 

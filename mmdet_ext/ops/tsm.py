@@ -26,7 +26,7 @@ class TSMConv(SliceConv):
         n_fold: one part in `n_fold` of the channels is shifted up, one down.
 
     Raises:
-        ValueError: n_fold < 2.
+        ValueError: n_fold is no int of at least 2.
     """
 
     pixelwise = True
@@ -34,8 +34,8 @@ class TSMConv(SliceConv):
 
     def __init__(self, *args, n_fold: int = 8, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if n_fold < 2:
-            raise ValueError(f"n_fold must be at least 2, got {n_fold}")
+        if not isinstance(n_fold, int) or n_fold < 2:
+            raise ValueError(f"n_fold must be an int, at least 2, got {n_fold!r}")
         self.n_fold = n_fold
 
     def alpha(self, thickness: Tensor | None, batch: int) -> Tensor | None:

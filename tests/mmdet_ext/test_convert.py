@@ -848,7 +848,7 @@ def test_wrong_options_are_refused_even_where_none_would_take_them(model):
             convert_to_3d(model, **arguments)
     with pytest.raises(ValueError, match="did you mean AlignShiftConv"):
         convert_to_3d(model, "AlignShift")
-    with pytest.raises(ValueError, match="n_fold must be at least 2"):
+    with pytest.raises(ValueError, match="n_fold must be an int, at least 2"):
         convert_to_3d(model, n_fold=1)
 
 

@@ -144,6 +144,9 @@ CALLS = {
     "interpolate to int(h * 2.0)": (
         lambda: double_by_int(X), lambda: F.interpolate(X, scale_factor=2)
     ),
+    "interpolate a cube to a size": (
+        lambda: F.interpolate(X[..., :6, :6], 4), lambda: F.interpolate(X[..., :6, :6], (4, 4, 4))
+    ),
     "mean of all pixels": (lambda: X.mean((2, 3)), lambda: X.mean((2, 3, 4))),
     "mean, negative axes": (
         lambda: torch.mean(X, dim=[-1, -2], keepdim=True),
@@ -352,6 +355,7 @@ def test_in_place_on_part_of_a_map():
         (lambda: F.pad(X, (1, 1)), "padding"),
         (lambda: F.pad(X, (1, 1, 2, 2)), "padding is 2 along height and 1 along width"),
         (lambda: F.interpolate(X, size=(16, 16)), "nothing says how deep"),
+        (lambda: F.interpolate(X, size=16), "nothing says how deep"),
         (lambda: F.interpolate(X, scale_factor=(1, 2)), "scale_factor"),
         (lambda: F.interpolate(X, scale_factor=2, mode="bicubic"), "mode='bicubic'"),
         (lambda: F.interpolate(X, scale_factor=0.5, mode="bilinear", antialias=True), "antialias"),
@@ -376,6 +380,7 @@ def test_in_place_on_part_of_a_map():
         (lambda: X[..., :1].squeeze(-1), "6 deep"),
         (lambda: F.adaptive_avg_pool2d(X, X.size(3)), "10 of a map of 8 x 10"),
         (lambda: X + randn(8, 10), "a table of an image's pixels"),
+        (lambda: torch.fft.hfft2(X), "fft_hfft2 has no counterpart"),
         (lambda: torch.fft.fft2(X), "fft_fft2 has no counterpart"),
         (lambda: X + randn(1, 4, 8, 10), "a table of an image's pixels"),
         (lambda: F.pixel_shuffle(X, 2), "pixel_shuffle has no counterpart"),
@@ -429,6 +434,52 @@ def test_batch_and_channels_are_swapped_by_negative_axes_too():
     with knowing((X, 2)):
         got = X.transpose(-3, -4)
     assert torch.equal(got, X.permute(1, 0, 2, 3, 4))
+
+
+CUBE = EQUAL[..., :6, :6]
+SIX = randn(6, 6, seed=5)
+LAST_AXES = {
+    "linear": lambda x: F.linear(x, SIX),
+    "@": lambda x: x @ SIX,
+    "@, the other way round": lambda x: SIX @ x,
+    "matmul": lambda x: torch.matmul(x, other=SIX),
+    "layer_norm": lambda x: F.layer_norm(x, (6,)),
+    "layer_norm of a plane": lambda x: F.layer_norm(x, normalized_shape=(6, 6)),
+    "rms_norm": lambda x: F.rms_norm(x, (6,)),
+    "fft": lambda x: torch.fft.rfft(x),
+    "tril": lambda x: x.tril(),
+    "cdist": lambda x: torch.cdist(x, x),
+    "linalg.matrix_norm": lambda x: torch.linalg.matrix_norm(x),
+    "linalg.det": lambda x: torch.linalg.det(x),
+    "inverse": lambda x: x.inverse(),
+}
+
+
+@pytest.mark.parametrize("call", LAST_AXES.values(), ids=LAST_AXES)
+def test_what_acts_on_the_last_axes_is_refused_where_they_are_height_and_width(call):
+    with knowing((CUBE, 2)), pytest.raises(NoCounterpart, match="acts on the last axes of a map"):
+        call(CUBE)
+
+
+@pytest.mark.parametrize("call", LAST_AXES.values(), ids=LAST_AXES)
+@pytest.mark.parametrize("known", [[(LAST, 1)], []], ids=["channels last", "no map"])
+def test_what_acts_on_the_last_axes_stays_where_they_may_be_others(call, known):
+    """`CUBE` itself is not among the maps that were met."""
+    with knowing(*known):
+        got = call(CUBE)
+    assert torch.equal(got, call(CUBE))
+
+
+def test_layer_norm_of_channels_last_and_of_whole_maps():
+    with knowing((LAST, 1)):
+        of_channels = F.layer_norm(LAST, (4,)), F.linear(LAST, SIX[:, :4])
+    assert torch.equal(of_channels[0], F.layer_norm(LAST, (4,)))
+    expected = torch.einsum("ndhwc,oc->ndhwo", LAST, SIX[:, :4])
+    torch.testing.assert_close(of_channels[1], expected, rtol=0, atol=1e-12)
+    with knowing((X, 2)):
+        whole = F.layer_norm(X, X.shape[1:]), F.layer_norm(X, X.shape[2:])
+    assert torch.equal(whole[0], F.layer_norm(X, (4, 6, 8, 10)))
+    assert torch.equal(whole[1], F.layer_norm(X, (6, 8, 10)))
 
 
 @pytest.mark.parametrize("dilation", [1, 2])

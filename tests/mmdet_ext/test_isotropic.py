@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from mmdet_ext.convert import convert_to_3d
 from mmdet_ext.isotropic import RUNNING, IsotropicNetwork
-from mmdet_ext.ops import ACSConv, SliceConv, register_operator
+from mmdet_ext.ops import ACSConv, SliceConv, register_operator, shift_depth
 from mmdet_ext.ops.registry import OPERATORS
 
 from .networks_2d import NETWORKS, ResNet
@@ -208,6 +209,28 @@ def test_a_module_becomes_its_3d_kind(kind):
     )
 
 
+UPSAMPLE = {
+    "pair": nn.Upsample(size=(8, 8)),
+    "number": nn.Upsample(size=8, mode="bilinear"),
+    "nearest": nn.UpsamplingNearest2d(size=8),
+    "bilinear": nn.UpsamplingBilinear2d(size=(8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", UPSAMPLE)
+def test_a_fixed_size_to_upsample_to_is_taken_of_a_cube_and_of_a_map_met_before(kind):
+    flat = UPSAMPLE[kind]
+    options = dict(mode=flat.mode.replace("bilinear", "trilinear"))
+    options |= dict(align_corners=flat.align_corners)
+    cube, volume = randn(1, 3, 4, 4, 4), randn(1, 3, 6, 8, 8)
+    assert_same(isotropic(flat)(cube), F.interpolate(cube, (8, 8, 8), **options))
+    pooled = isotropic(nn.Sequential(nn.MaxPool2d(2), flat))
+    expected = F.interpolate(F.max_pool3d(volume, 2), (6, 8, 8), **options)
+    assert_same(pooled(volume), expected)
+    with pytest.raises(ValueError, match=r"^1: interpolate to size=.*nothing says how deep"):
+        pooled(randn(1, 3, 6, 10, 10))
+
+
 @pytest.mark.parametrize("conv", ISOTROPIC)
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_convolutions_that_do_not_pad_with_zeros(conv, mode):
@@ -229,17 +252,49 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
-@pytest.mark.parametrize("conv", ["ACSConv", "MeanACSConv", "SliceConv", "I3DConv"])
+class NextSlice(SliceConv):
+    """An operator of one's own, from README.md."""
+
+    def fuse(self, x, thickness):
+        return (x + shift_depth(x, 1)) / 2
+
+
+@pytest.fixture
+def next_slice():
+    register_operator(NextSlice)
+    yield
+    del OPERATORS["NextSlice"]
+
+
+WITHOUT_MORE_PARAMETERS = ("ACSConv", "MeanACSConv", "SliceConv", "TSMConv", "NextSlice")
+
+
+@pytest.mark.usefixtures("next_slice")
+@pytest.mark.parametrize("conv", [*WITHOUT_MORE_PARAMETERS, "I3DConv"])
 def test_convolutions_with_code_of_their_own(conv):
-    own = Standardised(3, 6, 3, 2, 1).double()
-    plain = nn.Conv2d(3, 6, 3, 2, 1).double()
+    own = Standardised(8, 6, 3, 2, 1).double()
+    plain = nn.Conv2d(8, 6, 3, 2, 1).double()
     plain.weight.data.copy_(own.weight - own.weight.mean((1, 2, 3), keepdim=True))
     plain.bias.data.copy_(own.bias)
-    x = randn(1, 3, 5, 6, 7)
-    network = isotropic(own, conv)
-    assert_same(network(x), isotropic(plain, conv)(x))
+    x = randn(1, 8, 5, 6, 7)
+    network = isotropic(own, conv, 8)
+    assert_same(network(x), isotropic(plain, conv, 8)(x))
     network(x).sum().backward()
     assert network.model.weight.grad is not None
+
+
+@pytest.mark.usefixtures("next_slice")
+@pytest.mark.parametrize("conv", WITHOUT_MORE_PARAMETERS)
+def test_a_functional_convolution_of_a_batch_and_of_one_sample(conv):
+    plain = nn.Conv2d(8, 6, 3, padding=1).double()
+    x = randn(2, 8, 5, 6, 7)
+    expected = isotropic(plain, conv, 8)(x)
+    for code in (
+        lambda x: F.conv2d(x, plain.weight, plain.bias, padding=1),
+        lambda x: torch.stack([F.conv2d(y, plain.weight, plain.bias, padding=1) for y in x]),
+    ):
+        # The weights are the closure's, not those of a module.
+        assert_same(isotropic(Code(code), conv)(x), expected)
 
 
 def test_weights_that_are_computed():
@@ -250,6 +305,19 @@ def test_weights_that_are_computed():
     assert_same(isotropic(nn.Sequential(normed))(x), expected(x))
     with pytest.raises(ValueError, match=r"^0: its own code computes a kernel"):
         isotropic(nn.Sequential(normed), "I3DConv")
+
+
+@pytest.mark.parametrize("conv", ["ACSConv", "I3DConv", "TSMConv"])
+def test_a_first_convolution_that_stays_is_not_skipped_silently(conv):
+    own = Standardised(8, 6, 3)
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3))
+    for stem, why in ((own, "a forward of its own"), (normed, "is computed")):
+        model = nn.Sequential(stem, nn.Conv2d(6, 8, 3))
+        with pytest.raises(ValueError, match=f"^0: skip_first_conv=True does not reach .*{why}"):
+            isotropic(model, conv, 8, skip_first_conv=True)
+        isotropic(model, "SliceConv", 8, skip_first_conv=True)  # which fuses nowhere
+    second = isotropic(nn.Sequential(nn.Conv2d(8, 8, 3), own), conv, 8, skip_first_conv=True)
+    assert type(second.model[0]) is SliceConv
 
 
 # What is kept
@@ -342,6 +410,54 @@ def test_checkpointing_runs_functional_code_again(use_reentrant):
         network(randn(2, 3, 16, 24, 16)).square().sum().backward()
         assert RUNNING.functions is None
         assert F.max_pool2d(randn(1, 2, 4, 4), 2).shape == (1, 2, 2, 2)
+        return [p.grad for p in network.parameters()]
+
+    torch.testing.assert_close(gradients(use_reentrant), gradients(None), rtol=0, atol=1e-9)
+
+
+class LastGate(nn.Module):
+    """(N, H, W, C) maps: what axis 3 is, the network's code before it says."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.linear(x) * x.mean(3, keepdim=True)
+
+
+class Smooth(nn.Module):
+    """(N, H, W) maps, which have as many axes in a volume as images have."""
+
+    def __init__(self):
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return F.avg_pool2d(x.abs() ** self.power, 3, 1, 1)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.gate, self.smooth, self.use_reentrant = LastGate(), Smooth(), use_reentrant
+
+    def run(self, module, x):
+        if self.use_reentrant is None:
+            return module(x)
+        return checkpoint(module, x, use_reentrant=self.use_reentrant)
+
+    def forward(self, x):
+        y = self.run(self.gate, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return y * self.run(self.smooth, y.mean(1))[:, None]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_code_that_runs_again_knows_the_maps_that_it_was_given(use_reentrant):
+    def gradients(use_reentrant):
+        network = isotropic(network_2d(Checkpointed, use_reentrant=use_reentrant))
+        network(randn(1, 3, 9, 10, 11).requires_grad_())  # the last maps are those that count
+        network(randn(2, 3, 5, 6, 7).requires_grad_()).square().sum().backward()
         return [p.grad for p in network.parameters()]
 
     torch.testing.assert_close(gradients(use_reentrant), gradients(None), rtol=0, atol=1e-9)
@@ -467,6 +583,13 @@ def test_code_without_counterpart_names_the_module(function, message):
         network(torch.zeros(1, 3, 4, 4, 4))
     with pytest.raises(RuntimeError, match="3D or 4D"):
         F.max_pool2d(torch.zeros(1, 3, 4, 4, 4), 2)  # it is over
+
+
+@pytest.mark.parametrize("module", [nn.Linear(4, 4), nn.LayerNorm(4), nn.RMSNorm(4)])
+def test_modules_of_the_last_axis_are_refused_where_it_is_the_width(module):
+    network = isotropic(nn.Sequential(nn.Conv2d(3, 4, 1), module))
+    with pytest.raises(ValueError, match=r"^1: .* acts on the last axes of a map"):
+        network(torch.zeros(1, 3, 4, 4, 4))
 
 
 def test_other_errors_carry_a_note_with_the_modules_name():

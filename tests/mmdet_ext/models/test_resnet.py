@@ -106,21 +106,24 @@ def test_it_computes_what_torchvisions_network_does(twin, file, options):
 def test_the_line_in_the_log_says_what_was_loaded(twin):
     weights = twin.state_dict()
     report = network(50).load_imagenet(weights)
-    assert report == "318 tensors loaded; 2 not used (the classifier)"
+    assert report == "318 tensors loaded, 2 not used"
     report = network(50, **DEFORMABLE).load_imagenet(weights)
-    assert report.endswith("; 26 offsets start at zero")  # weight and bias of 13 convolutions
+    # Weight and bias of the offsets of 13 convolutions.
+    assert report.endswith(", 26 keep their initial values")
     old = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     assert network(50).load_imagenet(old).startswith("265 tensors loaded")
 
 
 def test_weights_that_do_not_fit_are_refused(twin):
     weights = twin.state_dict()
-    with pytest.raises(CheckpointError, match=r"not ResNet-101.*missing layer3.6.conv1.weight"):
+    with pytest.raises(CheckpointError, match=r"resnet101-63.*missing layer3.6.conv1.weight"):
         network(101).load_imagenet(weights)
-    with pytest.raises(CheckpointError, match=r"shape \(8, 3, 7, 7\), expected \(8, 1"):
+    with pytest.raises(CheckpointError, match=r"the shape \(8, 3, 7, 7\), expected \(8, 1"):
         network(50, in_channels=1).load_imagenet(weights)
-    with pytest.raises(CheckpointError, match=r"unexpected head.weight\).*resnet50-0676ba61.pth"):
+    with pytest.raises(CheckpointError, match=r"resnet50-0676ba61.pth.*unexpected head.weight\)"):
         network(50).load_imagenet({**weights, "head.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"conv1.weight is no tensor"):
+        network(50).load_imagenet({**weights, "conv1.weight": "text"})
 
 
 def test_a_file_that_is_missing_or_holds_code_is_refused(tmp_path):

@@ -28,6 +28,7 @@ from mmdet_ext.ops import (
     build_conv3d,
     check_operator,
     fold,
+    shift_depth,
     unfold,
 )
 
@@ -409,6 +410,15 @@ def test_gradients_have_gradients(case):
     assert torch.autograd.gradgradcheck(lambda x: conv(x, mm(1.0, 5.0)), (x,))
 
 
+@pytest.mark.parametrize("step", [-6, -5, -2, -1, 0, 1, 2, 5, 6])
+def test_depth_is_shifted_by_any_step(step):
+    x = volume(2, 3, 5, 2, 2)
+    got = shift_depth(x, step)
+    for d in range(5):
+        inside = 0 <= d + step < 5
+        assert torch.equal(got[:, :, d], x[:, :, d + step] if inside else 0 * x[:, :, d])
+
+
 # --- Memory, precision, compilation, copies ---
 
 
@@ -428,8 +438,9 @@ def test_fold_puts_slices_side_by_side_and_unfold_undoes_it(memory_format):
 @every_operator
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_channels_last_memory_stays_so_also_when_joined(case, kernel_size, batch):
-    conv = make(case, 6, 8, kernel_size, padding=kernel_size // 2)
+@pytest.mark.parametrize("outputs, groups", [(8, 1), (6, 6)])
+def test_channels_last_memory_stays_so_also_when_joined(case, kernel_size, batch, outputs, groups):
+    conv = make(case, 6, outputs, kernel_size, padding=kernel_size // 2, groups=groups)
     x = volume(batch, 6, 3, 5, 4).contiguous(memory_format=torch.channels_last_3d)
     for recording in (True, False):
         with torch.set_grad_enabled(recording):
@@ -579,6 +590,7 @@ def test_another_depth_is_refused_by_a3d():
         (SliceConv, dict(kernel_size=3, groups=3), "must divide"),
         (SliceConv, dict(kernel_size=3, groups=0), "must divide"),
         (TSMConv, dict(kernel_size=3, n_fold=1), "n_fold"),
+        (TSMConv, dict(kernel_size=3, n_fold=2.5), "n_fold must be an int, at least 2, got 2.5"),
         (AlignShiftConv, dict(kernel_size=3, n_fold=1), "n_fold"),
         (AlignShiftConv, dict(kernel_size=3, ref_thickness=0.0), "ref_thickness"),
         (AlignShiftConv, dict(kernel_size=3, ref_thickness=float("nan")), "ref_thickness"),
