@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdet_ext.models import assigner  # noqa: F401 registers it
 from mmdet_ext.models.densenet import TruncatedDenseNet3D
-from mmdet_ext.models.inference import hooked, looks_at_the_batch
+from mmdet_ext.models.inference import hooked, takes_pieces
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import faster_rpn
@@ -93,7 +93,7 @@ class KeySliceDetector:
         if torch.is_grad_enabled() or not (shared or on_cpu):
             return self.neck(self.backbone(*batch_inputs))
         # On a CPU stack by stack: less memory, and a little faster than several at once.
-        by_one = on_cpu and not looks_at_the_batch(self)
+        by_one = on_cpu and takes_pieces(self)
         at_once = 1 if by_one else len(batch_inputs.stacks if shared else batch_inputs[0])
         if shared:
             groups = shared_maps(self.backbone, batch_inputs, at_once)
