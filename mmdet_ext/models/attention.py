@@ -99,8 +99,7 @@ class VolumetricChannelAttention(_Attention):
         self, channels: int, reduction: int = 16, shared_embedding: bool = True, **others
     ) -> None:
         super().__init__(**others)
-        if not 0 < reduction <= channels:
-            raise ValueError(f"reduction must be 1 to channels={channels}, got {reduction}")
+        check_reduction(reduction, channels)
 
         def embedding() -> nn.Sequential:
             hidden = channels // reduction
@@ -138,8 +137,7 @@ class VolumetricSpatialAttention(_Attention):
 
     def __init__(self, scale: str = "sqrt", shared_embedding: bool = True, **others) -> None:
         super().__init__(**others)
-        if scale not in SCALES:
-            raise ValueError(f"scale must be one of {SCALES}, got {scale!r}")
+        check_scale(scale)
         self.scale = scale
         self.embed = nn.Conv2d(2, 1, 7, padding=3)
         self.embed_query = None if shared_embedding else nn.Conv2d(2, 1, 7, padding=3)
@@ -193,6 +191,9 @@ class VolumetricAttention(nn.Module):
         super().__init__()
         if not (channel or spatial):
             raise ValueError("volumetric attention needs channel=True or spatial=True")
+        # Those of a part that is left out, too.
+        check_reduction(reduction, channels)
+        check_scale(scale)
         common = dict(
             target_in_bag=target_in_bag,
             shared_embedding=shared_embedding,
@@ -224,6 +225,16 @@ class VolumetricAttention(nn.Module):
                 gate, attention[name] = part.gate(y, context)
                 y = y * gate
         return y, attention
+
+
+def check_reduction(reduction: int, channels: int) -> None:
+    if not 0 < reduction <= channels:
+        raise ValueError(f"reduction must be 1 to channels={channels}, got {reduction}")
+
+
+def check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {SCALES}, got {scale!r}")
 
 
 def entropy(attention: Tensor) -> Tensor:

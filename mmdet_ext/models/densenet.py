@@ -22,6 +22,7 @@ from mmdet_ext.models.inference import (
     conv_norm_relu,
     empty_map,
     frozen_statistics,
+    hooked,
     in_pieces,
     in_strips,
     norm_relu,
@@ -52,13 +53,11 @@ class DenseLayer(nn.Module):
         if self.with_cp and torch.is_grad_enabled():
             # The concatenation and the wide norm1 output are what fills the memory: they are
             # computed again in the backward pass.
-            y = checkpoint(
-                self.bottleneck,
-                features,
-                thickness,
-                use_reentrant=False,
-                context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(self)),
-            )
+            options = {}
+            # Compiled code counts a batch once by itself, and cannot have contexts.
+            if not torch.compiler.is_compiling():
+                options["context_fn"] = lambda: (contextlib.nullcontext(), frozen_statistics(self))
+            y = checkpoint(self.bottleneck, features, thickness, use_reentrant=False, **options)
         else:
             y = self.bottleneck(features, thickness)
         return self.conv2(y, thickness)
@@ -100,7 +99,9 @@ class DenseBlock(nn.Module):
         out = empty_map(x, (batch, channels + len(self._modules) * self.growth, *size))
         out[:, :channels] = x
         for layer in self.children():
-            y = layer.infer(out[:, :channels], thickness)
+            seen = out[:, :channels]
+            # A hook on a layer sees calls only.
+            y = layer([seen], thickness) if hooked(layer) else layer.infer(seen, thickness)
             out[:, channels : channels + self.growth] = y
             channels += self.growth
         return out
@@ -134,7 +135,8 @@ class TruncatedDenseNet3D(BaseModule):
     input channels of the 2D network, and the maps have a depth of 1.
 
     Args:
-        fusion: config of the operator, e.g. `dict(type='AlignShiftConv', n_fold=8)`.
+        fusion: config of the operator, e.g. `dict(type='AlignShiftConv', n_fold=8)`; of a 2.5D
+            network `dict(type='SliceConv')`.
         in_channels: channels of the volume, 1 for CT; of a 2.5D network D.
         stem: how the three kernels of an RGB stem become those of `in_channels`: 'middle' keeps
             the green one (the released DeepLesion models), 'sum' adds the three, 'tile' repeats
@@ -174,6 +176,15 @@ class TruncatedDenseNet3D(BaseModule):
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
         if windows < 1:
             raise ValueError(f"windows must be at least 1, got {windows}")
+        if fusion.get("depth", "keep") != "keep":
+            raise ValueError(
+                f"fusion.depth={fusion['depth']!r}: the maps keep their depth, leave it out"
+            )
+        if slices_as_channels and fusion.get("type") != "SliceConv":
+            raise ValueError(
+                f"fusion.type={fusion.get('type')} has no slices to fuse with "
+                "slices_as_channels=True, where maps have a depth of 1: it must be SliceConv"
+            )
         self.in_channels = in_channels
         self.stem = stem
         self.slices_as_channels = slices_as_channels

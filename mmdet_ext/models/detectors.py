@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mmdet_ext.models import assigner  # noqa: F401 registers it
 from mmdet_ext.models.densenet import TruncatedDenseNet3D
-from mmdet_ext.models.inference import hooked, looks_at_the_batch
+from mmdet_ext.models.inference import hooked, takes_pieces
+from mmdet_ext.models.neck import KeySliceNeck
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.models.roi_align import use_inference_roi_align
 from mmdet_ext.models.rpn import faster_rpn
@@ -39,7 +40,7 @@ class KeySliceDetector:
 
     Raises:
         ValueError: no `num_slices`; a part, or in `extract_feat` a volume, has another number of
-            slices.
+            slices; the neck is for other maps than the backbone's.
     """
 
     def __init__(self, backbone: dict, neck: dict, num_slices: int | None = None, **others) -> None:
@@ -58,6 +59,13 @@ class KeySliceDetector:
             backbone["fusion"] = fusion
         set_once("neck.num_slices", neck, "num_slices", depth)
         super().__init__(backbone=backbone, neck=neck, **others)
+        made = getattr(self.backbone, "out_channels", None)  # which one of mmdet's does not say
+        if isinstance(made, (list, tuple)) and isinstance(self.neck, KeySliceNeck):
+            if tuple(made) != self.neck.in_channels:
+                raise ValueError(
+                    f"neck.in_channels={self.neck.in_channels}, but the backbone's maps have "
+                    f"{tuple(made)} channels: both must be the same"
+                )
         self.num_slices = num_slices
 
     @property
@@ -93,7 +101,7 @@ class KeySliceDetector:
         if torch.is_grad_enabled() or not (shared or on_cpu):
             return self.neck(self.backbone(*batch_inputs))
         # On a CPU stack by stack: less memory, and a little faster than several at once.
-        by_one = on_cpu and not looks_at_the_batch(self)
+        by_one = on_cpu and takes_pieces(self)
         at_once = 1 if by_one else len(batch_inputs.stacks if shared else batch_inputs[0])
         if shared:
             groups = shared_maps(self.backbone, batch_inputs, at_once)

@@ -4,7 +4,6 @@ several strides."""
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterable, Sequence
 
 from mmdet.models.detectors import DINO
@@ -54,7 +53,7 @@ class KeySliceLevels(KeySliceNeck):
         used = [in_channels[level] for level in levels]
         strides = [FINEST_STRIDE << level for level in levels]
         super().__init__(used, num_slices, strides, attention, init_cfg)
-        self.first_level = first_level
+        self.in_channels, self.first_level = tuple(in_channels), first_level
         self.mapper = ChannelMapper(
             used,
             out_channels,
@@ -68,16 +67,16 @@ class KeySliceLevels(KeySliceNeck):
     def forward(self, features: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """(B, C_i, D, H_i, W_i) maps, finest first -> (B, out_channels, H_j, W_j) a level.
 
-        Raises ValueError for maps of another depth than `num_slices`.
+        Raises ValueError for another number of maps, and maps of another depth than `num_slices`.
         """
-        # Unlike a loop, `map` lets go of each map before it asks for the next.
-        maps = map(self._squeeze, features, itertools.count(-self.first_level))
+        maps = self.of_each(self._squeeze, features)
         levels = self.mapper([y for y in maps if y is not None])
         # DINO flattens maps by a view of NCHW memory.
         return tuple(y.contiguous() for y in levels)
 
-    def _squeeze(self, x: Tensor, level: int) -> Tensor | None:
-        return self.reduce(x, level) if level >= 0 else None
+    def _squeeze(self, level: int, x: Tensor) -> Tensor | None:
+        used = level - self.first_level
+        return self.reduce(x, used) if used >= 0 else None
 
 
 @MODELS.register_module()

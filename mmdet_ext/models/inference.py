@@ -34,8 +34,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def affine_of(norm: nn.BatchNorm3d) -> Affine | None:
-    """(scale, shift) of a norm that uses its running statistics, None if it uses the batch's."""
-    if norm.training or norm.running_mean is None:
+    """(scale, shift) of a norm that uses its running statistics. None if it uses the batch's, or
+    must be called: pruning too makes the weight in a hook."""
+    if norm.training or norm.running_mean is None or hooked(norm):
         return None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
@@ -76,6 +77,12 @@ def hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def takes_pieces(module: nn.Module) -> bool:
+    """Whether `module` may be given its input in pieces: it computes the same, and no hook in it
+    would see a piece for the whole."""
+    return not (looks_at_the_batch(module) or any(map(hooked, module.modules())))
+
+
 def in_pieces(
     module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor, dim: int, length: int
 ) -> Tensor:
@@ -87,14 +94,16 @@ def in_pieces(
     """
     size = x.shape[dim]
     whole = torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling()
-    if whole or length >= size or looks_at_the_batch(module):
+    if whole or length >= size or not takes_pieces(module):
         return function(x)
     out, done = None, 0
-    for piece in x.split(length, dim):
+    # Pooling would leave nothing of a remainder of one row: the piece before takes it along.
+    cuts = range(length, size - (size % length == 1), length)
+    for piece in x.tensor_split(tuple(cuts), dim):
         y = function(piece)
         if out is None:
             shape = list(y.shape)
-            shape[dim] = size * shape[dim] // length
+            shape[dim] = size * shape[dim] // piece.shape[dim]
             out = empty_map(y, shape)
         out.narrow(dim, done, y.shape[dim]).copy_(y)
         done += y.shape[dim]

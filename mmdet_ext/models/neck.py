@@ -3,7 +3,9 @@ KeySliceNeck is the squeezing, which necks for other heads share."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,8 @@ class DepthReduction(nn.Module):
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(map(F.conv2d, x.unbind(2), self.weight.unbind(2)))
+        # In place: a convolution does not need its output for its gradient.
+        return reduce(operator.iadd, map(F.conv2d, x.unbind(2), self.weight.unbind(2)))
 
 
 class KeySliceNeck(BaseModule):
@@ -54,8 +57,12 @@ class KeySliceNeck(BaseModule):
         attention: `dict(type='SliceAttention')` with its options: a slice attention a map, whose
             result is added to the squeezed one. None: there is none.
 
+    Attributes:
+        in_channels: channels of all maps that `forward` takes.
+
     Raises:
-        ValueError: in `reduce`, a map of another depth than `num_slices`.
+        ValueError: in `reduce`, a map of another depth than `num_slices`; in `of_each`, another
+            number of maps.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class KeySliceNeck(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.in_channels = tuple(in_channels)
         self.num_slices = num_slices
         self.reductions = nn.ModuleList(
             DepthReduction(c, num_slices) if num_slices > 1 else nn.Flatten(1, 2)
@@ -78,6 +86,19 @@ class KeySliceNeck(BaseModule):
                 MODELS.build({**attention, "channels": c, "num_slices": num_slices, "stride": s})
                 for c, s in zip(in_channels, strides, strict=True)
             )
+
+    def of_each(self, function: Callable[[int, Tensor], object], features: Iterable) -> list:
+        """function(level, map) of the maps that `forward` is given, one after the other."""
+        levels, features = range(len(self.in_channels)), iter(features)
+        # Unlike a loop, `map` lets go of each map before it asks for the next.
+        results = list(map(function, levels, features))
+        if len(results) < len(levels) or next(features, None) is not None:
+            given = "fewer" if len(results) < len(levels) else "more"
+            raise ValueError(
+                f"{type(self).__name__} was built for {len(levels)} maps, of "
+                f"in_channels={self.in_channels} channels, and is given {given}"
+            )
+        return results
 
     def reduce(self, x: Tensor, level: int) -> Tensor:
         """(B, C_i, D, H_i, W_i) of a level -> (B, C_i, H_i, W_i)."""
@@ -137,15 +158,14 @@ class KeySliceFPN(KeySliceNeck):
     def forward(self, features: Iterable[Tensor]) -> tuple[Tensor]:
         """(B, C_i, D, H_i, W_i) maps, finest first -> ((B, out_channels, H_0, W_0),).
 
-        Raises ValueError for maps of another depth than `num_slices`.
+        Raises ValueError for another number of maps, and maps of another depth than `num_slices`.
         """
-        # Unlike a loop, `map` lets go of each map before it asks for the next.
-        maps = list(map(self.squeeze, features, range(len(self.laterals))))
+        maps = self.of_each(self.squeeze, features)
         y = maps.pop()
         for finer in reversed(maps):
             y = finer + F.interpolate(y, scale_factor=2, mode="nearest")
         return (y if self.any_layout and not torch.is_grad_enabled() else y.contiguous(),)
 
-    def squeeze(self, x: Tensor, level: int) -> Tensor:
+    def squeeze(self, level: int, x: Tensor) -> Tensor:
         """(B, C_i, D, H_i, W_i) -> (B, out_channels, H_i, W_i)."""
         return self.norms[level](self.laterals[level](self.reduce(x, level)))

@@ -75,12 +75,18 @@ class SliceAttention(nn.Module):
         self.position = None
         if across == "volume":
             self.position = SinePositionalEncoding(embed // 2, normalize=True)
-        layer = nn.TransformerEncoderLayer(
-            embed, heads, feedforward, dropout, "gelu", batch_first=True, norm_first=True
-        )
+
+        def layer() -> nn.TransformerEncoderLayer:
+            return nn.TransformerEncoderLayer(
+                embed, heads, feedforward, dropout, "gelu", batch_first=True, norm_first=True
+            )
+
         self.layers = nn.TransformerEncoder(
-            layer, layers, nn.LayerNorm(embed), enable_nested_tensor=False
+            layer(), layers, nn.LayerNorm(embed), enable_nested_tensor=False
         )
+        # They are copies of the first, weights and all.
+        for further in range(1, layers):
+            self.layers.layers[further] = layer()
         self.project = nn.Conv2d(embed, channels, 1)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
@@ -95,7 +101,9 @@ class SliceAttention(nn.Module):
                 f"{depth} slices"
             )
         cells = self.embed.stride[0]
-        images = F.pad(fold(x), (0, -width % cells, 0, -height % cells))
+        images, fill = fold(x), (0, -width % cells, 0, -height % cells)
+        if any(fill):  # otherwise it would be a copy
+            images = F.pad(images, fill)
         tokens = self.embed(images)
         size = tokens.shape[-2:]
         if self.position is not None:

@@ -59,7 +59,12 @@ class SliceGroups:
             raise ValueError(
                 f"attention_location must be one of {LOCATIONS}, got {attention_location!r}"
             )
-        if attention is None and images > 1:
+        if not attention and attention_location != "rpn":
+            raise ValueError(
+                f"attention_location={attention_location!r} without attention: set model.attention "
+                "as well, or leave it out"
+            )
+        if not attention and images > 1:
             raise ValueError(
                 f"num_slices={num_slices} makes {images} images, and without attention only the "
                 "middle one would be looked at: set model.attention, or stack.num_slices=3"

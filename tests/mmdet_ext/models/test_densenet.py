@@ -185,6 +185,54 @@ def test_pruned_operators_compute_their_weight_at_inference_too():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("with_graph", [True, False])
+def test_hooks_on_any_part_see_whole_maps_in_eval_mode(with_graph, monkeypatch):
+    """Each once, what they see in a network whose norms are not folded and maps not cut."""
+    monkeypatch.setattr(inference, "STRIP_BYTES", 4000)
+    backbone = TruncatedDenseNet3D(ALIGN, **SMALL).double().eval()
+    randomise_norms(backbone)
+    volumes, thickness = images(size=64), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    expected = backbone(volumes, thickness)
+    seen = {}
+
+    def look(name):
+        def hook(module, inputs, output):
+            assert name not in seen, f"{name} is called twice"
+            seen[name] = output.detach().clone()
+
+        return hook
+
+    parts = [(name, module) for name, module in backbone.named_modules() if name]
+    for name, module in parts:
+        module.register_forward_hook(look(name))
+    with torch.set_grad_enabled(with_graph):
+        for a, b in zip(backbone(volumes, thickness), expected):
+            torch.testing.assert_close(a, b)
+    assert seen.keys() == {name for name, _ in parts}
+    stem = F.conv2d(volumes[:, :, 1], backbone.conv0.weight, stride=2, padding=3)
+    torch.testing.assert_close(seen["conv0"][:, :, 1], stem)
+    norm = backbone.transition1.norm
+    x = seen["denseblock1"] - norm.running_mean.view(-1, 1, 1, 1)
+    x = x / (norm.running_var + norm.eps).sqrt().view(-1, 1, 1, 1)
+    x = x * norm.weight.view(-1, 1, 1, 1) + norm.bias.view(-1, 1, 1, 1)
+    torch.testing.assert_close(seen["transition1.norm"], x)
+
+
+@torch.no_grad()
+def test_pruned_norms_compute_their_weight_in_eval_mode_too():
+    backbone = TruncatedDenseNet3D(ALIGN, **SMALL).double().eval()
+    randomise_norms(backbone)
+    volumes, thickness = images(), torch.tensor([1.0, 5.0], dtype=torch.float64)
+    as_trained = copy.deepcopy(backbone)
+    for path in ("norm0", "denseblock2.denselayer2.norm1", "transition1.norm"):
+        norm = backbone.get_submodule(path)
+        prune.random_unstructured(norm, "weight", amount=0.5)
+        norm.weight_orig.mul_(2)  # as a training step would change it
+        as_trained.get_submodule(path).weight.copy_(norm.weight_orig * norm.weight_mask)
+    for a, b in zip(backbone(volumes, thickness), as_trained(volumes, thickness)):
+        torch.testing.assert_close(a, b)
+
+
 @torch.no_grad()
 def test_norms_in_training_mode_see_whole_maps_also_in_a_network_in_eval_mode(monkeypatch):
     """As when their statistics are calibrated on a few batches."""
@@ -228,6 +276,18 @@ def test_strips_of_any_height_change_no_result(fusion, size, monkeypatch):
                 torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("size", [37, 50, 52, 74, 76, 148])
+def test_sizes_that_training_takes_are_inferred(size, monkeypatch):
+    """A strip of one row is not pooled by itself: transitions of 9, 13, 19 and 37 rows."""
+    monkeypatch.setattr(inference, "STRIP_BYTES", 4000)
+    backbone = TruncatedDenseNet3D(dict(type="SliceConv"), **SMALL).double().eval()
+    randomise_norms(backbone)
+    x = images(1, 2, size)
+    with torch.no_grad():
+        for got, expected in zip(backbone(x), densenet_2d(backbone, x[:, :, 1])):
+            torch.testing.assert_close(got[:, :, 1], expected)
+
+
 def test_pieces_are_of_the_asked_length_and_only_at_inference_on_a_cpu():
     seen = []
 
@@ -241,6 +301,10 @@ def test_pieces_are_of_the_asked_length_and_only_at_inference_on_a_cpu():
         assert seen == [4, 4, 2]
         torch.testing.assert_close(got, halve(x))
         seen.clear()
+        for size, lengths in ((9, [4, 5]), (5, [5]), (11, [4, 4, 3])):
+            got = inference.in_pieces(module, halve, x[:, :, :, :1].expand(1, 4, 1, size, 6), 3, 4)
+            assert seen == lengths and got.shape[3] == size // 2
+            seen.clear()
         inference.in_pieces(module.train(), halve, x, dim=3, length=4)
         module.eval()
     inference.in_pieces(module, halve, x, dim=3, length=4)
@@ -329,6 +393,23 @@ def test_checkpointing_changes_neither_outputs_nor_gradients_nor_statistics(fusi
         torch.testing.assert_close(a.grad, b.grad, msg=name)
     for (name, a), b in zip(plain.named_buffers(), saving.buffers()):
         assert torch.equal(a, b), f"{name} was counted twice"
+
+
+def test_compiled_with_checkpointing_equals_eager():
+    """As `tools/train.py --compile` has it: gradients, and statistics that count a batch once."""
+    options = {**SMALL, "block_config": (2, 1)}
+    eager = TruncatedDenseNet3D(ALIGN, with_cp=True, **options).double().train()
+    compiled = copy.deepcopy(eager)
+    # Without the decompositions, which the default backend has as well, torch 2.13 takes the
+    # memory format of BatchNorm's output for another one.
+    compiled.compile(dynamic=False, backend="aot_eager_decomp_partition")
+    thickness = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    for backbone in (eager, compiled):
+        sum((y**2).mean() for y in backbone(images(), thickness)).backward()
+    for (name, a), b in zip(eager.named_parameters(), compiled.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(eager.named_buffers(), compiled.buffers()):
+        torch.testing.assert_close(a, b, msg=name)
 
 
 def imagenet_file(spelling, seed=0):
@@ -490,7 +571,12 @@ def test_bad_options_are_refused():
         TruncatedDenseNet3D(ALIGN, init_cfg=dict(type="Xavier"), **SMALL)
     with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\)"):
         TruncatedDenseNet3D(ALIGN, **SMALL)(torch.zeros(1, 3, 32, 32))
-    flat = TruncatedDenseNet3D(ALIGN, in_channels=3, slices_as_channels=True, **SMALL)
+    with pytest.raises(ValueError, match=r"fusion\.depth='isotropic': the maps keep their depth"):
+        TruncatedDenseNet3D(dict(type="ACSConv", depth="isotropic"), **SMALL)
+    options = dict(in_channels=3, slices_as_channels=True, **SMALL)
+    with pytest.raises(ValueError, match=r"fusion\.type=TSMConv .* must be SliceConv"):
+        TruncatedDenseNet3D(dict(type="TSMConv"), **options)
+    flat = TruncatedDenseNet3D(dict(type="SliceConv"), **options)
     with pytest.raises(ValueError, match=r"\(B, 1, 3, H, W\), got \(1, 1, 7, 32, 32\)"):
         flat(torch.zeros(1, 1, 7, 32, 32))
     with pytest.raises(ValueError, match=r"\(B, 1, 3, H, W\), got \(1, 3, 1, 32, 32\)"):

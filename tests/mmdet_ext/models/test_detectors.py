@@ -23,6 +23,8 @@ from mmdet_ext.models.neck import KeySliceFPN
 from mmdet_ext.models.preprocessor import CTDataPreprocessor
 from mmdet_ext.ops import OPERATORS
 
+from ..small_detector import config_of
+
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("configs/*.py"))
 ATTENTION = sorted(
@@ -364,6 +366,16 @@ def test_a_backbone_that_lacks_its_operator_is_refused_by_itself():
     init_default_scope("mmdet")
     with pytest.raises(ConfigError, match=r"^TruncatedDenseNet3D: .*'fusion'"), refused_by_parts():
         MODELS.build(config.model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"model.neck.in_channels": (36, 30)}, {"model.backbone.block_config": (1, 1)}],
+)
+def test_a_neck_for_other_maps_than_the_backbones_is_refused(options):
+    init_default_scope("mmdet")
+    with pytest.raises(ValueError, match=r"neck\.in_channels=.*the backbone's maps have"):
+        MODELS.build(config_of(**options).model)
 
 
 def test_roi_align_of_the_detector_changes_no_result_and_no_config():

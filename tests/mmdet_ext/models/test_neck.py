@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.ops import RoIAlign
 
+from mmdet_ext.models.dino import KeySliceLevels
 from mmdet_ext.models.neck import DepthReduction, KeySliceFPN
 
 from .let_go import one_at_a_time
@@ -27,6 +28,17 @@ def test_depth_reduction_is_a_d_1_1_convolution(depth, memory_format):
     x = maps(depth)[0].contiguous(memory_format=memory_format)
     expected = F.conv3d(x, reduction.weight)[:, :, 0]
     torch.testing.assert_close(reduction(x), expected, rtol=0, atol=1e-10)
+
+
+def test_depth_reduction_adds_in_the_order_of_slices():
+    """Bit for bit, and with the gradients of a sum that is not in place."""
+    reduction, x = DepthReduction(4, 3), maps()[0].float().requires_grad_()
+    terms = [F.conv2d(x[:, :, d], reduction.weight[:, :, d]) for d in range(3)]
+    expected, got = terms[0] + terms[1] + terms[2], reduction(x)
+    assert torch.equal(got, expected)
+    leaves = [x, reduction.weight]
+    of = [torch.autograd.grad(y.square().sum(), leaves) for y in (got, expected)]
+    assert all(torch.equal(a, b) for a, b in zip(*of))
 
 
 def test_pyramid_by_hand():
@@ -128,6 +140,17 @@ def test_gradients_numerically():
 def test_other_number_of_slices_is_refused():
     with pytest.raises(ValueError, match=r"num_slices=3.*has 7 slices"):
         KeySliceFPN((4, 6, 8), num_slices=3)(maps(7))
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+@pytest.mark.parametrize("kind", [KeySliceFPN, KeySliceLevels])
+def test_another_number_of_maps_is_refused(kind, levels):
+    """Three maps: with a level less the deepest was dropped, one more had no gradient."""
+    neck = kind((4, 6, 8, 10)[:levels], num_slices=3, out_channels=4).double()
+    expected = rf"built for {levels} maps.* given {'more' if levels == 2 else 'fewer'}"
+    for features in (maps(), iter(maps())):
+        with pytest.raises(ValueError, match=expected):
+            neck(features)
 
 
 def test_maps_that_come_one_at_a_time_are_let_go():

@@ -36,6 +36,21 @@ def volume(depth=3, batch=2, channels=5, height=8, width=12, seed=1):
     )
 
 
+def test_each_layer_starts_with_weights_of_its_own():
+    first, second = SliceAttention(5, 3, layers=2, **SMALL).layers.layers
+    for name in ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight"):
+        a, b = first.get_parameter(name), second.get_parameter(name)
+        assert not torch.equal(a, b)
+        assert b.std().item() == pytest.approx(a.std().item(), rel=0.3)
+
+
+def test_a_map_of_whole_patches_is_not_copied(monkeypatch):
+    module, x = attention_of(), volume()
+    expected = module(x)
+    monkeypatch.setattr(F, "pad", None)
+    assert torch.equal(module(x), expected)
+
+
 def normalised(token, norm):
     centred = token - token.mean()
     return centred / torch.sqrt((centred**2).mean() + norm.eps) * norm.weight + norm.bias

@@ -373,6 +373,10 @@ def test_the_number_of_parameters_of_mask_rcnn_with_two_classes(repository):
         ({"stack.num_slices": 7}, "num_slices=7: images of 3 slices .*=3, 9, 15"),
         ({"stack.num_slices": 6}, "num_slices=6: images of 3 slices"),
         ({"model.attention": None}, "num_slices=9 makes 3 images.*set model.attention, or"),
+        (
+            {"model.attention": None, "model.attention_location": "rcnn", "stack.num_slices": 3},
+            "attention_location='rcnn' without attention: set model.attention",
+        ),
         ({"model.attention.channels": 8}, "attention.channels=8, .* needs 16"),
         ({"model.attention_location": "fpn"}, "attention_location must be one of .*'fpn'"),
         ({"model.attention.channel": False, "model.attention.spatial": False}, "channel=True or"),
