@@ -60,12 +60,12 @@ class KeySliceDetector:
         set_once("neck.num_slices", neck, "num_slices", depth)
         super().__init__(backbone=backbone, neck=neck, **others)
         made = getattr(self.backbone, "out_channels", None)  # which one of mmdet's does not say
-        if isinstance(made, (list, tuple)) and isinstance(self.neck, KeySliceNeck):
-            if tuple(made) != self.neck.in_channels:
-                raise ValueError(
-                    f"neck.in_channels={self.neck.in_channels}, but the backbone's maps have "
-                    f"{tuple(made)} channels: both must be the same"
-                )
+        known = isinstance(made, (list, tuple)) and isinstance(self.neck, KeySliceNeck)
+        if known and tuple(made) != self.neck.in_channels:
+            raise ValueError(
+                f"neck.in_channels={self.neck.in_channels}, but the backbone's maps have "
+                f"{tuple(made)} channels: both must be the same"
+            )
         self.num_slices = num_slices
 
     @property
