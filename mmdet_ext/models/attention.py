@@ -99,7 +99,8 @@ class VolumetricChannelAttention(_Attention):
         self, channels: int, reduction: int = 16, shared_embedding: bool = True, **others
     ) -> None:
         super().__init__(**others)
-        check_reduction(reduction, channels)
+        if not 0 < reduction <= channels:
+            raise ValueError(f"reduction must be 1 to channels={channels}, got {reduction}")
 
         def embedding() -> nn.Sequential:
             hidden = channels // reduction
@@ -191,8 +192,9 @@ class VolumetricAttention(nn.Module):
         super().__init__()
         if not (channel or spatial):
             raise ValueError("volumetric attention needs channel=True or spatial=True")
-        # Those of a part that is left out, too.
-        check_reduction(reduction, channels)
+        # Of a part that is left out, too; but its default need not fit a narrow map.
+        if reduction < 1:
+            raise ValueError(f"reduction must be at least 1, got {reduction}")
         check_scale(scale)
         common = dict(
             target_in_bag=target_in_bag,
@@ -225,11 +227,6 @@ class VolumetricAttention(nn.Module):
                 gate, attention[name] = part.gate(y, context)
                 y = y * gate
         return y, attention
-
-
-def check_reduction(reduction: int, channels: int) -> None:
-    if not 0 < reduction <= channels:
-        raise ValueError(f"reduction must be 1 to channels={channels}, got {reduction}")
 
 
 def check_scale(scale: str) -> None:

@@ -14,7 +14,9 @@ from mmdet_ext.models.complexity import count, detector_complexity
 from mmdet_ext.models.neck import KeySliceFPN
 from mmdet_ext.models.slice_attention import SliceAttention
 
-from ..small_detector import config_of
+from ..small_detector import ROOT, config_of
+
+NO_FUSION = ROOT / "configs/demo/nofusion_3slice.py"
 
 SMALL = dict(embed=8, heads=2, feedforward=12)
 
@@ -281,7 +283,8 @@ ATTENTION = {
 
 @pytest.mark.parametrize("slices_as_channels", [False, True])
 def test_the_detector_infers_what_it_trains(slices_as_channels):
-    options = {"model.backbone.slices_as_channels": True} if slices_as_channels else {}
+    flat = {"model.backbone.slices_as_channels": True, "path": NO_FUSION}
+    options = flat if slices_as_channels else {}
     config = config_of(**ATTENTION, **options)
     init_default_scope("mmdet")
     torch.manual_seed(0)
