@@ -329,7 +329,8 @@ def test_weights_of_another_network_are_refused(checkpoint, tmp_path):
         LesionDetector(config, checkpoint, "cpu")
     LesionDetector(config, checkpoint, "cpu", accept_differences=True)
     with pytest.raises(CheckpointError, match="does not fit the config"):
-        config = config_of(**{"model.backbone.stem_channels": 12})
+        narrow = {"model.backbone.stem_channels": 12, "model.neck.in_channels": (24, 24, 24)}
+        config = config_of(**narrow)
         LesionDetector(config, checkpoint, "cpu", accept_differences=True)
 
 
