@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "mmdet_ext.checkpoint",
         "mmdet_ext.random_states",
         "ct_volumes",
+        "deeplesion.data",
         "ground",
     ],
     "mmdet_ext.released": [

@@ -117,11 +117,11 @@ def test_a_p_that_is_too_small_to_print_is_called_smaller():
     assert [n.p_text for n in numbers] == ["p<0.001", "p<0.001", "p=0.001", "p=1.000"]
     of_study = [number_of(dict(value=1.5, low=1, high=2, p_holm=p)).p_text for p in (0.009, 0.01)]
     assert of_study == ["p<0.01", "p=0.010"]
-    table = Table("t", "title", ("model",), ("a",), [Row(("m",), (numbers[0],))])
+    table = Table("t", "title", ("model",), ("a",), [Row(("m",), (numbers[1],))])
     assert "p<0.001" in to_text(table) and "$p<0.001$" in to_latex(table)
     assert r", p\<0.001 |" in to_markdown(table)
     assert "<small>p&lt;0.001</small>" in to_html(table)
-    assert to_csv([table]).splitlines()[1].split(",")[6] == "0.00049"
+    assert to_csv([table]).splitlines()[1].split(",")[6] == "0.00099"
 
 
 @pytest.mark.parametrize("name", ["[ours]", "*best*"])
