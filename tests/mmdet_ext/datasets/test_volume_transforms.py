@@ -21,7 +21,7 @@ from mmdet_ext.random_states import seeded
 
 def test_without_monai_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("ct_volumes.optional.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs? monai: pip install monai$"):
+    with pytest.raises(UserError, match=r"needs? monai: pip install monai$"):
         CropVolume(4)
 
 
