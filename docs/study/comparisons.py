@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deeplesion.data.coco import read_json
 from deeplesion.evaluation.results import Result, read_results
-from deeplesion.evaluation.study import contrasts, holm
+from deeplesion.evaluation.study import contrasts
 from deeplesion.report.study_tables import number_of
 from deeplesion.report.tables import AVERAGE, Row, Table, to_markdown
 
@@ -51,28 +51,23 @@ def estimated(family: dict[str, dict[str, float]], planned: int, by_seed: bool) 
 
     Those taken by seed are of the seeds that all their methods have, and say so if some have more.
     """
-    of_seeds: dict = {}  # None is all that each method has
+    known, runs = {}, {}  # of a method with these seeds, which contrasts may take differently
     for name, weights in family.items():
         if not results.keys() >= {*weights}:
             continue
-        runs, seeds = [results[method].keys() for method in weights], None
+        seeds = {method: sorted(results[method]) for method in weights}
         if by_seed:
-            seeds = tuple(sorted(set.intersection(*map(set, runs))))
-            if any(len(of) > len(seeds) for of in runs):
-                name += f", seeds {', '.join(map(str, seeds))} alone"
-        if seeds != ():
-            of_seeds.setdefault(seeds, {})[name] = weights
-    found: dict = {}
-    for seeds, known in of_seeds.items():
-        methods = dict.fromkeys(method for weights in known.values() for method in weights)
-        runs = {name: [results[name][s] for s in seeds or results[name]] for name in methods}
-        found |= contrasts(runs, known, by_seed=known if by_seed else ())
-    for group, measures in next(iter(found.values()), {}).items():
-        for measure in measures:
-            cells = [groups[group][measure] for groups in found.values()]
-            for cell, p in zip(cells, holm([cell["p"] for cell in cells], planned)):
-                cell["p_holm"] = p
-    return found
+            common = sorted(set.intersection(*map(set, seeds.values())))
+            if any(of != common for of in seeds.values()):
+                name += f", seeds {', '.join(map(str, common))} alone"
+            seeds = dict.fromkeys(seeds, common)
+        if all(seeds.values()):
+            known[name] = {f"{method}, seeds {seeds[method]}": w for method, w in weights.items()}
+            for method, of in seeds.items():
+                runs[f"{method}, seeds {of}"] = [results[method][seed] for seed in of]
+    if not known:
+        return {}
+    return contrasts(runs, known, planned=planned, by_seed=known if by_seed else ())
 
 
 if len(sys.argv) != 2 or (out := Path(sys.argv[1]).resolve()).name not in PARTS:
