@@ -120,7 +120,7 @@ def convert_to_3d(
     refuse_torn_weights(model, {**operators, **kept})
 
     fusing = [m for m in operators.values() if isinstance(m, SliceConv)]
-    none = not kept and (fusing or not isotropic) and all(map(is_plain, fusing))
+    none = not kept and (fusing or not isotropic) and not any(m.fuses for m in fusing)
     if config["type"] != "SliceConv" and none:
         warnings.warn(
             f"none of the {len(fusing)} convolutions of the converted {type(model).__name__} "
@@ -277,11 +277,6 @@ def operator_for(conv: nn.Conv2d, config: dict, weight: Tensor, isotropic: bool)
         operator.weight.requires_grad_(conv.weight.requires_grad)
     operator.train(conv.training)
     return operator
-
-
-def is_plain(operator: nn.Module) -> bool:
-    """Whether it sees one slice alone; shifts do where their part (n_fold) of the channels is 0."""
-    return type(operator) is SliceConv or getattr(operator, "n_fold", 1) > operator.in_channels
 
 
 def refuse_torn_weights(model: nn.Module, operators: dict[nn.Module, nn.Module]) -> None:

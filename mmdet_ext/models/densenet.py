@@ -204,11 +204,16 @@ class TruncatedDenseNet3D(BaseModule):
             self.add_module(f"denseblock{i}", block)
             channels += num_layers * growth
             self.out_channels.append(channels)
-        for module in self.modules():
-            if isinstance(module, SliceConv):
-                shape = (module.out_channels, module.in_channels // module.groups)
-                weight = torch.empty(*shape, *module.kernel_size)
-                module.load_weight2d(nn.init.kaiming_normal_(weight))
+        convolutions = [module for module in self.modules() if isinstance(module, SliceConv)]
+        if fusion.get("type") != "SliceConv" and not any(conv.fuses for conv in convolutions):
+            raise ValueError(
+                f"no convolution sees another slice with fusion={fusion}: n_fold must not be above "
+                "every layer's channels"
+            )
+        for module in convolutions:
+            shape = (module.out_channels, module.in_channels // module.groups)
+            weight = torch.empty(*shape, *module.kernel_size)
+            module.load_weight2d(nn.init.kaiming_normal_(weight))
 
     def forward(self, images: Tensor, thickness: Tensor | None = None) -> tuple[Tensor, ...]:
         """(B, C, D, H, W) windowed HU and (B,) mm -> one map a dense block, (B, C_i, D, H_i, W_i)

@@ -140,6 +140,11 @@ class SliceConv(nn.Module):
             cls.linear = False
         cls.convolve_takes_thickness = "thickness" in signature(cls.convolve).parameters
 
+    @property
+    def fuses(self) -> bool:
+        """Whether it sees more than one slice."""
+        return type(self) is not SliceConv
+
     def _sides(self) -> tuple[int, ...]:
         """Zero padding of a K x K (x K) kernel: left, right, top, bottom (, front, back)."""
         sizes = self.kernel_size

@@ -38,6 +38,10 @@ class TSMConv(SliceConv):
             raise ValueError(f"n_fold must be an int, at least 2, got {n_fold!r}")
         self.n_fold = n_fold
 
+    @property
+    def fuses(self) -> bool:
+        return self.in_channels >= self.n_fold  # no channel is shifted otherwise
+
     def alpha(self, thickness: Tensor | None, batch: int) -> Tensor | None:
         """The neighbouring slice's share in a shifted channel, (B,), without a gradient; None is
         1. It knows nothing of the volume, so that a subclass stays pixel-wise."""

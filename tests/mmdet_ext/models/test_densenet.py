@@ -571,6 +571,8 @@ def test_bad_options_are_refused():
         TruncatedDenseNet3D(ALIGN, init_cfg=dict(type="Xavier"), **SMALL)
     with pytest.raises(ValueError, match=r"\(B, 1, D, H, W\)"):
         TruncatedDenseNet3D(ALIGN, **SMALL)(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"no convolution sees another slice .*n_fold"):
+        TruncatedDenseNet3D(dict(type="TSMConv", n_fold=1000), **SMALL)
     with pytest.raises(ValueError, match=r"fusion\.depth='isotropic': the maps keep their depth"):
         TruncatedDenseNet3D(dict(type="ACSConv", depth="isotropic"), **SMALL)
     options = dict(in_channels=3, slices_as_channels=True, **SMALL)
