@@ -107,8 +107,8 @@ UNTYPED = {
 # though nothing reads it any more.
 READ_BY_THE_MODEL = {"train_cfg", "test_cfg"}
 LEFT_OVER = {"debug"}
-# Dicts whose keys the user chooses.
-NAMED_BY_USER = {"optim_wrapper.paramwise_cfg.custom_keys"}
+# Options of groups of parameters, whose names the user chooses.
+PARAMETER_GROUPS = "optim_wrapper.paramwise_cfg.custom_keys"
 # The top level: what the runner is made of, and what it looks up in the config later.
 RUNNER = (_names(Runner.__init__) - {"self", "cfg"}) | {
     "custom_imports",
@@ -246,6 +246,11 @@ def valid_names(config: Mapping, holder: Mapping, path: str) -> Valid:
         return Valid({*taken.defaults}, taken.others)
     if (known := "stack" if path.endswith(".dataset.stack") else path) in UNTYPED:
         return Valid(UNTYPED[known], "refused")
+    if path.startswith(f"{PARAMETER_GROUPS}."):
+        kind = config["optim_wrapper"].get("optimizer", {}).get("type")
+        optimizer = find(kind, "optim_wrapper.optimizer") if kind else None
+        taken = {*arguments(optimizer).defaults} if optimizer else set()
+        return Valid({"lr_mult", "decay_mult"} | taken, "refused")
     if "type" not in holder:
         if not path.startswith("model.") or not READ_BY_THE_MODEL & {*path.split(".")}:
             return Valid(set(), "kept")

@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 
 from deeplesion.errors import MissingDataError
 from mmdet_ext.config.check import (
-    NAMED_BY_USER,
+    PARAMETER_GROUPS,
     RUNNER,
     UNTYPED,
     ConfigError,
@@ -166,7 +166,7 @@ def _check_override(config: dict, path: str, value: Any, overrides: Mapping[str,
         holder = {**node, **typed}
         valid = valid_names(config, holder, here)
         known = valid.others != "kept"
-        if not known and not holder.get("type") and here not in NAMED_BY_USER:
+        if not known and not holder.get("type") and here != PARAMETER_GROUPS:
             # It is not known what is valid here: what is there, and what has a type.
             valid = Valid({*node} | ({part} if f"{here}.{part}.type" in overrides else set()), "")
             known = True

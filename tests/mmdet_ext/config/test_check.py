@@ -86,7 +86,7 @@ def options_of(value, path=""):
             yield from options_of(item, here)
 
 
-NAMED_BY_USER = ("default_hooks", "data_prefix")
+NAMED_BY_USER = ("default_hooks", "data_prefix", "custom_keys")
 
 
 @pytest.mark.parametrize("path", [ALIGNSHIFT, DEMO], ids=lambda path: path.parent.name)
@@ -100,7 +100,7 @@ def test_each_option_of_our_experiments_is_refused_when_misspelt(path, slip):
         if not between:
             continue
         name = between.pop()
-        by_user = "custom_keys" in between or [first, *between][-1] in NAMED_BY_USER
+        by_user = [first, *between][-1] in NAMED_BY_USER
         misspelt = slip(name) if len(name) > 2 else name
         if by_user or name == "type" or misspelt == name:
             continue
@@ -329,6 +329,19 @@ def test_a_user_names_parameter_groups():
     option = "optim_wrapper.paramwise_cfg.custom_keys.fc_cls.lr_mult=0.1"
     groups = override(DEMO, option).optim_wrapper.paramwise_cfg.custom_keys
     assert groups.fc_cls == dict(lr_mult=0.1) and "neck" in groups
+
+
+def test_parameter_groups_take_what_mmengine_reads():
+    group = "optim_wrapper.paramwise_cfg.custom_keys.neck"
+    config = override(DEMO, f"{group}.decay_mult=0", f"{group}.betas=[0.9,0.99]")
+    groups = config.optim_wrapper.paramwise_cfg.custom_keys
+    assert groups.neck == dict(lr_mult=0.5, decay_mult=0, betas=[0.9, 0.99])
+    check_option_names(config)
+    with pytest.raises(ConfigError, match="no option 'decay_mul'; did you mean .*neck.decay_mult?"):
+        override(DEMO, f"{group}.decay_mul=0")
+    groups["backbone.conv0"] = dict(lr_mul=0.1)
+    with pytest.raises(ConfigError, match="no option 'lr_mul'; did you mean .*conv0.lr_mult?"):
+        check_option_names(config)
 
 
 @pytest.mark.parametrize(
