@@ -337,7 +337,9 @@ def test_parameter_groups_take_what_mmengine_reads():
     groups = config.optim_wrapper.paramwise_cfg.custom_keys
     assert groups.neck == dict(lr_mult=0.5, decay_mult=0, betas=[0.9, 0.99])
     check_option_names(config)
-    with pytest.raises(ConfigError, match=r"no option 'decay_mul'; did you mean .*neck.decay_mult\?"):
+    with pytest.raises(
+        ConfigError, match=r"no option 'decay_mul'; did you mean .*neck.decay_mult\?"
+    ):
         override(DEMO, f"{group}.decay_mul=0")
     groups["backbone.conv0"] = dict(lr_mul=0.1)
     with pytest.raises(ConfigError, match=r"no option 'lr_mul'; did you mean .*conv0.lr_mult\?"):
